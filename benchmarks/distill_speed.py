@@ -1,0 +1,313 @@
+"""Examples per second of a whole distillation on a CPU: stillhouse's beside TextBrewer's.
+
+    pip install textbrewer==0.2.1.post1 tensorboard
+    python benchmarks/distill_speed.py --teacher TEACHER --data SST2 --rows 20000 --out speed.json
+
+TEACHER is a fine-tuned classifier's folder, SST2 a folder with train.jsonl and dev.jsonl.
+
+A job goes from loaded models and texts to the trained student: tokenising, the teacher's answers
+and all epochs. Imports, loading and evaluating are not timed; neither side writes checkpoints.
+Our teacher is asked once into an empty cache, and a sample again in float32 as a check;
+TextBrewer's answers live in each step, or once where it caches.
+
+Both sides have the same rows, teacher, first student, batch size, steps, learning rate of each
+step, AdamW (decay on matrices only), clipping, dropout rate and loss. The loss: with p and q the
+softened answers of teacher and student, ours is T^2 KL(p || q), whose gradient by the student's
+scores is T (q - p). TextBrewer's `kd_ce` is the cross-entropy of p and q without T^2, its gradient
+(q - p) / T; so its weight is T^2. The entropy of p, which is between the two, has no gradient.
+
+TextBrewer is given what its user can do without changing it: texts tokenised in one call, batches
+padded to their own longest row, fused AdamW (faster than torch's default on a CPU), and in its
+variants its cache of logits, models under bf16 autocast, and rows of similar length together.
+Ours trains the embeddings of the words that occur in a step (rows); of all words, as TextBrewer
+does (dense); or none (frozen).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from stillhouse.core.config import DistillConfig, Schedule, TermConfig, TrainingConfig, parse
+from stillhouse.core.errors import DataError, StillhouseError
+from stillhouse.core.progress import Silent
+from stillhouse.core.rundir import manifest, write_json
+from stillhouse.core.seeding import generator
+from stillhouse.core.types import Dense, Example, SignalSource
+from stillhouse.data.sources import Part, Pool
+from stillhouse.evaluation.evaluate import predict
+from stillhouse.flows.common import max_tokens
+from stillhouse.flows.distill import Setup, ask_teacher, prepare
+from stillhouse.tasks.base import Dataset, text_dataset
+from stillhouse.training import objective as objectives
+from stillhouse.training.loop import fit, text_forward
+from stillhouse.training.optim import Optimizer, learning_rate
+
+TEMPERATURE = 2.0
+SOFT = TermConfig(kind="soft", temperature=Schedule(start=TEMPERATURE))
+GOLD = TermConfig(kind="gold")
+WARM_UP_ROWS = 64
+PROFILED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all contenders share. `student` has the first weights; each run trains a copy."""
+
+    setup: Setup
+    pool: Pool
+    examples: list[Example]
+    student: nn.Module
+    length: int  # tokens
+    training: TrainingConfig
+
+    def dataset(self, pool: Pool, store: Path) -> Dataset:
+        setup = self.setup
+        return text_dataset(setup.task, pool, setup.tokenizer, store, max_length=self.length)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """On the dev rows, by the model's own float32 forward."""
+        task, splits = self.setup.task, self.setup.splits
+        dev = self.dataset(splits.reported, self.setup.store)
+        return task.score(predict(model, dev, task))["accuracy"]
+
+
+def first(bench: Bench, count: int, **training: object) -> Bench:
+    """The same bench with its first `count` rows and other settings of the training."""
+    (part,) = bench.pool.parts
+    pool = Pool([replace(part, indices=part.indices[:count])])
+    config = bench.training.model_copy(update=training)
+    return replace(bench, pool=pool, examples=bench.examples[:count], training=config)
+
+
+def load(args: argparse.Namespace, store: Path) -> Bench:
+    """Models and rows, loaded and checked. Raises UsageError."""
+    setup = prepare(parse(DistillConfig, {
+        "teacher": args.teacher, "data": {"path": args.data}, "student": {"layers": 3},
+        "objective": (SOFT,), "training": {"epochs": args.epochs}, "cache": str(store),
+    }))  # fmt: skip
+    (part,) = setup.splits.labelled.parts
+    if not 0 < args.rows <= len(part):
+        raise DataError(f"--rows {args.rows}: there are 1 to {len(part)} rows to train on")
+    chosen = generator(args.seed, "rows").permutation(len(part))[: args.rows]
+    pool = Pool([Part(part.rows, part.indices[np.sort(chosen)], labelled=True)])
+    student = setup.make(args.seed)
+    length = max_tokens(student, setup.config.data.max_length)
+    return Bench(setup, pool, list(pool), student, length, setup.config.training)
+
+
+def answered(bench: Bench, folder: str) -> tuple[Dataset, Any]:
+    """The training rows as tokens and the teacher's answers to them, both made anew in `folder`."""
+    data = bench.dataset(bench.pool, Path(folder))
+    return data, ask_teacher(replace(bench.setup, store=Path(folder)), data, Silent())[0]
+
+
+def train(bench: Bench, student: nn.Module, seed: int, *, data: Dataset,
+          source: SignalSource | None) -> None:  # fmt: skip
+    """Trains on the teacher's answers; without a source, on gold labels."""
+    term, signal = (GOLD, None) if source is None else (SOFT, Dense)
+    objective = objectives.build([term], choices=len(bench.setup.task.choices), signal=signal,
+                                 has_gold=True)  # fmt: skip
+    fit(student, data, objective, source, bench.training, seed=seed,
+        forward=text_forward(bench.training), accelerator=Accelerator(cpu=True))  # fmt: skip
+
+
+def ours(bench: Bench, student: nn.Module, seed: int, *, embeddings: str) -> None:
+    bench = first(bench, len(bench.pool), embeddings=embeddings)
+    with tempfile.TemporaryDirectory() as folder:
+        data, source = answered(bench, folder)
+        train(bench, student, seed, data=data, source=source)
+
+
+class Autocast(nn.Module):
+    """A model whose forward runs in bf16 where torch deems that safe."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.model(**inputs)
+
+
+def loader(bench: Bench, seed: int, *, grouped: bool) -> DataLoader[Any]:
+    """Shuffled batches of tokenised rows, each padded to its longest."""
+    texts = [example.text for example in bench.examples]
+    pairs = [e.pair or "" for e in bench.examples] if bench.examples[0].pair is not None else None
+    coded = bench.setup.tokenizer(texts, pairs, truncation=True, max_length=bench.length)
+    rows: Any = [dict(zip(coded, row, strict=True)) for row in zip(*coded.values(), strict=True)]
+    size, order = bench.training.batch_size, torch.Generator().manual_seed(seed)
+    lengths = [len(row["input_ids"]) for row in rows]
+    sampler = LengthGroupedSampler(size, lengths=lengths, generator=order) if grouped else None
+    return DataLoader(rows, size, sampler=sampler, shuffle=not grouped, generator=order,
+                      collate_fn=DataCollatorWithPadding(bench.setup.tokenizer))  # fmt: skip
+
+
+def theirs(bench: Bench, student: nn.Module, seed: int, *, cached: bool = False,
+           bf16: bool = False, grouped: bool = False) -> None:  # fmt: skip
+    import textbrewer
+
+    torch.manual_seed(seed)
+    random.seed(seed)  # the order of cached batches
+    batches = loader(bench, seed, grouped=grouped)
+    # torch's fused AdamW over all weights: the same object that trains ours when dense.
+    config = bench.training.model_copy(update={"embeddings": "dense"})
+    steps = len(batches) * int(config.epochs)
+    schedule = {"lr_lambda": lambda step: learning_rate(config, step, steps) / config.lr}
+    kd: dict[str, Any] = {"temperature": TEMPERATURE, "kd_loss_weight": TEMPERATURE**2}
+    loss = textbrewer.DistillationConfig(kd_loss_type="ce", is_caching_logits=cached, **kd)
+    teacher, pupil = (Autocast(m) if bf16 else m for m in (bench.setup.teacher, student))
+    adaptor = lambda _, output: {"logits": output.logits.float()}  # noqa: E731
+    with tempfile.TemporaryDirectory() as folder:
+        settings = textbrewer.TrainingConfig(device="cpu", output_dir=folder, ckpt_frequency=0)
+        distiller = textbrewer.BasicDistiller(settings, loss, teacher, pupil, adaptor, adaptor)
+        with distiller:  # batches as plain dicts: a BatchEncoding it would pass on by position
+            distiller.train(
+                Optimizer(student, config).adamw, batches, num_epochs=int(config.epochs),
+                scheduler_class=LambdaLR, scheduler_args=schedule,
+                max_grad_norm=config.clip or -1.0, batch_postprocessor=dict,
+            )  # fmt: skip
+
+
+Contender = Callable[[Bench, nn.Module, int], None]
+CONTENDERS: dict[str, Contender] = {  # in the order they run
+    "stillhouse rows": partial(ours, embeddings="rows"),
+    "textbrewer plain": theirs,
+    "stillhouse dense": partial(ours, embeddings="dense"),
+    "textbrewer cached": partial(theirs, cached=True),
+    "stillhouse frozen": partial(ours, embeddings="frozen"),
+    "textbrewer bf16": partial(theirs, bf16=True),
+    "textbrewer cached bf16": partial(theirs, cached=True, bf16=True),
+    "textbrewer cached bf16 grouped": partial(theirs, cached=True, bf16=True, grouped=True),
+}
+
+
+def timed(bench: Bench, contender: Contender, seed: int) -> tuple[float, nn.Module]:
+    """Seconds of a contender's job, and its student."""
+    student = copy.deepcopy(bench.student)
+    gc.collect()
+    started = time.perf_counter()
+    contender(bench, student, seed)
+    return time.perf_counter() - started, student
+
+
+def jobs(bench: Bench, repeats: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Each contender's seconds and accuracy: every second repeat in the other order, and all on a
+    few rows before."""
+    for contender in CONTENDERS.values():
+        timed(first(bench, WARM_UP_ROWS, epochs=1.0), contender, seed)
+    found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(CONTENDERS)}
+    for repeat in range(repeats):
+        for name in list(CONTENDERS)[:: -1 if repeat % 2 else 1]:
+            seconds, student = timed(bench, CONTENDERS[name], seed + repeat)
+            found[name]["seconds"].append(seconds)
+            found[name]["accuracy"].append(bench.accuracy(student))
+            print(f"{repeat + 1}/{repeats} {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def epochs(bench: Bench, repeats: int, seed: int) -> dict[str, list[float]]:
+    """Seconds of an epoch from the cache and of one on gold labels: in turn, same loop and seed."""
+    once = first(bench, len(bench.pool), epochs=1.0)
+    seconds: dict[str, list[float]] = {"cached": [], "gold": []}
+    with tempfile.TemporaryDirectory() as folder:
+        data, source = answered(bench, folder)
+        for repeat in range(repeats):
+            for name in sorted(seconds, reverse=bool(repeat % 2)):
+                run = partial(train, data=data, source=source if name == "cached" else None)
+                seconds[name].append(timed(once, run, seed + repeat)[0])
+    return seconds
+
+
+def times(longer: list[float], shorter: list[float]) -> float:
+    """Median over the repeats of how many times as long one took as the other."""
+    return statistics.median(a / b for a, b in zip(longer, shorter, strict=True))
+
+
+def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    found = jobs(bench, args.repeats, args.seed)
+    for runs in found.values():
+        examples = len(bench.pool) * bench.training.epochs
+        runs["examples_per_s"] = examples / statistics.median(runs["seconds"])
+    rivals = [name for name in found if name.startswith("textbrewer")]
+    best = max(rivals, key=lambda name: found[name]["examples_per_s"])
+    for runs in found.values():
+        runs["times_plain"] = times(found["textbrewer plain"]["seconds"], runs["seconds"])
+        runs["times_best"] = times(found[best]["seconds"], runs["seconds"])
+    facts = {name: getattr(args, name) for name in ("rows", "epochs", "repeats", "seed")}
+    facts |= {"threads": torch.get_num_threads(), "textbrewer": version("textbrewer")}
+    return manifest(**facts) | {
+        "jobs": found, "best_textbrewer": best, "epoch_s": epochs(bench, args.repeats, args.seed),
+        "teacher_accuracy": bench.accuracy(bench.setup.teacher),
+    }  # fmt: skip
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{'':<32}{'seconds':>9}{'examples/s':>12}{'accuracy':>10}{'x plain':>9}{'x best':>8}")
+    for name, runs in found["jobs"].items():
+        seconds, mean = statistics.median(runs["seconds"]), statistics.mean(runs["accuracy"])
+        print(f"{name:<32}{seconds:>9.1f}{runs['examples_per_s']:>12.0f}{mean:>10.4f}"
+              f"{runs['times_plain']:>9.2f}{runs['times_best']:>8.2f}")  # fmt: skip
+    print(f"best: {found['best_textbrewer']}; teacher's accuracy {found['teacher_accuracy']:.4f}")
+    cost = times(found["epoch_s"]["cached"], found["epoch_s"]["gold"])
+    print(f"an epoch from the cache takes {cost:.3f} times one of plain fine-tuning")
+
+
+def profile(bench: Bench, seed: int) -> None:
+    """Prints the operations that our steps spend their time in."""
+    bench = first(bench, len(bench.pool), steps=PROFILED_STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        data, source = answered(bench, folder)
+        run = partial(train, data=data, source=source)
+        timed(bench, run, seed)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            timed(bench, run, seed)
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--teacher", required=True, help="folder of a fine-tuned classifier")
+    parser.add_argument("--data", required=True, help="folder with train.jsonl and dev.jsonl")
+    for name, default in {"rows": 20_000, "epochs": 3, "repeats": 3, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    parser.add_argument("--profile", action="store_true", help="profile our step, nothing else")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as store:
+        try:
+            bench = load(args, Path(store))
+        except StillhouseError as error:
+            sys.exit(f"error: {error}")
+        if args.profile:
+            return profile(bench, args.seed)
+        found = measure(bench, args)
+    show(found)
+    if args.out:
+        write_json(args.out, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Stillhouse: make a big model small, and show what it cost.
+
+    import stillhouse as sh
+    run = sh.distill(teacher="my-teacher", data="reviews.csv", student=sh.layers(3), out="small")
+    print(run.record.student.retention)
+
+Names load when they are first used, so that reading a run or drawing its report needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillhouse.api import (
+        Run,
+        bench,
+        distill,
+        evaluate,
+        export,
+        finetune,
+        label,
+        layers,
+        report,
+        selfcheck,
+    )
+
+try:
+    __version__ = version("stillhouse")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0"
+
+__all__ = [
+    "Run",
+    "bench",
+    "distill",
+    "evaluate",
+    "export",
+    "finetune",
+    "label",
+    "layers",
+    "report",
+    "selfcheck",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from stillhouse import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,96 @@
+"""What commands print: tables for people on standard output, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record, TrainedResult
+
+out = Console(highlight=False)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        made.add_row(*row)
+    out.print(made)
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def megabytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e6:,.1f} MB"
+
+
+def cost_cells(cost: Efficiency | ExportResult) -> list[str]:
+    return [
+        megabytes(cost.bytes),
+        number(cost.latency_ms, ".2f"),
+        number(cost.latency_p95_ms, ".2f"),
+        number(cost.throughput_per_s, ",.0f"),
+    ]
+
+
+def record_table(record: Record) -> None:
+    """The record's models and exports, and the verdict."""
+    rows = []
+    models: list[ModelResult | None] = [record.teacher, record.student, record.baseline]
+    for model in models:
+        if model is None:
+            continue
+        low, high = model.interval
+        agreement = model.agreement if isinstance(model, TrainedResult) else None
+        rows.append(
+            [
+                model.name,
+                f"{model.score:.4f}",
+                f"{low:.3f} - {high:.3f}",
+                number(agreement, ".3f"),
+                f"{model.parameters:,}",
+                *cost_cells(model),
+            ]
+        )
+    for export in record.exports:
+        rows.append(
+            [f"student, {export.format}", f"{export.score:.4f}", "", "", "", *cost_cells(export)]
+        )
+    columns = (
+        record.metric,
+        "score",
+        "95 % interval",
+        "as teacher",
+        "parameters",
+        "size",
+        "p50 ms",
+        "p95 ms",
+        "rows/s",
+    )
+    table(["model", *columns[1:]], rows)
+    out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+
+
+def efficiency_table(found: dict[str, Efficiency]) -> None:
+    rows = [
+        [
+            name,
+            f"{cost.parameters:,}",
+            number(None if cost.flops is None else cost.flops / 1e6, ",.1f"),
+            *cost_cells(cost),
+            megabytes(cost.peak_memory_bytes),
+        ]
+        for name, cost in found.items()
+    ]
+    columns = ("model", "parameters", "MFLOPs", "size", "p50 ms", "p95 ms", "rows/s", "memory")
+    table(columns, rows)

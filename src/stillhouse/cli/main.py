@@ -1,0 +1,73 @@
+"""The command's entry: user errors are one line on standard error.
+
+Exit codes: 0 done, 1 the run failed, 2 the call was wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from stillhouse.cli import models, recipes, runs
+from stillhouse.core.errors import StillhouseError
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Make big models small, and show whether it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+for command in (
+    runs.demo,
+    runs.distill,
+    runs.finetune,
+    runs.label,
+    models.evaluate,
+    models.bench,
+    models.export,
+    models.report,
+    models.selfcheck,
+):
+    app.command()(command)
+app.add_typer(recipes.app, name="recipes")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="print the version"),
+) -> None:
+    if version:
+        from stillhouse import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def fail(message: str, code: int) -> int:
+    print(f"stillhouse: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def main() -> int:
+    """Runs the command line; the exit code."""
+    try:
+        return app(standalone_mode=False) or 0
+    except StillhouseError as error:
+        return fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return fail("stopped; the same command goes on where this one was", 1)
+    except OSError as error:
+        return fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+    except Exception as error:
+        format_message = getattr(error, "format_message", None)  # the parser's own errors
+        if format_message is None:
+            raise
+        return fail(format_message(), getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Commands about models and runs that exist: evaluate, bench, export, report, selfcheck."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse.cli import console, options
+from stillhouse.core.config import DistillConfig, parse
+
+
+def evaluate(
+    model: Annotated[str, typer.Option("--model", help="a model's folder, a run's, or a hub name")],
+    data: Annotated[
+        str, typer.Option("--data", help="as for distill; its reported rows are scored")
+    ],
+    against: Annotated[
+        str | None, typer.Option("--against", help="another model to compare with")
+    ] = None,
+    text_column: options.Text = None,
+    pair_column: options.Pair = None,
+    label_column: options.Label = None,
+    label_map: options.LabelMap = None,
+    cache: options.Cache = None,
+    json: options.Json = False,
+) -> None:
+    """Score a model on a data set, with an interval; or compare two.
+
+    Example: stillhouse evaluate --model small --data reviews.csv --against my-teacher
+    """
+    from stillhouse import api
+
+    settings = {"path": data, "text": text_column, "pair": pair_column, "label": label_column}
+    if label_map:
+        settings["label_map"] = options.pairs(label_map, "--label-map")  # pyright: ignore
+    found = api.evaluate(model, settings, against=against, cache=cache)
+    if json:
+        console.print_json(found)
+        return
+    other = found.pop("against", None)
+    low, high = found["interval"]
+    for name, value in found.items():
+        if isinstance(value, float):
+            more = f"  ({low:.4f} to {high:.4f})" if name == found["metric"] else ""
+            console.out.print(f"{name:<18} {value:.4f}{more}")
+    if other:
+        low, high = other["interval"]
+        console.out.print(
+            f"\nagainst {other['model']}: {100 * other['gain']:+.2f} points ({100 * low:+.2f} to "
+            f"{100 * high:+.2f}, p = {other['p_value']:.3g}); same answer on "
+            f"{100 * other['agreement']:.1f} % of rows",
+            soft_wrap=True,
+        )
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(help="model folders, run folders or hub names")],
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="tokens a row")] = 32,
+    json: options.Json = False,
+) -> None:
+    """Measure latency, throughput, memory and size of models, in turns.
+
+    Example: stillhouse bench my-teacher small --tokens 64
+    """
+    from stillhouse import api
+
+    found = api.bench(models, tokens=tokens)
+    if json:
+        console.print_json({name: cost.model_dump() for name, cost in found.items()})
+    else:
+        console.efficiency_table(found)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="a model's or run's folder, or a hub name")],
+    out: Annotated[Path, typer.Option("--out", help="where the files go")],
+    to: Annotated[str, typer.Option("--to", help="the format: onnx")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="also with int8 weights")] = False,
+    json: options.Json = False,
+) -> None:
+    """Write a model as ONNX, checked against the original.
+
+    Example: stillhouse export small --to onnx --int8 --out small-onnx
+    """
+    from stillhouse import api
+    from stillhouse.core.errors import UsageError, unknown
+
+    if to != "onnx":
+        raise UsageError(unknown("format", to, ["onnx"]))
+    found = api.export(model, out, int8=int8)
+    if json:
+        console.print_json(found)
+        return
+    console.out.print(f"{found['onnx']}: scores within {found['max_difference']:.1g} of PyTorch's")
+    if "int8" in found:
+        console.out.print(f"{found['int8']}: within {found['int8_max_difference']:.2g}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders; several are put side by side")],
+    out: Annotated[Path, typer.Option("--out", help="the page's file")] = Path("report.html"),
+    json: options.Json = False,
+) -> None:
+    """Write one self-contained page about one or several runs.
+
+    Example: stillhouse report small smaller --out comparison.html
+    """
+    from stillhouse.report.html import render
+
+    path = render(runs, out)
+    if json:
+        console.print_json({"report": str(path)})
+    else:
+        console.out.print(str(path))
+
+
+def selfcheck(
+    teacher: Annotated[str | None, typer.Option("--teacher", help="a fine-tuned model")] = None,
+    data: options.Data = None,
+    student: options.Student = None,
+    text_column: options.Text = None,
+    pair_column: options.Pair = None,
+    label_column: options.Label = None,
+    label_map: options.LabelMap = None,
+    cache: options.Cache = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    json: options.Json = False,
+) -> None:
+    """Check your own teacher, student and rows for failures that would train on in silence.
+
+    Example: stillhouse selfcheck --teacher my-teacher --data reviews.csv --student layers=3
+    """
+    values = options.settings(
+        config,
+        "distill",
+        {
+            "teacher": teacher,
+            "data.path": data,
+            "data.text": text_column,
+            "data.pair": pair_column,
+            "data.label": label_column,
+            "cache": cache,
+            "data.label_map": options.pairs(label_map, "--label-map") if label_map else None,
+            "student": options.student(student) if student else None,
+        },
+        set_,
+    )
+    options.required(values, "teacher", "data.path")
+    checked = parse(DistillConfig, values)
+    from stillhouse.selfcheck import selfcheck as run
+
+    found = run(checked)
+    if json:
+        console.print_json([vars(check) for check in found])
+    else:
+        for check in found:
+            console.out.print(
+                f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}",
+                soft_wrap=True,
+                markup=False,
+            )
+    if not all(check.passed for check in found):
+        raise typer.Exit(1)

@@ -1,0 +1,127 @@
+"""Options that several commands share, and how they become settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from stillhouse.core.config import override, read_yaml
+from stillhouse.core.errors import UsageError
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="a CSV, TSV, JSONL or Parquet file, a folder with train/dev files, or a hub name",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="the run's folder")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="settings from a YAML file, such as another run's config.yaml"),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="any setting, e.g. training.lr=3e-5 (repeatable)"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="where rows, tokens and answers are kept (default: ~/.cache/stillhouse)",
+    ),
+]
+Text = Annotated[str | None, typer.Option("--text-column", help="the column of the text")]
+Pair = Annotated[str | None, typer.Option("--pair-column", help="the column of the second text")]
+Label = Annotated[str | None, typer.Option("--label-column", help="the column of the label")]
+LabelMap = Annotated[
+    str | None,
+    typer.Option(
+        "--label-map", metavar="TEACHER=DATA,...", help="the data's names for the teacher's labels"
+    ),
+]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option("--unlabelled", help="a file of more texts, which only the teacher answers"),
+]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        "--student",
+        help="layers=3; layers=3,keep=last; layers=1+3+6; width=256,ffn=1024,layers=4; or a model",
+    ),
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="how many seeds to train")]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="classification or regression (default: as the model's head)"),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run code that comes with a model")
+]
+
+
+def pairs(text: str, option: str) -> dict[str, str]:
+    """`a=1,b=2` as a dict."""
+    found = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise UsageError(f"{option} takes name=value,..., got {text!r}")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def student(text: str) -> dict[str, Any]:
+    """The student section of what --student says."""
+    if "=" not in text:
+        if text.isdigit():
+            raise UsageError(f"--student takes layers={text}, not {text}")
+        return {"model": text}
+    found: dict[str, Any] = {}
+    for name, value in pairs(text, "--student").items():
+        if name == "layers" and "+" in value:
+            found[name] = [yaml.safe_load(k) for k in value.split("+")]
+        else:
+            found[name] = yaml.safe_load(value)
+    return found
+
+
+def put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Sets values[a][b] for path 'a.b', unless the value is None."""
+    if value is None:
+        return
+    *sections, last = path.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[last] = value
+
+
+def settings(
+    config: Path | None, flow: str, given: dict[str, Any], extra: list[str] | None
+) -> dict[str, Any]:
+    """A config file's settings, then the options, then --set."""
+    values = read_yaml(config) if config else {}
+    if values.get("flow", flow) != flow:
+        raise UsageError(f"{config} is of a {values['flow']} run, not {flow}")
+    for path, value in given.items():
+        put(values, path, value)
+    return override(values, extra or [])
+
+
+def required(values: dict[str, Any], *paths: str) -> None:
+    """Raises UsageError for an option that neither the command nor a config gives."""
+    for path in paths:
+        place: Any = values
+        for section in path.split("."):
+            place = place.get(section) if isinstance(place, dict) else None
+        if place is None:
+            option = {"data.path": "--data"}.get(path, f"--{path}")
+            raise UsageError(f"give {option} (see --help for an example)")

@@ -1,0 +1,102 @@
+"""Complete named configs: list them, read one, run one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from stillhouse.cli import console, options
+from stillhouse.cli.runs import finish
+from stillhouse.core.config import DistillConfig, FinetuneConfig, override, parse
+from stillhouse.core.errors import RunError, UsageError, unknown
+
+app = typer.Typer(help="Complete named configs.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def folder() -> Path:
+    """Where the recipes are: in the package, or beside it in a source tree."""
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
+
+
+def known() -> dict[str, Path]:
+    files = [p for p in folder().glob("*") if p.suffix in (".yaml", ".py") and p.stem != "__init__"]
+    return {path.stem: path for path in sorted(files)}
+
+
+def _path(name: str) -> Path:
+    found = known()
+    if name not in found:
+        raise UsageError(unknown("recipe", name, found))
+    return found[name]
+
+
+def _title(path: Path) -> str:
+    """The first line of a recipe's header."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.strip('#" ')
+
+
+@app.command("list")
+def list_(json: options.Json = False) -> None:
+    """List the recipes. Example: stillhouse recipes list"""
+    titles = {name: _title(path) for name, path in known().items()}
+    if json:
+        console.print_json(titles)
+    else:
+        for name, title in titles.items():
+            console.out.print(f"{name:<24} {title}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument()]) -> None:
+    """Print a recipe. Example: stillhouse recipes show sst2_teacher"""
+    print(_path(name).read_text(encoding="utf-8"), end="")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument()],
+    out: options.Out,
+    set_: options.Set = None,
+    json: options.Json = False,
+) -> None:
+    """Run a recipe. Example: stillhouse recipes run sst2_teacher --out sst2-teacher"""
+    path = _path(name)
+    if path.suffix == ".py":
+        command = [sys.executable, str(path), "--out", str(out), *context.args]
+        if subprocess.run(command, check=False).returncode:
+            raise RunError(f"recipe {name} failed")
+        return
+    if context.args:
+        raise UsageError(f"unknown option {context.args[0]}; settings go through --set")
+    values = override(read(path), set_ or [])
+    from stillhouse import api
+
+    if values.get("flow") == "finetune":
+        finish(api.run_finetune(parse(FinetuneConfig, values), out), json=json)
+    else:
+        finish(api.run_distill(parse(DistillConfig, values), out), json=json)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A recipe's settings, with $NAMES taken from the environment and $MINILM found."""
+    text = path.read_text(encoding="utf-8")
+    if "$MINILM" in text:
+        from stillhouse.demo import minilm
+
+        text = text.replace("$MINILM", str(minilm()))
+    text = os.path.expandvars(text)
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    missing = re.search(r"\$\{?(\w+)", body)
+    if missing:
+        raise UsageError(f"this recipe needs ${missing[1]}: set it, e.g. export {missing[1]}=/data")
+    return yaml.safe_load(text)

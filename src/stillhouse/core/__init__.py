@@ -1,0 +1,1 @@
+"""What everything else stands on: types, results, configuration, run folders, errors."""

@@ -1,0 +1,138 @@
+"""What a run found, as it stands in record.json: frozen, versioned, readable without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+Interval = tuple[float, float]
+Verdict = Literal["helped", "no difference", "hurt"]
+
+
+class Result(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
+    )
+
+
+class Bin(Result):
+    """One bin of the reliability diagram: mean confidence and accuracy of the rows in it."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+class Efficiency(Result):
+    """What running a model costs. None means it was not measured."""
+
+    parameters: int
+    bytes: int
+    flops: int | None = None
+    latency_ms: float | None = None
+    latency_p95_ms: float | None = None
+    throughput_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class ModelResult(Efficiency):
+    """One model on the reported rows. `score` is the record's `metric`; for a trained
+    model it is the mean over seeds, and `interval` covers rows and seeds."""
+
+    name: str
+    score: float
+    interval: Interval
+    metrics: dict[str, float]
+    calibration_error: float | None = None
+    reliability: list[Bin] = []
+    confusion: list[list[int]] | None = None
+
+
+class TrainedResult(ModelResult):
+    """A student or its baseline. `agreement` is the share of rows answered as the teacher does
+    (for regression: the Pearson correlation with its answers)."""
+
+    seeds: list[float]
+    agreement: float | None = None
+    retention: float | None = None
+    best_steps: list[int] = []
+
+
+class Gain(Result):
+    """Student minus baseline, paired by row and seed. `p_value` is two-sided."""
+
+    value: float
+    interval: Interval
+    p_value: float
+
+
+class ExportResult(Result):
+    """An exported model: its parity with the PyTorch student and its own cost."""
+
+    format: Literal["onnx", "onnx-int8"]
+    path: str
+    bytes: int
+    latency_ms: float | None
+    latency_p95_ms: float | None
+    throughput_per_s: float | None
+    score: float
+    agreement: float
+    max_difference: float
+
+
+class Disagreement(Result):
+    """A reported row on which the student and the teacher answer differently."""
+
+    text: str
+    pair: str | None = None
+    gold: str
+    teacher: str
+    student: str
+    teacher_confidence: float | None = None
+    student_confidence: float | None = None
+
+
+class DataSummary(Result):
+    """How many rows went where, and what was left out."""
+
+    train: int
+    labelled: int
+    unlabelled: int
+    held_out: int
+    reported: int
+    labels: list[str]
+    dropped: dict[str, int] = {}
+
+
+class Timing(Result):
+    """Wall seconds. `examples_per_s` is the student's training rate over all its epochs."""
+
+    teacher_s: float
+    student_s: float
+    baseline_s: float | None = None
+    total_s: float
+    examples_per_s: float
+
+
+class Record(Result):
+    """A distillation's result. Stable: new fields may come, these stay."""
+
+    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    flow: Literal["distill", "finetune"]
+    task: str
+    metric: str
+    data: DataSummary
+    teacher: ModelResult | None
+    student: TrainedResult
+    baseline: TrainedResult | None
+    gain: Gain | None
+    verdict: Verdict | None
+    sentence: str
+    timing: Timing
+    exports: list[ExportResult] = []
+    disagreements: list[Disagreement] = []
+    warnings: list[str] = []
+    temperature: float | None = None

@@ -1,0 +1,127 @@
+"""A run's folder: atomic writes, the manifest, and who it belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+
+from stillhouse.core.errors import RunError, UsageError
+
+PACKAGES = (
+    "stillhouse",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+    "onnxruntime",
+)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well, and vanishes if it doesn't."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise RunError(f"can't write {path}: {error.strerror or error}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"can't write {path}: {error.strerror or error}; what was there is kept"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, value: object) -> None:
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def claim(folder: Path, config: dict[str, object]) -> None:
+    """Makes `folder` this run's, or finds that it already is.
+
+    Raises UsageError if the folder holds another run or other files.
+    """
+    existing = folder / "config.yaml"
+    if existing.exists():
+        held = yaml.safe_load(existing.read_text(encoding="utf-8"))
+        if held != json.loads(json.dumps(config)):
+            keys = sorted(k for k in {*held, *config} if held.get(k) != config.get(k))
+            raise UsageError(
+                f"{folder} holds another run (its {', '.join(keys)} differ): "
+                "give another --out, or delete the folder"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+        raise UsageError(f"{folder} exists and is not a run: give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(existing, json.loads(json.dumps(config)))
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is not one that a killed `atomic` left."""
+    return not (path.name.startswith(".") and path.suffix == ".part")
+
+
+def settle(temporary: Path, folder: Path) -> None:
+    """Makes a finished temporary folder `folder`. If another run was first, its folder stands."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _revision() -> str | None:
+    """The git revision of the working directory, if it is a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def manifest(**facts: object) -> dict[str, object]:
+    """Versions, hardware and whatever facts the run adds, for manifest.json."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    hardware = {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
+    return {"versions": versions, "git_revision": _revision(), "hardware": hardware, **facts}

@@ -1,0 +1,118 @@
+"""The types that the parts of the flow pass to each other.
+
+    data -> source.signal(batch) -> objective(student(batch), signal) -> loop
+
+Axes: N scored rows, K choices, B examples, T tokens, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stillhouse.core.errors import RunError
+
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as tensors: a model's inputs, who they are, and gold answers where there are any."""
+
+    inputs: Mapping[str, Tensor]
+    rows: Int[np.ndarray, N]  # positions in the data set, for looking signals up
+    gold_N: Tensor | None = (
+        None  # long with NO_LABEL where unlabelled; float with NaN in regression
+    )
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        move = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        gold = None if self.gold_N is None else self.gold_N.to(device, non_blocking=True)
+        return Batch(move, self.rows, gold)
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """A model's outputs as N scored rows over K choices (K = 1: a regression's value)."""
+
+    scores_NK: Float[Tensor, "N K"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Scores of every choice, as the teacher gave them."""
+
+    scores_NK: Float[Tensor, "N K"]
+
+    def __post_init__(self) -> None:
+        if not torch.isfinite(self.scores_NK).all():
+            bad = int((~torch.isfinite(self.scores_NK)).any(-1).sum())
+            raise RunError(
+                f"the teacher's answers are not finite in {bad} of {len(self.scores_NK)} rows: "
+                "check its weights, or label again with --set label.precision=float32"
+            )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The teacher's choice only: what a label-only teacher gives."""
+
+    labels_N: Int[Tensor, N]
+
+
+Signal = Dense | Labels
+
+
+@dataclass(frozen=True)
+class SumCount:
+    """A sum over rows and how many they were. The loop divides, once per optimizer step."""
+
+    sum: Float[Tensor, ""]
+    count: int
+
+
+@runtime_checkable
+class SignalSource(Protocol):
+    kind: type[Dense] | type[Labels]
+    fingerprint: str
+
+    def signal(self, batch: Batch) -> Signal: ...
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers to a whole split: class ids (values in regression), and probabilities."""
+
+    answers_N: np.ndarray
+    probabilities_NK: np.ndarray | None
+    gold_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    text: str
+    pair: str | None = None
+    label: str | float | None = None
+
+
+@dataclass
+class LoopState:
+    """What callbacks see, after each optimizer step."""
+
+    step: int
+    steps: int
+    epoch: float
+    model: torch.nn.Module
+    metrics: dict[str, object] = field(default_factory=dict)
+    stop: bool = False
+
+
+Callback = Callable[[LoopState], None]

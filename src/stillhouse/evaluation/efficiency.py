@@ -1,0 +1,154 @@
+"""What running a model costs: size, FLOPs, latency, throughput, peak memory.
+
+Models are timed in turns, so that a machine that slows down slows them all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stillhouse.core.results import Efficiency
+from stillhouse.models.student import parameters
+from stillhouse.tasks.base import Dataset
+
+Runner = Callable[[Mapping[str, Tensor]], object]
+ROUNDS, BURST, BATCH = 40, 5, 32
+
+
+@dataclass(frozen=True)
+class Timing:
+    latency_ms: float
+    latency_p95_ms: float
+    throughput_per_s: float
+
+
+def samples(data: Dataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs of one row of median length, and of 32 rows around it."""
+    order = np.argsort(data.lengths, kind="stable")
+    middle = len(order) // 2
+    start = max(0, min(middle - BATCH // 2, len(order) - BATCH))
+    many = order[start : start + BATCH]
+    return data.batch(order[middle : middle + 1]).inputs.copy(), data.batch(many).inputs.copy()  # pyright: ignore
+
+
+def time_all(
+    runners: Mapping[str, tuple[Runner, dict[str, Tensor], dict[str, Tensor]]],
+    *,
+    rounds: int = ROUNDS,
+) -> dict[str, Timing]:
+    """Latency at batch 1 (median and 95th percentile) and throughput at batch 32 of each runner,
+    given with its own inputs for both; taken in turns after a warm-up."""
+    single: dict[str, list[float]] = {name: [] for name in runners}
+    many: dict[str, list[float]] = {name: [] for name in runners}
+    for run, one, batch in runners.values():
+        for _ in range(3):
+            run(one)
+            run(batch)
+    for round_number in range(rounds):
+        for name, (run, one, batch) in runners.items():
+            for _ in range(BURST):
+                single[name].append(_timed(run, one))
+            if round_number % 4 == 0:
+                many[name].append(_timed(run, batch) / len(next(iter(batch.values()))))
+    return {
+        name: Timing(
+            latency_ms=float(np.median(single[name]) * 1e3),
+            latency_p95_ms=float(np.quantile(single[name], 0.95) * 1e3),
+            throughput_per_s=float(1 / np.median(many[name])),
+        )
+        for name in runners
+    }
+
+
+def _timed(run: Runner, inputs: dict[str, Tensor]) -> float:
+    started = time.perf_counter()
+    run(inputs)
+    return time.perf_counter() - started
+
+
+def torch_runner(model: nn.Module) -> Runner:
+    model.eval()
+    on_gpu = next(model.parameters()).is_cuda
+
+    def run(inputs: Mapping[str, Tensor]) -> object:
+        with torch.inference_mode():
+            output = model(**inputs)
+            if on_gpu:
+                torch.cuda.synchronize()
+            return output
+
+    return run
+
+
+def flops(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+    """Floating point operations of one forward on `inputs` (a multiply-add counts as two)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    return int(counter.get_total_flops())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of a saved model's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+PROBE = """
+import json, resource, sys, torch
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+logging.disable_progress_bar()
+def peak():
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+ids = torch.ones(32, int(sys.argv[2]), dtype=torch.long)
+with torch.inference_mode():
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+print(json.dumps(peak() - before))
+"""
+
+
+def peak_memory(folder: Path, tokens: int) -> int | None:
+    """Bytes a fresh process needs beyond its libraries to load the model and answer 32 rows of
+    `tokens` tokens. None where it can't be measured."""
+    command = [sys.executable, "-c", PROBE, str(folder), str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return None
+    return int(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def measure(
+    model: nn.Module,
+    folder: Path,
+    timing: Timing | None,
+    one: dict[str, Tensor],
+    *,
+    tokens: int,
+    memory: bool,
+) -> Efficiency:
+    """Everything about one model's cost, its timing taken beforehand together with others'."""
+    return Efficiency(
+        parameters=parameters(model),
+        bytes=folder_bytes(folder),
+        flops=flops(model, one),
+        latency_ms=timing.latency_ms if timing else None,
+        latency_p95_ms=timing.latency_p95_ms if timing else None,
+        throughput_per_s=timing.throughput_per_s if timing else None,
+        peak_memory_bytes=peak_memory(folder, tokens) if memory else None,
+    )

@@ -1,0 +1,87 @@
+"""A model's answers to a split, and what they are worth. Axes: N rows, K choices."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from stillhouse.core.results import Bin, Interval
+from stillhouse.core.types import Predictions
+from stillhouse.data.batching import sorted_batches
+from stillhouse.models.forward import scores, training_mode
+from stillhouse.numerics import stats
+from stillhouse.tasks.base import Dataset, Task
+
+
+def score_rows(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    fast: bool = False,
+    size: int = 64,
+    max_tokens: int = 16_384,
+    precision: str = "float32",
+) -> np.ndarray:
+    """Scores of every row, float32, N x K, in the data's order. Eval mode, no gradient."""
+    device = next(model.parameters()).device
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with training_mode(model, on=False), torch.no_grad():
+        for rows in sorted_batches(data.lengths, size=size, max_tokens=max_tokens):
+            inputs = data.batch(rows).to(device).inputs
+            answers = scores(model, inputs, precision=precision, fast=fast)
+            found.append((rows, answers.cpu().numpy()))
+    out = np.empty((len(data), found[0][1].shape[1]), np.float32)
+    for rows, answers in found:
+        out[rows] = answers
+    return out
+
+
+def predict(model: nn.Module, data: Dataset, task: Task, *, fast: bool = False) -> Predictions:
+    """The model's answers by its own float32 forward (`fast`: by the equal fast path)."""
+    return task.predictions(score_rows(model, data, fast=fast), data.gold_N)
+
+
+def interval(
+    task: Task,
+    answers: list[np.ndarray],
+    gold_N: np.ndarray,
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Interval:
+    """95 % interval of the task's metric, averaged over seeds: one array of answers a seed."""
+    return stats.bootstrap_interval(
+        lambda a, g: task.metric_of(a, g, task.metric),
+        answers,
+        gold_N,
+        resamples=resamples,
+        rng=rng,
+        bounds=BOUNDS[task.metric],
+    )
+
+
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "macro_f1": (0.0, 1.0),
+    "matthews": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+    "spearman": (-1.0, 1.0),
+}
+
+
+def calibration(predictions: Predictions) -> tuple[float | None, list[Bin]]:
+    """Expected calibration error and its bins; None for a regression."""
+    if predictions.probabilities_NK is None:
+        return None, []
+    error, bins = stats.calibration_error(predictions.probabilities_NK, predictions.gold_N)
+    return error, [Bin(confidence=c, accuracy=a, count=n) for c, a, n in bins]
+
+
+def confusion(predictions: Predictions, task: Task) -> list[list[int]] | None:
+    """Counts by gold row and answered column; None for a regression."""
+    if predictions.probabilities_NK is None:
+        return None
+    return stats.confusion(
+        predictions.answers_N, predictions.gold_N, classes=len(task.choices)
+    ).tolist()

@@ -1,0 +1,161 @@
+"""A student as ONNX and int8 ONNX, checked against the PyTorch model it came from.
+
+Axes: N rows, K choices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillhouse.core.errors import RunError, UsageError
+from stillhouse.data.batching import sorted_batches
+from stillhouse.tasks.base import Dataset
+
+PARITY = 1e-3  # how far an fp32 export's scores may be from PyTorch's, relative to their size
+OPSET = 20
+
+
+class _Scores(nn.Module):
+    """A classifier with named tensors in and scores out, as ONNX wants it."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def require_onnx() -> None:
+    """Raises UsageError where the packages for export are not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"export needs {error.name}: pip install 'stillhouse[export]', "
+            "or --set export.onnx=false"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's notes about its own inside off the user's screen."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> Path:
+    """Writes `model` to `path` with free batch and token axes. `inputs` is a sample batch of at
+    least 2 rows. Raises RunError where the model can't be exported."""
+    require_onnx()
+    names = list(inputs)
+    free = {
+        0: torch.export.Dim("batch", min=1, max=65536),
+        1: torch.export.Dim("tokens", min=2, max=_positions(model)),
+    }
+    shapes = tuple({axis: free[axis] for axis in range(min(2, inputs[n].ndim))} for n in names)
+    if "vectors" in inputs:
+        shapes = ({0: free[0]},)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wrapped = _Scores(model, names).eval()
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
+        part = Path(folder) / path.name
+        try:
+            torch.onnx.export(
+                wrapped,
+                tuple(inputs.values()),
+                str(part),
+                dynamo=True,
+                verbose=False,
+                input_names=names,
+                output_names=["scores"],
+                dynamic_shapes=(shapes,),
+                external_data=False,
+                opset_version=OPSET,
+            )
+        except Exception as error:  # the exporter raises many kinds, none of them public
+            first = str(error).strip().splitlines()[0][:200]
+            raise RunError(f"can't export {type(model).__name__} to ONNX: {first}") from error
+        shutil.move(part, path)
+    return path
+
+
+def _positions(model: nn.Module) -> int:
+    config: Any = getattr(model, "config", None)
+    return int(getattr(config, "max_position_embeddings", 512) or 512)
+
+
+def quantize_int8(source: Path, path: Path) -> Path:
+    """Writes `source` with int8 weights (activations quantised as they come)."""
+    require_onnx()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(source)
+    del model.graph.value_info[:]  # the exporter's shape notes contradict the quantiser's inference
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
+        part = Path(folder) / path.name
+        quantize_dynamic(model, part, weight_type=QuantType.QInt8, per_channel=True)
+        shutil.move(part, path)
+    return path
+
+
+def onnx_runner(path: Path) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
+    """A function from model inputs to scores, N x K, run by ONNX Runtime on the CPU."""
+    require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: Mapping[str, Tensor]) -> np.ndarray:
+        found: Any = session.run(None, {name: inputs[name].numpy() for name in names})[0]
+        return found
+
+    return run
+
+
+def onnx_scores(run: Callable[[Mapping[str, Tensor]], np.ndarray], data: Dataset) -> np.ndarray:
+    """Scores of every row of `data`, N x K, in the data's order."""
+    parts = sorted_batches(data.lengths, size=64, max_tokens=16_384)
+    found = [run(data.batch(rows).inputs) for rows in parts]
+    out = np.empty((len(data), found[0].shape[1]), np.float32)
+    for rows, scores in zip(parts, found, strict=True):
+        out[rows] = scores
+    return out
+
+
+def check_parity(exported_NK: np.ndarray, original_NK: np.ndarray) -> float:
+    """The largest difference of scores relative to their size. Raises RunError over PARITY."""
+    worst = float(np.abs(exported_NK - original_NK).max() / max(1.0, np.abs(original_NK).max()))
+    if not worst <= PARITY:
+        raise RunError(
+            f"the ONNX model's scores differ from PyTorch's by {worst:.2g}: not exported"
+        )
+    return worst

@@ -1,0 +1,1 @@
+"""One run function a flow. Flows write runs; they don't know of reports, exports or commands."""

@@ -1,0 +1,218 @@
+"""What the flows share: where things are stored, models made ready, one training done once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.core.config import TrainingConfig
+from stillhouse.core.errors import DataError
+from stillhouse.core.progress import Progress
+from stillhouse.core.types import Callback, LoopState, SignalSource
+from stillhouse.data.encoding import encode
+from stillhouse.data.sources import Pool
+from stillhouse.evaluation.evaluate import predict, score_rows
+from stillhouse.models.load import label_names
+from stillhouse.tasks.base import Dataset, Task
+from stillhouse.tasks.classification import Classification, match_labels
+from stillhouse.tasks.regression import Regression
+from stillhouse.training import checkpoint
+from stillhouse.training.loop import FitResult, MetricsLog, fit, steps_per_epoch, text_forward
+from stillhouse.training.objective import Objective
+
+
+def store_root(cache: str | None) -> Path:
+    """Where rows, tokens and teachers' answers are kept: `cache`, or $STILLHOUSE_CACHE, or the
+    user's cache folder."""
+    given = cache or os.environ.get("STILLHOUSE_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stillhouse"
+
+
+def seen_labels(pools: list[Pool]) -> set[str]:
+    return {str(label) for pool in pools for label in set(pool.labels) if label is not None}
+
+
+def teacher_task(
+    config: object, pools: list[Pool], *, asked: str, label_map: dict[str, str], metric: str | None
+) -> Task:
+    """The task a teacher's head fits, its choices named as the data names them."""
+    heads: int = config.num_labels  # pyright: ignore[reportAttributeAccessIssue]
+    kind = ("regression" if heads == 1 else "classification") if asked == "auto" else asked
+    if kind == "regression":
+        if heads != 1:
+            raise DataError(f"task regression needs a teacher of one output, this one has {heads}")
+        return Regression(metric)
+    if heads == 1:
+        raise DataError("task classification needs a teacher with classes; this one has one output")
+    return Classification(match_labels(label_names(config), seen_labels(pools), label_map), metric)
+
+
+def gold_task(pools: list[Pool], *, asked: str, metric: str | None = None) -> Task:
+    """The task that gold labels fit: a regression where they are numbers and not all whole."""
+    labels = seen_labels(pools)
+    kind = asked if asked != "auto" else ("regression" if _are_values(labels) else "classification")
+    if kind == "regression":
+        return Regression(metric)
+    if len(labels) < 2:
+        raise DataError(
+            f"at least two labels are needed, the data has {', '.join(labels) or 'none'}"
+        )
+    rows = sum(map(len, pools))
+    if len(labels) > max(50, rows // 2):
+        raise DataError(
+            f"{len(labels)} different labels in {rows} rows are no classes: is it another column "
+            "(--label-column), or a regression (--task regression)?"
+        )
+    return Classification(sorted(labels), metric)
+
+
+def _are_values(labels: set[str]) -> bool:
+    try:
+        values = [float(label) for label in labels]
+    except ValueError:
+        return False
+    return any(not value.is_integer() for value in values)
+
+
+def dataset(
+    task: Task,
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Path,
+    *,
+    max_length: int,
+    progress: Progress,
+    title: str,
+) -> Dataset:
+    """A pool as model inputs of one tokenizer, with its gold answers."""
+    with progress.stage(f"reading {title}", len(pool), "rows") as advance:
+        encoded = encode(pool, tokenizer, store / "tokens", max_length=max_length, progress=advance)
+    return Dataset(encoded, pool.keys_N2, task.gold(pool.labels))
+
+
+def max_tokens(model: nn.Module, asked: int) -> int:
+    """`asked`, or fewer where the model has fewer positions."""
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None) or asked
+    offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta") else 0
+    return min(asked, positions - offset)
+
+
+def set_dropout(model: nn.Module, share: float | None) -> None:
+    """Gives every dropout of a model one share, in its config and its modules. None: as it is."""
+    if share is None:
+        return
+    config = getattr(model, "config", None)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, share)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One finished training: its facts, its answers to the reported rows; weights on disk."""
+
+    role: str
+    seed: int
+    fit: FitResult
+    scores_NK: np.ndarray
+    path: Path
+
+
+def train_once(
+    role: str,
+    seed: int,
+    make: Callable[[], nn.Module],
+    data: Dataset,
+    objective: Objective,
+    source: SignalSource | None,
+    config: TrainingConfig,
+    *,
+    task: Task,
+    held_out: Dataset,
+    reported: Dataset,
+    out: Path,
+    progress: Progress,
+) -> Trained:
+    """Trains one model of a run, or finds that it was done; a half-done one is continued.
+
+    Selection sees `held_out` only. The reported rows are answered once, when training is over.
+    """
+    folder = out / "checkpoints"
+    path = folder / f"{role}-{seed}.safetensors"
+    found = checkpoint.load(path)
+    if found is None:
+        model = make()
+        set_dropout(model, config.dropout)
+        half = folder / f"{role}-{seed}.partial.safetensors"
+
+        def evaluate(now: nn.Module) -> float:
+            return task.score(predict(now, held_out, task, fast=True))[task.metric]
+
+        log = MetricsLog(out / "metrics.jsonl", run=role, seed=seed)
+        steps = config.steps or max(1, round(config.epochs * steps_per_epoch(data, config, seed)))
+        with progress.stage(f"training {role}, seed {seed}", steps, "steps") as advance:
+            result = fit(
+                model,
+                data,
+                objective,
+                source,
+                config,
+                seed=seed,
+                forward=text_forward(config),
+                evaluate=evaluate if len(held_out) else None,
+                log=log,
+                resume=half,
+                callbacks=[_advancer(advance)],
+            )
+        tensors = dict(model.state_dict())
+        tensors["|reported"] = torch.from_numpy(score_rows(model, reported))
+        checkpoint.save(path, tensors, asdict(result))
+        half.unlink(missing_ok=True)
+        found = checkpoint.load(path)
+        assert found is not None
+    tensors, facts = found
+    return Trained(role, seed, FitResult(**facts), tensors["|reported"].numpy(), path)
+
+
+def _advancer(advance: Callable[[int], None]) -> Callback:
+    seen = 0
+
+    def callback(state: LoopState) -> None:
+        nonlocal seen
+        advance(state.step - seen)
+        seen = state.step
+
+    return callback
+
+
+def load_trained(trained: Trained, model: nn.Module) -> nn.Module:
+    """`model` with the weights of a finished training."""
+    found = checkpoint.load(trained.path)
+    assert found is not None
+    weights = {name: tensor for name, tensor in found[0].items() if not name.startswith("|")}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def best_of(runs: list[Trained]) -> Trained:
+    """The run to ship: the best on the held-out rows; without any, the first seed's."""
+    return max(runs, key=lambda run: -1.0 if run.fit.score is None else run.fit.score)
+
+
+def tidy(out: Path, *, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -1,0 +1,296 @@
+"""From a run's answers to its record: scores, intervals, the gain and the verdict in words.
+
+Axes: N rows, K choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from stillhouse.core.results import (
+    DataSummary,
+    Disagreement,
+    Efficiency,
+    ExportResult,
+    Gain,
+    ModelResult,
+    Record,
+    Timing,
+    TrainedResult,
+    Verdict,
+)
+from stillhouse.core.seeding import generator
+from stillhouse.core.types import Predictions
+from stillhouse.data.sources import Splits
+from stillhouse.evaluation.evaluate import calibration, confusion, interval
+from stillhouse.flows.common import Trained
+from stillhouse.flows.distill import Outcome
+from stillhouse.flows.finetune import Finetuned
+from stillhouse.numerics import stats
+from stillhouse.tasks.base import Task
+
+SHOWN = 30
+
+
+def _summary(splits: Splits, labels: list[str]) -> DataSummary:
+    return DataSummary(
+        train=len(splits.train),
+        labelled=len(splits.labelled),
+        unlabelled=len(splits.unlabelled),
+        held_out=len(splits.held_out),
+        reported=len(splits.reported),
+        labels=labels,
+        dropped=splits.dropped,
+    )
+
+
+def _model(
+    name: str, task: Task, predictions: Predictions, cost: Efficiency, *, resamples: int
+) -> ModelResult:
+    rng = generator(0, "interval", name)
+    error, bins = calibration(predictions)
+    metrics = task.score(predictions)
+    return ModelResult(
+        **cost.model_dump(),
+        name=name,
+        score=metrics[task.metric],
+        metrics=metrics,
+        interval=interval(
+            task, [predictions.answers_N], predictions.gold_N, resamples=resamples, rng=rng
+        ),
+        calibration_error=error,
+        reliability=bins,
+        confusion=confusion(predictions, task),
+    )
+
+
+def _trained(
+    name: str,
+    task: Task,
+    runs: list[Trained],
+    best: Trained,
+    cost: Efficiency,
+    teacher: Predictions | None,
+    teacher_score: float | None,
+    gold,  # noqa: ANN001
+    *,
+    resamples: int,
+) -> TrainedResult:
+    """Means over seeds; calibration and confusion of the seed that is shipped."""
+    all_answers = [task.predictions(run.scores_NK, gold) for run in runs]
+    scored = [task.score(predictions) for predictions in all_answers]
+    metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
+    shipped = task.predictions(best.scores_NK, gold)
+    error, bins = calibration(shipped)
+    score = metrics[task.metric]
+    agreement = None
+    if teacher is not None:
+        agreement = float(
+            np.mean([task.agreement(p.answers_N, teacher.answers_N) for p in all_answers])
+        )
+    return TrainedResult(
+        **cost.model_dump(),
+        name=name,
+        score=score,
+        metrics=metrics,
+        interval=interval(
+            task,
+            [p.answers_N for p in all_answers],
+            shipped.gold_N,
+            resamples=resamples,
+            rng=generator(0, "interval", name),
+        ),
+        calibration_error=error,
+        reliability=bins,
+        confusion=confusion(shipped, task),
+        seeds=[s[task.metric] for s in scored],
+        agreement=agreement,
+        retention=score / teacher_score if teacher_score else None,
+        best_steps=[run.fit.best_step for run in runs],
+    )
+
+
+def _disagreements(
+    outcome: Outcome, task: Task, teacher: Predictions, student: Predictions
+) -> list[Disagreement]:
+    """The reported rows where the two differ most: by the teacher's confidence in classification,
+    by distance in regression."""
+    if teacher.probabilities_NK is None or student.probabilities_NK is None:
+        order = np.argsort(-np.abs(teacher.answers_N - student.answers_N), kind="stable")
+    else:
+        confidence = teacher.probabilities_NK.max(-1)
+        differ = teacher.answers_N != student.answers_N
+        order = np.argsort(-np.where(differ, confidence, -1.0), kind="stable")[: int(differ.sum())]
+    chosen = order[:SHOWN]
+    examples = outcome.setup.splits.reported.at(chosen)
+
+    def confidence_of(predictions: Predictions, row: int) -> float | None:
+        held = predictions.probabilities_NK
+        return None if held is None else float(held[row].max())
+
+    return [
+        Disagreement(
+            text=example.text,
+            pair=example.pair,
+            gold=task.show(float(teacher.gold_N[row])),
+            teacher=task.show(float(teacher.answers_N[row])),
+            student=task.show(float(student.answers_N[row])),
+            teacher_confidence=confidence_of(teacher, row),
+            student_confidence=confidence_of(student, row),
+        )
+        for row, example in zip(chosen.tolist(), examples, strict=True)
+    ]
+
+
+def _gain(
+    task: Task,
+    students: list[Trained],
+    baselines: list[Trained],
+    gold,
+    *,
+    resamples: int,
+) -> tuple[Gain, Verdict]:
+    answers = [
+        [task.predictions(run.scores_NK, gold).answers_N for run in runs]
+        for runs in (students, baselines)
+    ]
+    found = stats.paired_gain(
+        lambda a, g: task.metric_of(a, g, task.metric),
+        answers[0],
+        answers[1],
+        task.predictions(students[0].scores_NK, gold).gold_N,
+        resamples=resamples,
+        rng=generator(0, "gain"),
+    )
+    gain = Gain(value=found.value, interval=found.interval, p_value=found.p_value)
+    return gain, stats.verdict(found)
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def sentence(
+    task: Task,
+    teacher: ModelResult,
+    student: TrainedResult,
+    gain: Gain | None,
+    verdict: Verdict | None,
+) -> str:
+    """The result in words, for people in a hurry."""
+    kept = (
+        f"keeps {100 * student.retention:.1f} % of the teacher's {task.metric}"
+        if student.retention
+        else (f"scores {student.score:.3f} in {task.metric}")
+    )
+    if student.latency_ms and teacher.latency_ms:
+        kept += f" at {teacher.latency_ms / student.latency_ms:.1f} times its speed"
+    kept += f" and {100 * student.parameters / teacher.parameters:.0f} % of its parameters"
+    if gain is None or verdict is None:
+        return f"The student {kept}. No baseline was trained, so whether distilling helped is open."
+    low, high = gain.interval
+    against = (
+        f"{_points(gain.value)} points against the same student trained without the teacher "
+        f"(95 % interval {_points(low)} to {_points(high)})"
+    )
+    lead = {
+        "helped": "Distilling helped",
+        "hurt": "Distilling hurt",
+        "no difference": "Distilling made no difference that these data can show",
+    }[verdict]
+    return f"{lead}: {against}. The student {kept}."
+
+
+def distillation_record(
+    outcome: Outcome, costs: Mapping[str, Efficiency], exports: list[ExportResult]
+) -> Record:
+    """The record of a distillation. `costs` are the teacher's and the student's."""
+    setup, config = outcome.setup, outcome.setup.config
+    task, gold, resamples = setup.task, outcome.reported.gold_N, config.proof.resamples
+    teacher_answers = task.predictions(outcome.teacher_scores_NK, gold)
+    teacher = _model("teacher", task, teacher_answers, costs["teacher"], resamples=resamples)
+    shared = {
+        "task": task,
+        "cost": costs["student"],
+        "teacher": teacher_answers,
+        "teacher_score": teacher.score,
+        "gold": gold,
+        "resamples": resamples,
+    }
+    student = _trained("student", runs=outcome.students, best=outcome.best, **shared)
+    baseline = gain = verdict = None
+    if outcome.baselines:
+        matching = next(run for run in outcome.baselines if run.seed == outcome.best.seed)
+        baseline = _trained("baseline", runs=outcome.baselines, best=matching, **shared)
+        gain, verdict = _gain(task, outcome.students, outcome.baselines, gold, resamples=resamples)
+    seconds = sum(run.fit.seconds for run in outcome.students)
+    soft = next((t for t in config.objective if t.kind == "soft"), None)
+    return Record(
+        flow="distill",
+        task=task.name,
+        metric=task.metric,
+        data=_summary(setup.splits, task.choices),
+        teacher=teacher,
+        student=student,
+        baseline=baseline,
+        gain=gain,
+        verdict=verdict,
+        sentence=sentence(task, teacher, student, gain, verdict),
+        timing=Timing(
+            teacher_s=outcome.teacher_s,
+            student_s=seconds,
+            baseline_s=sum(r.fit.seconds for r in outcome.baselines) if outcome.baselines else None,
+            total_s=outcome.total_s,
+            examples_per_s=sum(run.fit.examples for run in outcome.students) / max(seconds, 1e-9),
+        ),
+        exports=exports,
+        disagreements=_disagreements(
+            outcome, task, teacher_answers, task.predictions(outcome.best.scores_NK, gold)
+        ),
+        warnings=[*outcome.notes, *_run_warnings(outcome.students)],
+        temperature=soft.temperature.start if soft else None,
+    )
+
+
+def _run_warnings(runs: list[Trained]) -> list[str]:
+    return [f"{run.role}, seed {run.seed}: {text}" for run in runs for text in run.fit.warnings]
+
+
+def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
+    """The record of a fine-tuning: one model, no teacher, no verdict."""
+    task, gold = done.task, done.reported.gold_N
+    model = _trained(
+        "model",
+        task=task,
+        runs=[done.trained],
+        best=done.trained,
+        cost=cost,
+        teacher=None,
+        teacher_score=None,
+        gold=gold,
+        resamples=done.config.resamples,
+    )
+    seconds = done.trained.fit.seconds
+    low, high = model.interval
+    return Record(
+        flow="finetune",
+        task=task.name,
+        metric=task.metric,
+        data=_summary(done.splits, task.choices),
+        teacher=None,
+        student=model,
+        baseline=None,
+        gain=None,
+        verdict=None,
+        sentence=f"{task.metric} {model.score:.3f} on {len(done.reported):,} rows "
+        f"(95 % interval {low:.3f} to {high:.3f}).",
+        timing=Timing(
+            teacher_s=0.0,
+            student_s=seconds,
+            total_s=done.total_s,
+            examples_per_s=done.trained.fit.examples / max(seconds, 1e-9),
+        ),
+        warnings=[*done.splits.notes, *_run_warnings([done.trained])],
+    )

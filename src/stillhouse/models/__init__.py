@@ -1,0 +1,1 @@
+"""Models: loading them safely, building students, running encoders fast."""

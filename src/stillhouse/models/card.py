@@ -1,0 +1,66 @@
+"""The README.md of a student's folder: what it is, how good, how it was made."""
+
+from __future__ import annotations
+
+from stillhouse.core.results import Record
+
+TEMPLATE = """---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [distillation, stillhouse]
+---
+
+# A distilled student of {teacher}
+
+{sentence}
+
+| | {metric} | 95 % interval | parameters | latency, batch 1 |
+|---|---|---|---|---|
+{rows}
+
+{usage}
+## How it was made
+
+{rows_train:,} training rows ({labelled:,} labelled, the others answered by the teacher only),
+{held_out:,} held-out rows chose the checkpoint, {reported:,} rows were read once to report.
+Labels: {labels}.
+
+The student was trained by [Stillhouse](https://pypi.org/project/stillhouse/). The run's
+record.json, config.yaml and manifest.json hold every setting, version and seed.
+"""
+
+USAGE = """```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="this-folder")
+classify("...")
+```
+
+"""
+
+
+def _latency(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} ms"
+
+
+def model_card(record: Record, *, teacher: str) -> str:
+    """Markdown for the student of `record`."""
+    found = [m for m in (record.teacher, record.student, record.baseline) if m is not None]
+    rows = "\n".join(
+        f"| {m.name} | {m.score:.4f} | {m.interval[0]:.4f} to {m.interval[1]:.4f} | "
+        f"{m.parameters:,} | {_latency(m.latency_ms)} |"
+        for m in found
+    )
+    data = record.data
+    return TEMPLATE.format(
+        teacher=teacher,
+        sentence=record.sentence,
+        metric=record.metric,
+        rows=rows,
+        usage=USAGE,
+        rows_train=data.train,
+        labelled=data.labelled,
+        held_out=data.held_out,
+        reported=data.reported,
+        labels=", ".join(data.labels),
+    )

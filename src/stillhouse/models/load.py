@@ -1,0 +1,142 @@
+"""Models and tokenizers from a folder or the hub: safetensors, and no code unless asked."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from stillhouse.core.errors import ModelError
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+
+
+def resolve(name: str) -> Path | str:
+    """A model folder, checked, or a hub name as it is. Raises ModelError."""
+    path = Path(name)
+    if (path / "student" / "config.json").is_file() and not (path / "config.json").exists():
+        path = path / "student"  # a run's folder stands for its student
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            holds = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise ModelError(f"{name} is no model folder: it has no config.json, it holds {holds}")
+        if not any(path.glob("*.safetensors")):
+            raise ModelError(
+                f"{name} has no .safetensors weights: save the model again with save_pretrained "
+                "(pickled weights are not loaded)"
+            )
+        return path
+    if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise ModelError(f"{name} is no model folder")
+    return name
+
+
+def _hub_error(name: str, error: Exception) -> ModelError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not Path(name).exists():
+        return ModelError(f"no folder {name} here, and the hub gave no model of that name: {first}")
+    return ModelError(f"can't load {name}: {first}")
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    source = resolve(name)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _hub_error(name, error) from error
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    source = resolve(name)
+    try:
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _hub_error(name, error) from error
+    if not found.is_fast:
+        raise ModelError(f"{name} has no fast tokenizer (tokenizer.json): convert it first")
+    return found
+
+
+def load_classifier(
+    name: str, *, labels: list[str] | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A sequence classifier in float32 and eval mode. With `labels`, its head is made for them
+    (and is fresh where the stored one is for others); without, it must be there.
+    Raises ModelError."""
+    source = resolve(name)
+    settings: dict[str, Any] = {}
+    if labels is not None:
+        config = load_config(name, trust_remote_code=trust_remote_code)
+        if label_names(config) != labels:
+            settings = head_settings(labels) | {"ignore_mismatched_sizes": True}
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _hub_error(name, error) from error
+    if labels is None and found["missing_keys"]:
+        raise ModelError(
+            f"{name} has no classification head (its weights lack "
+            f"{', '.join(sorted(found['missing_keys'])[:3])}): fine-tune it first"
+        )
+    return model.eval()
+
+
+def head_settings(labels: list[str]) -> dict[str, Any]:
+    """Config entries of a head for `labels`; a single one is a regression's value."""
+    if len(labels) == 1:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def label_names(config: Any) -> list[str]:
+    """A classifier's label names in the order of its head."""
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
+def has_head(name: str) -> bool:
+    """Whether a local folder's weights include a classification head. True if unknown (hub)."""
+    path = Path(name)
+    if not path.is_dir():
+        return True
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            if any(key.startswith(("classifier.", "score.", "head.")) for key in tensors.keys()):  # noqa: SIM118
+                return True
+    return False
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Stands for a model's weights and settings, whatever folder they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = getattr(model, "config", None)
+    if config is not None:
+        kept = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "dtype")}
+        digest.update(repr(sorted(kept.items())).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Pure numerics, tensors in, tensors out: `divergences` in torch, `stats` in numpy alone."""

@@ -1,0 +1,338 @@
+"""Metrics over predictions, their intervals, and whether one model helped over another.
+
+Predictions are class indices (ints), or values (floats) for regression. A model trained with
+several seeds has one prediction array a seed; how sure we can be of it depends on the rows it
+was measured on and on the seeds it was trained with, and both enter every interval here.
+
+Seeds are few, so their variance is itself uncertain, and resampling them is too optimistic: with
+3 seeds a bootstrap of seeds has 2/3 of the right variance and none of the tail. So rows are
+bootstrapped, seeds get a Student t with S - 1 degrees of freedom, and the two half-widths are
+added in quadrature (MOVER: Zou and Donner 2008). Each end of this is exact (all noise in the
+rows, all noise in the seeds); between them it errs on the side of "no difference".
+"""
+
+# Axes: S seeds, N rows, K choices, R resamples, U distinct values.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int, Real
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import stdtrit
+
+Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+Predictions = Real[np.ndarray, "S N"] | Sequence[Real[np.ndarray, " N"]]
+SMALLEST_P = 1e-100
+
+
+def accuracy(pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"]) -> float:
+    """Share of rows answered right, in [0, 1]."""
+    return float(np.mean(pred_N == gold_N))
+
+
+def agreement(pred_a_N: Int[np.ndarray, " N"], pred_b_N: Int[np.ndarray, " N"]) -> float:
+    """Share of rows that two models answer alike, right or wrong, in [0, 1]."""
+    return accuracy(pred_a_N, pred_b_N)
+
+
+def confusion(
+    pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"], *, classes: int
+) -> Int[np.ndarray, "K K"]:
+    """Counts of rows by gold class (down) and predicted class (across).
+
+    Raises ValueError for a class outside 0 .. classes - 1.
+    """
+    low, high = min(pred_N.min(), gold_N.min()), max(pred_N.max(), gold_N.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"classes must be in 0..{classes - 1}, got {low}..{high}")
+    cells_N = gold_N.astype(np.int64) * classes + pred_N
+    return np.bincount(cells_N, minlength=classes * classes).reshape(classes, classes)
+
+
+def macro_f1(
+    pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"], *, classes: int
+) -> float:
+    """Mean over classes of 2 TP / (2 TP + FP + FN), in [0, 1].
+
+    A class that is neither gold nor predicted in any row is left out of the mean.
+    """
+    table_KK = confusion(pred_N, gold_N, classes=classes)
+    seen_K = table_KK.sum(0) + table_KK.sum(1)
+    present_K = seen_K > 0
+    return float(np.mean(2 * np.diag(table_KK)[present_K] / seen_K[present_K]))
+
+
+def matthews(
+    pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"], *, classes: int
+) -> float:
+    """Correlation R_K between predicted and gold class, in [-1, 1]. Gorodkin 2004 eq. 8.
+
+    For two classes this is the Matthews coefficient. 0 where either side is constant.
+    """
+    table_KK = confusion(pred_N, gold_N, classes=classes).astype(np.float64)
+    gold_K, pred_K, rows = table_KK.sum(1), table_KK.sum(0), table_KK.sum()
+    gold_spread, pred_spread = rows**2 - gold_K @ gold_K, rows**2 - pred_K @ pred_K
+    if gold_spread == 0 or pred_spread == 0:
+        return 0.0
+    covariance = np.trace(table_KK) * rows - gold_K @ pred_K
+    return float(covariance / math.sqrt(gold_spread) / math.sqrt(pred_spread))
+
+
+def pearson(x_N: Real[np.ndarray, " N"], y_N: Real[np.ndarray, " N"]) -> float:
+    """Pearson's correlation, in [-1, 1]. 0 where either side is constant."""
+    if x_N.max() == x_N.min() or y_N.max() == y_N.min():
+        return 0.0
+    x_N, y_N = _unit(x_N.astype(np.float64)), _unit(y_N.astype(np.float64))
+    return max(-1.0, min(1.0, float(x_N @ y_N)))
+
+
+def spearman(x_N: Real[np.ndarray, " N"], y_N: Real[np.ndarray, " N"]) -> float:
+    """Spearman's rank correlation, ties at their mean rank, in [-1, 1]. 0 where constant."""
+    return pearson(_ranks(x_N), _ranks(y_N))
+
+
+METRICS: dict[str, Callable[..., float]] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+
+
+def calibration_error(
+    probs_NK: Float[np.ndarray, "N K"], gold_N: Int[np.ndarray, " N"], *, bins: int = 15
+) -> tuple[float, list[tuple[float, float, int]]]:
+    """Expected calibration error in [0, 1], and its bins: (mean confidence, accuracy, count).
+
+    Guo et al. 2017 sec. 2: |confidence - accuracy| of the top class, over bins of equal width
+    closed on the right, weighted by count. Empty bins are left out of the list. Raises
+    ValueError for bins < 1 or a probability outside [0, 1].
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be >= 1, got {bins}")
+    confidence_N = probs_NK.max(-1).astype(np.float64)
+    # Softmax in float32 may end a rounding above 1; NaN fails the comparison.
+    if not (probs_NK.min() >= 0 and confidence_N.max() <= 1 + 1e-5):
+        raise ValueError(
+            f"probabilities must be in [0, 1], got {probs_NK.min()}..{confidence_N.max()}"
+        )
+    right_N = probs_NK.argmax(-1) == gold_N
+    edges = np.arange(1, bins) / bins
+    bin_N: NDArray[np.intp] = np.searchsorted(edges, confidence_N, side="left")
+    table: list[tuple[float, float, int]] = []
+    for index in np.unique(bin_N):
+        inside_N = bin_N == index
+        table.append(
+            (
+                float(confidence_N[inside_N].mean()),
+                float(right_N[inside_N].mean()),
+                int(inside_N.sum()),
+            )
+        )
+    gaps = [count * abs(confidence - right) for confidence, right, count in table]
+    return math.fsum(gaps) / len(gold_N), table
+
+
+def bootstrap_interval(
+    metric: Metric,
+    preds: Predictions,
+    gold_N: Real[np.ndarray, " N"],
+    *,
+    rng: np.random.Generator,
+    resamples: int = 2000,
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> tuple[float, float]:
+    """Interval of a model's metric (its mean over seeds), over rows and seeds.
+
+    Rows: percentiles of the metric over resampled rows, the same rows for every seed. Seeds: see
+    the module's docstring. With one seed the interval covers the rows only. It is cut to
+    `bounds`, the metric's range. Raises ValueError for unequal lengths, fewer than 2 rows, a
+    level outside (0, 1), or a metric that is not finite.
+    """
+    _check(resamples, level)
+    preds_SN = _stack(preds, gold_N)
+    scores_S = _scores(metric, preds_SN, gold_N)
+    score = float(scores_S.mean())
+    means_R = _resampled_scores(metric, preds_SN, gold_N, resamples, rng).mean(1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means_R, [tail, 1 - tail])
+    seeds = len(scores_S)
+    if seeds > 1:
+        seed_half = _t_quantile(2 * tail, seeds - 1) * math.sqrt(_seed_variance(scores_S))
+        low = score - math.hypot(max(score - low, 0.0), seed_half)
+        high = score + math.hypot(max(high - score, 0.0), seed_half)
+    return max(float(low), bounds[0]), min(float(high), bounds[1])
+
+
+@dataclass(frozen=True)
+class PairedGain:
+    """Student minus baseline, in the metric's unit; `p_value` is two-sided.
+
+    p_value < 1 - level exactly where the interval excludes 0.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def paired_gain(
+    metric: Metric,
+    student: Predictions,
+    baseline: Predictions,
+    gold_N: Real[np.ndarray, " N"],
+    *,
+    rng: np.random.Generator,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> PairedGain:
+    """Mean over seeds of metric(student) - metric(baseline), its interval and two-sided p-value.
+
+    Paired by row (both sides are resampled on the same rows) and by seed. Let D_s be seed s's
+    difference and C the covariance of the D_s over resampled rows. Then
+
+        half-width^2 = t(S-1)^2 var(D_s) / S  +  t(N-1)^2 (mean off-diagonal of C)
+
+    with t(f) the two-sided quantile of Student's t at f degrees of freedom. The first part holds
+    the seeds and the noise of one seed on one row, the second what the seeds have in common
+    on a row; any metric will do, since C is bootstrapped. The p-value is the level at which the
+    interval's end reaches 0. Two floors: never narrower than the rows alone would give, and the
+    row part never below value^2 / N, so that a difference without any variance over a handful
+    of rows is not certain. With one seed only the rows count: the claim is then about these two
+    models, not about the recipes. Raises ValueError as bootstrap_interval does, and when the two
+    sides have different numbers of seeds.
+    """
+    _check(resamples, level)
+    student_SN, baseline_SN = _stack(student, gold_N), _stack(baseline, gold_N)
+    if len(student_SN) != len(baseline_SN):
+        raise ValueError(
+            f"student and baseline must have the same seeds, got {len(student_SN)} and "
+            f"{len(baseline_SN)}"
+        )
+    both_SN = np.concatenate([student_SN, baseline_SN])
+    gains_S = _difference(_scores(metric, both_SN, gold_N))
+    gains_RS = _difference(_resampled_scores(metric, both_SN, gold_N, resamples, rng))
+    value = float(gains_S.mean())
+    half_width = _half_width(gains_S, gains_RS, rows=len(gold_N))
+    half = half_width(1 - level)
+    return PairedGain(value, (value - half, value + half), _p_value(abs(value), half_width))
+
+
+def verdict(gain: PairedGain) -> Literal["helped", "no difference", "hurt"]:
+    """Whether the interval lies above 0, below it, or includes it."""
+    low, high = gain.interval
+    if low > 0:
+        return "helped"
+    return "hurt" if high < 0 else "no difference"
+
+
+def _half_width(
+    gains_S: NDArray[np.float64], gains_RS: NDArray[np.float64], *, rows: int
+) -> Callable[[float], float]:
+    """The interval's half-width as a function of 1 - level; the formula is in paired_gain."""
+    seeds = len(gains_S)
+    covariance_SS = np.cov(gains_RS, rowvar=False).reshape(seeds, seeds)
+    row_variance = max(float(covariance_SS.mean()), float(gains_S.mean()) ** 2 / rows)
+    shared_variance = seed_variance = 0.0
+    if seeds > 1:
+        off_diagonal = covariance_SS.sum() - np.trace(covariance_SS)
+        shared_variance = max(float(off_diagonal) / (seeds * (seeds - 1)), 0.0)
+        seed_variance = _seed_variance(gains_S)
+
+    def half_width(miss: float) -> float:
+        row_t = _t_quantile(miss, rows - 1)
+        seed_t = _t_quantile(miss, seeds - 1) if seeds > 1 else 0.0
+        both = math.hypot(seed_t * math.sqrt(seed_variance), row_t * math.sqrt(shared_variance))
+        return max(both, row_t * math.sqrt(row_variance))
+
+    return half_width
+
+
+def _p_value(distance: float, half_width: Callable[[float], float]) -> float:
+    """The miss probability at which the half-width equals the distance from 0."""
+    if distance == 0:
+        return 1.0
+    if half_width(SMALLEST_P) <= distance:
+        return SMALLEST_P
+
+    def excess(log_p: float) -> float:
+        return half_width(math.exp(log_p)) - distance
+
+    log_p: Any = brentq(excess, math.log(SMALLEST_P), 0.0, xtol=1e-12)
+    return math.exp(log_p)
+
+
+def _t_quantile(miss: float, freedom: int) -> float:
+    """Two-sided quantile of Student's t: exceeded in size with probability `miss`."""
+    return -float(stdtrit(freedom, miss / 2))
+
+
+def _seed_variance(scores_S: NDArray[np.float64]) -> float:
+    """Estimated variance of the mean over seeds, rows held fixed."""
+    return float(scores_S.var(ddof=1)) / len(scores_S)
+
+
+def _difference(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """First half minus second half of the last axis: student minus baseline, seed by seed."""
+    student, baseline = np.split(scores, 2, axis=-1)
+    return student - baseline
+
+
+def _scores(metric: Metric, preds_SN: NDArray[Any], gold_N: NDArray[Any]) -> NDArray[np.float64]:
+    scores_S = np.array([metric(pred_N, gold_N) for pred_N in preds_SN], dtype=np.float64)
+    if not np.isfinite(scores_S).all():
+        raise ValueError(f"the metric must be finite, got {scores_S.tolist()}")
+    return scores_S
+
+
+def _resampled_scores(
+    metric: Metric,
+    preds_SN: NDArray[Any],
+    gold_N: NDArray[Any],
+    resamples: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """The metric on resampled rows, R x S: within a resample all seeds see the same rows."""
+    rows = len(gold_N)
+    scores: list[NDArray[np.float64]] = []
+    for _ in range(resamples):
+        drawn_N = rng.integers(rows, size=rows)
+        scores.append(_scores(metric, preds_SN[:, drawn_N], gold_N[drawn_N]))
+    return np.stack(scores)
+
+
+def _stack(preds: Predictions, gold_N: NDArray[Any]) -> NDArray[Any]:
+    lengths = sorted({len(pred_N) for pred_N in preds})
+    if lengths != [len(gold_N)]:
+        raise ValueError(f"each seed must have {len(gold_N)} predictions, got {lengths}")
+    if len(gold_N) < 2:
+        raise ValueError(f"an interval needs at least 2 rows, got {len(gold_N)}")
+    return np.stack(list(preds))
+
+
+def _check(resamples: int, level: float) -> None:
+    if resamples < 2:
+        raise ValueError(f"resamples must be >= 2, got {resamples}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+
+
+def _ranks(x_N: NDArray[Any]) -> NDArray[np.float64]:
+    """Ranks from 1, ties at their mean: scipy's rankdata, without its overhead on short rows."""
+    _, which_N, count_U = np.unique(x_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(count_U) - (count_U - 1) / 2)[which_N]
+
+
+def _unit(x_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x minus its mean, at length 1. Scaled by its largest entry first, against underflow."""
+    x_N = x_N - x_N.mean()
+    x_N = x_N / np.abs(x_N).max()
+    return x_N / np.linalg.norm(x_N)

@@ -1,0 +1,153 @@
+"""Run folders in, one self-contained HTML page out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import jinja2
+from pydantic import ValidationError
+
+from stillhouse.core.errors import UsageError
+from stillhouse.core.results import Record
+from stillhouse.core.rundir import write_text
+from stillhouse.report import format as fmt
+from stillhouse.report import metrics, page, view
+from stillhouse.report.page import Figure, RunPage
+
+DISAGREEMENTS = 30
+TEXT_LIMIT = 600
+LABELS = 40
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run's folder, read."""
+
+    name: str
+    record: Record
+    metrics: metrics.Metrics
+    manifest: Mapping[str, object]
+    config: str
+
+
+def load(folder: Path) -> Run:
+    """The run in `folder`.
+
+    Raises UsageError if it isn't a finished run's folder, or one of its files can't be read.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        why = "it has no record.json" if folder.is_dir() else "there is no such folder"
+        raise UsageError(f"{folder} is not a finished run: {why}")
+    config = folder / "config.yaml"
+    return Run(
+        name=folder.resolve().name,
+        record=_record(path),
+        metrics=metrics.read(folder / "metrics.jsonl"),
+        manifest=_manifest(folder / "manifest.json"),
+        config=config.read_text(encoding="utf-8") if config.exists() else "",
+    )
+
+
+def render(runs: Sequence[Path], out: Path) -> Path:
+    """Writes the page of one run, or of several side by side, to `out`; returns `out`.
+
+    Raises UsageError if a folder isn't a finished run's.
+    """
+    if not runs:
+        raise UsageError("a report needs at least one run folder")
+    write_text(out, page_of([load(folder) for folder in runs]))
+    return out
+
+
+def page_of(runs: Sequence[Run]) -> str:
+    """The page as text. The same runs give the same text."""
+    names = _distinct([run.name for run in runs])
+    pages = [
+        page.build(run.record, run.metrics, key=f"run-{number}")
+        for number, run in enumerate(runs, start=1)
+    ]
+    records = [(name, run.record) for name, run in zip(names, runs, strict=True)]
+    several = len(runs) > 1
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        runs=[_Part(n, r, p) for n, r, p in zip(names, runs, pages, strict=True)],
+        several=several,
+        compared=_compared(records) if several else [],
+        alike=len({_rows_scored(record) for _, record in records}) == 1,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One run as the template sees it."""
+
+    name: str
+    run: Run
+    page: RunPage
+
+
+def _record(path: Path) -> Record:
+    try:
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        what = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UsageError(f"{path} is not a finished run's record: {what}") from error
+
+
+def _manifest(path: Path) -> Mapping[str, object]:
+    if not path.exists():
+        return {}
+    try:
+        held: object = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(held, dict):
+        raise UsageError(f"{path} holds a {type(held).__name__}, not an object")
+    return cast("Mapping[str, object]", held)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, numbered where two folders share one."""
+    return [
+        f"{name} ({names[:index].count(name) + 1})" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
+
+
+def _rows_scored(record: Record) -> tuple[object, ...]:
+    return record.task, record.metric, record.data.reported, tuple(record.data.labels)
+
+
+def _compared(records: Sequence[tuple[str, Record]]) -> list[Figure]:
+    """Figures of all runs, one pair for each metric: scores of two metrics share no axis."""
+    by_metric: dict[str, list[tuple[str, Record]]] = {}
+    for name, record in records:
+        by_metric.setdefault(record.metric, []).append((name, record))
+    return [
+        figure
+        for number, alike in enumerate(by_metric.values(), start=1)
+        for figure in page.cost_figures(alike, key=f"all-{number}")
+    ]
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("stillhouse.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(  # pyright: ignore[reportUnknownMemberType]
+        fmt=fmt, view=view, disagreements=DISAGREEMENTS, text_limit=TEXT_LIMIT, label_limit=LABELS
+    )
+    return environment

@@ -1,0 +1,251 @@
+"""A record laid out for reading: the rows, columns and headline numbers of its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record, TrainedResult
+from stillhouse.report import format as fmt
+
+EXPORT_NAMES = {"onnx": "ONNX", "onnx-int8": "ONNX int8"}
+ACRONYMS = {"f1": "F1", "auc": "AUC", "rmse": "RMSE", "mse": "MSE", "mae": "MAE", "bleu": "BLEU"}
+AGREEMENT = "Agreement with the teacher"
+TOP_CONFUSIONS = 20
+Model = ModelResult | ExportResult
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One column of the models' table, one point of the scatter."""
+
+    role: str
+    title: str
+    model: Model
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`text` None: it was not measured. An empty text: it has no meaning for this model."""
+
+    text: str | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Group:
+    title: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Headline:
+    value: str
+    label: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    gold: str
+    answer: str
+    rows: int
+    share: str
+
+
+def role_names(record: Record) -> dict[str, str]:
+    """What the page calls each run: a fine-tuned model is nobody's student."""
+    student = "Student" if record.flow == "distill" else "Model"
+    return {"teacher": "Teacher", "student": student, "baseline": "Baseline"}
+
+
+def entries(record: Record) -> list[Entry]:
+    names = role_names(record)
+    models = {"teacher": record.teacher, "student": record.student, "baseline": record.baseline}
+    found = [Entry(role, names[role], model) for role, model in models.items() if model is not None]
+    exports = [Entry("export", EXPORT_NAMES[each.format], each) for each in record.exports]
+    return found + exports
+
+
+def groups(record: Record) -> list[Group]:
+    """The models' table: what each is worth, and what it costs. Rows nobody has are left out."""
+    models = [entry.model for entry in entries(record)]
+    extra = dict.fromkeys(name for m in models if isinstance(m, ModelResult) for name in m.metrics)
+    quality: list[tuple[str, Callable[[Model], Cell]]] = [
+        (metric_name(record.metric), _score),
+        ("Score of each seed", _seeds),
+        *([(AGREEMENT, _agreement)] if record.teacher else []),
+        *((metric_name(name), _metric(name)) for name in extra if name != record.metric),
+        ("Calibration error (ECE)", _calibration),
+        ("Agreement with its PyTorch model", _parity),
+        ("Largest difference from it", _difference),
+    ]
+    return [
+        Group("Quality", _rows(quality, models)),
+        Group("Cost", _rows(COSTS, models)),
+    ]
+
+
+def _rows(
+    kinds: Sequence[tuple[str, Callable[[Model], Cell]]], models: Sequence[Model]
+) -> list[Row]:
+    made = [Row(label, [cell(model) for model in models]) for label, cell in kinds]
+    return [row for row in made if any(cell.text for cell in row.cells)]
+
+
+def metric_name(name: str) -> str:
+    """`macro_f1` as Macro F1."""
+    words = [ACRONYMS.get(word, word) for word in name.split("_")]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+
+
+def _score(model: Model) -> Cell:
+    detail = fmt.interval(model.interval) if isinstance(model, ModelResult) else ""
+    return Cell(fmt.score(model.score), detail)
+
+
+def _seeds(model: Model) -> Cell:
+    if isinstance(model, TrainedResult) and len(model.seeds) > 1:
+        return Cell(" · ".join(map(fmt.score, model.seeds)))
+    return Cell("")
+
+
+def _agreement(model: Model) -> Cell:
+    return Cell(fmt.score(model.agreement) if isinstance(model, TrainedResult) else "")
+
+
+def _parity(model: Model) -> Cell:
+    return Cell(fmt.score(model.agreement) if isinstance(model, ExportResult) else "")
+
+
+def _metric(name: str) -> Callable[[Model], Cell]:
+    def cell(model: Model) -> Cell:
+        if not isinstance(model, ModelResult):
+            return Cell("")
+        value = model.metrics.get(name)
+        return Cell(None if value is None else fmt.score(value))
+
+    return cell
+
+
+def _calibration(model: Model) -> Cell:
+    if not isinstance(model, ModelResult):
+        return Cell("")
+    value = model.calibration_error
+    return Cell(None if value is None else fmt.score(value))
+
+
+def _difference(model: Model) -> Cell:
+    return Cell(fmt.tiny(model.max_difference) if isinstance(model, ExportResult) else "")
+
+
+def _cost(field: str, show: Callable[[float], str]) -> Callable[[Model], Cell]:
+    def cell(model: Model) -> Cell:
+        if isinstance(model, ExportResult) and field not in ExportResult.model_fields:
+            return Cell("")
+        value: float | None = getattr(model, field)
+        return Cell(None if value is None else show(value))
+
+    return cell
+
+
+def size(value: float) -> str:
+    return fmt.scaled(value, "B")
+
+
+COSTS: Sequence[tuple[str, Callable[[Model], Cell]]] = (
+    ("Parameters", _cost("parameters", fmt.scaled)),
+    ("Size", _cost("bytes", size)),
+    ("FLOPs per example", _cost("flops", fmt.scaled)),
+    ("Latency, median", _cost("latency_ms", fmt.milliseconds)),
+    ("Latency, 95th percentile", _cost("latency_p95_ms", fmt.milliseconds)),
+    ("Throughput per second", _cost("throughput_per_s", fmt.scaled)),
+    ("Peak memory", _cost("peak_memory_bytes", size)),
+)
+
+
+def headlines(record: Record) -> list[Headline]:
+    """Three numbers: quality kept, size, speed; against the teacher where there is one."""
+    student, teacher = record.student, record.teacher
+    metric = metric_name(record.metric).lower()
+    if teacher is None:
+        quality = Headline(fmt.score(student.score), metric, fmt.interval(student.interval))
+        return [quality, _own_size(student), _own_speed(student)]
+    return [
+        _kept(student, teacher, metric),
+        _ratio(
+            teacher.bytes,
+            student.bytes,
+            ("smaller", "larger", "the size"),
+            size,
+            "size not measured",
+        ),
+        _ratio(
+            teacher.latency_ms,
+            student.latency_ms,
+            ("faster", "slower", "the speed"),
+            fmt.milliseconds,
+            "latency not measured",
+        ),
+    ]
+
+
+def _own_size(model: Efficiency) -> Headline:
+    return Headline(size(model.bytes), "on disk", f"{fmt.scaled(model.parameters)} parameters")
+
+
+def _own_speed(model: Efficiency) -> Headline:
+    if model.latency_ms is None:
+        return Headline(fmt.DASH, "latency not measured")
+    return Headline(fmt.milliseconds(model.latency_ms), "median latency")
+
+
+def _kept(student: TrainedResult, teacher: ModelResult, metric: str) -> Headline:
+    detail = f"{fmt.score(student.score)} against {fmt.score(teacher.score)}"
+    if student.retention is None:
+        return Headline(fmt.score(student.score), metric, detail)
+    return Headline(fmt.percent(student.retention), f"of the teacher's {metric}", detail)
+
+
+def _ratio(
+    teacher: float | None,
+    student: float | None,
+    words: tuple[str, str, str],
+    show: Callable[[float], str],
+    unmeasured: str,
+) -> Headline:
+    if not teacher or not student:
+        return Headline(fmt.DASH, unmeasured)
+    ratio = teacher / student
+    detail = f"{show(student)} against {show(teacher)}"
+    if 0.995 <= ratio < 1.005:
+        return Headline(fmt.times(1), f"{words[2]} of the teacher", detail)
+    word = words[0] if ratio > 1 else words[1]
+    return Headline(fmt.times(max(ratio, 1 / ratio)), f"{word} than the teacher", detail)
+
+
+def confusions(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> list[Confusion]:
+    """The most frequent wrong answers, most frequent first."""
+    wrong = [
+        (rows, gold, answer)
+        for gold, row in enumerate(matrix)
+        for answer, rows in enumerate(row)
+        if gold != answer and rows
+    ]
+    wrong.sort(key=lambda each: (-each[0], each[1], each[2]))
+    return [
+        Confusion(labels[gold], labels[answer], rows, fmt.percent(rows / sum(matrix[gold])))
+        for rows, gold, answer in wrong[:TOP_CONFUSIONS]
+    ]
+
+
+def label_names(record: Record, matrix: Sequence[Sequence[int]]) -> list[str]:
+    """The labels' names, or their numbers where there aren't as many names as rows."""
+    labels = record.data.labels
+    return list(labels) if len(labels) == len(matrix) else [str(i) for i in range(len(matrix))]

@@ -1,0 +1,255 @@
+"""Checks of a user's own teacher, student and rows for the failures that trained on in silence
+elsewhere. Each looks at numbers, takes seconds, and says what it saw.
+
+Axes: N rows, K choices.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillhouse.core.config import DistillConfig, LabelConfig, Schedule, TermConfig, TrainingConfig
+from stillhouse.core.errors import StillhouseError
+from stillhouse.core.types import Batch, Dense, StudentOutput
+from stillhouse.data.encoding import tokenizer_fingerprint
+from stillhouse.data.sources import Part, Pool
+from stillhouse.evaluation.evaluate import score_rows
+from stillhouse.flows.common import max_tokens
+from stillhouse.flows.distill import Setup, default_objective, prepare
+from stillhouse.models.forward import has_fast_path, scores
+from stillhouse.signals.cache import AnswerCache, CachedTeacher
+from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label
+from stillhouse.tasks.base import Dataset, text_dataset
+from stillhouse.training import objective as objectives
+from stillhouse.training.loop import text_forward
+from stillhouse.training.steps import plain_step
+
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass
+class _Pair:
+    """What the checks look at: both models without dropout, and a few rows in both's tokens."""
+
+    setup: Setup
+    student: nn.Module
+    rows: Dataset
+    teacher_rows: Dataset
+    folder: Path
+
+    @property
+    def live(self) -> LiveTeacher:
+        return LiveTeacher(
+            self.setup.teacher,
+            self.teacher_rows,
+            fingerprint="live",
+            precision="float32",
+            fast=False,
+        )
+
+    def batch(self) -> Batch:
+        return self.rows.batch(np.arange(len(self.rows)))
+
+
+def _teacher_is_steady(pair: _Pair) -> str:
+    first, second = (pair.live.signal(pair.batch()).scores_NK for _ in range(2))
+    if not torch.equal(first, second):
+        raise StillhouseError("two passes of the teacher give different answers")
+    if first.requires_grad or any(p.requires_grad for p in pair.setup.teacher.parameters()):
+        raise StillhouseError("the teacher would get a gradient")
+    return "two passes are equal, and no weight wants a gradient"
+
+
+def _zero_at_equality(pair: _Pair) -> str:
+    teacher_NK = pair.live.signal(pair.batch()).scores_NK
+    choices, worst = teacher_NK.shape[1], 0.0
+    names = objectives.REGRESSION if choices == 1 else tuple(objectives.d.DIVERGENCES)
+    extra = {"jsd": {"beta": 0.5}, "skew_kl": {"alpha": 0.1}}
+    for name in names:
+        term = TermConfig(
+            kind="soft", divergence=name, temperature=Schedule(start=2.0), **extra.get(name, {})
+        )
+        made = objectives.build([term], choices=choices, signal=Dense, has_gold=True)
+        mine_NK = teacher_NK.clone().requires_grad_(True)
+        found = made.terms[0](StudentOutput(mine_NK), Dense(teacher_NK), pair.batch(), 0.0)
+        (gradient,) = torch.autograd.grad(found.sum, mine_NK)
+        worst = max(
+            worst, abs(float(found.sum.detach())) / len(teacher_NK), float(gradient.abs().max())
+        )
+    if not worst < 1e-4:
+        raise StillhouseError(
+            f"a student equal to the teacher gets a loss or gradient of {worst:.2g}"
+        )
+    return (
+        f"{len(names)} divergences: value and gradient at most {worst:.1g} where student = teacher"
+    )
+
+
+def _gradient(pair: _Pair, parts: int) -> Tensor:
+    """The objective's gradient over all rows, cut into `parts` micro-batches; no dropout."""
+    model = copy.deepcopy(pair.student).requires_grad_(True).eval()
+    setup = pair.setup
+    made = objectives.build(
+        default_objective(setup.config, setup.task),
+        choices=len(setup.task.choices),
+        signal=Dense,
+        has_gold=True,
+    )
+    forward = text_forward(TrainingConfig(precision="float32"), fast=False)
+    batches = [pair.rows.batch(r) for r in np.array_split(np.arange(len(pair.rows)), parts)]
+    plain_step(
+        model,
+        batches,
+        made,
+        pair.live,
+        forward,
+        progress=0.0,
+        norms=False,
+        rngs=[np.random.default_rng(0)] * parts,
+        total_rows=len(pair.rows),
+    )
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def _micro_batches(pair: _Pair) -> str:
+    whole, cut = _gradient(pair, 1), _gradient(pair, 4)
+    worst = float((whole - cut).norm() / whole.norm())
+    if not worst < 1e-3:
+        raise StillhouseError(f"four micro-batches change the gradient by {worst:.2g}")
+    return f"one batch and four micro-batches: gradients equal within {worst:.1g}"
+
+
+def _padding(pair: _Pair) -> str:
+    inputs = dict(pair.batch().inputs)
+    longer = {}
+    for name, tensor in inputs.items():
+        fill = pair.setup.tokenizer.pad_token_id if name == "input_ids" else 0
+        longer[name] = nn.functional.pad(tensor, (0, 5), value=int(fill or 0))
+    with torch.no_grad():
+        one, other = (
+            scores(pair.student, i, precision="float32", fast=False) for i in (inputs, longer)
+        )
+    worst = float((one - other).abs().max())
+    if not worst < 1e-3:
+        raise StillhouseError(
+            f"five more padding tokens change the student's scores by {worst:.2g}"
+        )
+    return f"five more padding tokens change no score by more than {worst:.1g}"
+
+
+def _fast_path(pair: _Pair) -> str:
+    worst = 0.0
+    for model, data in ((pair.student, pair.rows), (pair.setup.teacher, pair.teacher_rows)):
+        if has_fast_path(model):
+            gap = np.abs(score_rows(model, data, fast=True) - score_rows(model, data, fast=False))
+            worst = max(worst, float(gap.max()))
+    if not worst < 1e-3:
+        raise StillhouseError(f"the fast path's scores differ from the model's own by {worst:.2g}")
+    return f"fast and own forward differ by at most {worst:.1g}"
+
+
+def _cache(pair: _Pair) -> str:
+    identity: dict[str, object] = {"choices": pair.setup.task.choices, "selfcheck": True}
+    precision = pair.setup.config.label.precision
+    cache = AnswerCache(pair.folder, identity)
+    asked = LiveTeacher(pair.setup.teacher, pair.teacher_rows, fingerprint="", precision=precision)
+    label(asked, cache, LabelConfig(batch_size=8))
+    again = AnswerCache(pair.folder, identity)
+    source = CachedTeacher(again, pair.teacher_rows.keys_N2)
+    shuffled = np.random.default_rng(0).permutation(len(pair.teacher_rows))
+    worst = check(pair.live, source.signal, rows=shuffled, tolerance=TOLERANCE[precision])
+    return f"written, reopened, read in another order: within {worst:.1g} of the live teacher"
+
+
+def _parts(pair: _Pair) -> str:
+    """Each term alone reaches the scores, and together they are the whole."""
+    setup = pair.setup
+    made = objectives.build(
+        default_objective(setup.config, setup.task),
+        choices=len(setup.task.choices),
+        signal=Dense,
+        has_gold=True,
+    )
+    batch, signal = pair.batch(), pair.live.signal(pair.batch())
+    with torch.no_grad():
+        start = scores(pair.student, batch.inputs, precision="float32", fast=False)
+    leaf = start.clone().requires_grad_(True)
+    weighted = [
+        term(StudentOutput(leaf), signal, batch, 0.0).sum * objectives.at(term.weight, 0.0)
+        for term in made.terms
+    ]
+    alone = [torch.autograd.grad(w, leaf, retain_graph=True)[0] for w in weighted]
+    (whole,) = torch.autograd.grad(torch.stack(weighted).sum(), leaf)
+    for term, gradient in zip(made.terms, alone, strict=True):
+        if not gradient.abs().max() > 0:
+            raise StillhouseError(f"the {term.name} term has no gradient")
+    if not torch.allclose(sum(alone[1:], alone[0]), whole, atol=1e-5):
+        raise StillhouseError("the terms' gradients don't add up to the objective's")
+    names = ", ".join(term.name for term in made.terms)
+    return f"each of {names} has a gradient, and they add up to the whole"
+
+
+def _tokenizers(pair: _Pair) -> str:
+    mine, theirs = pair.setup.tokenizer, pair.setup.teacher_tokenizer
+    if tokenizer_fingerprint(mine) == tokenizer_fingerprint(theirs):
+        return "teacher and student encode the probe text alike"
+    return "teacher and student have their own tokenizers; each reads the text in its own"
+
+
+CHECKS: dict[str, Callable[[_Pair], str]] = {
+    "the teacher is steady": _teacher_is_steady,
+    "student = teacher gives 0": _zero_at_equality,
+    "terms add up": _parts,
+    "micro-batches change nothing": _micro_batches,
+    "padding changes nothing": _padding,
+    "fast path = own forward": _fast_path,
+    "cached = live": _cache,
+    "tokenizers": _tokenizers,
+}
+
+
+def selfcheck(config: DistillConfig) -> list[Check]:
+    """Runs every check on a config's teacher, student and first rows. Label names are matched on
+    the way; a mismatch raises DataError as it would in a run."""
+    setup = prepare(config)
+    part: Part = setup.splits.labelled.parts[0]
+    pool = Pool([Part(part.rows, part.indices[:ROWS], labelled=True)])
+    found: list[Check] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        student = setup.make(config.proof.seeds[0]).eval()
+        data = [
+            text_dataset(
+                setup.task,
+                pool,
+                tokenizer,
+                folder,
+                max_length=max_tokens(model, config.data.max_length),
+            )
+            for model, tokenizer in (
+                (student, setup.tokenizer),
+                (setup.teacher, setup.teacher_tokenizer),
+            )
+        ]
+        pair = _Pair(setup, student, data[0], data[1], folder)
+        for name, run in CHECKS.items():
+            try:
+                found.append(Check(name, True, run(pair)))
+            except StillhouseError as error:
+                found.append(Check(name, False, str(error)))
+    return found

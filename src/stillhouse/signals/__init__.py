@@ -1,0 +1,1 @@
+"""Where answers come from: a live teacher, or a cache of one."""

@@ -1,0 +1,79 @@
+"""What a task is, and a data set as the loop sees it. Axes: N rows, K choices, B examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.core.types import Batch, Predictions
+from stillhouse.data.encoding import Encoded, encode
+from stillhouse.data.sources import Pool
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """Model inputs by position. `lengths` says how long each row is (1 for vectors)."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+    def inputs(self, rows: np.ndarray) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs, content keys, and gold answers (NO_LABEL or NaN where there are none)."""
+
+    source: Inputs
+    keys_N2: np.ndarray
+    gold_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.gold_N)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.source.lengths
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        return Batch(self.source.inputs(rows), rows, self.gold_N[torch.from_numpy(rows)])
+
+
+@runtime_checkable
+class Task(Protocol):
+    name: str
+    metric: str
+    choices: list[str]
+
+    def gold(self, labels: np.ndarray) -> Tensor:
+        """Labels as text (object array, None where missing) -> a tensor of gold answers."""
+        ...
+
+    def has_gold(self, gold_N: Tensor) -> Tensor:
+        """True where there is a gold answer."""
+        ...
+
+    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions: ...
+
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        """Every metric of the task, by name."""
+        ...
+
+    def metric_of(self, answers_N: np.ndarray, gold_N: np.ndarray, name: str) -> float: ...
+
+    def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float: ...
+
+    def show(self, answer: float) -> str: ...
+
+
+def text_dataset(
+    task: Task, pool: Pool, tokenizer: PreTrainedTokenizerBase, store: Path, *, max_length: int
+) -> Dataset:
+    """A pool of texts, encoded with one tokenizer."""
+    encoded: Encoded = encode(pool, tokenizer, store / "tokens", max_length=max_length)
+    return Dataset(encoded, pool.keys_N2, task.gold(pool.labels))

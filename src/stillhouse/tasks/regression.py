@@ -1,0 +1,52 @@
+"""Regression, such as STS-B's similarity of two texts. N = batch, K = 1: the value itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.core.errors import DataError
+from stillhouse.core.types import Predictions
+from stillhouse.numerics import stats
+
+
+class Regression:
+    name = "regression"
+
+    def __init__(self, metric: str | None = None) -> None:
+        self.choices = ["value"]
+        self.metric = metric or "pearson"
+        self._metrics = {"pearson": stats.pearson, "spearman": stats.spearman}
+
+    def gold(self, labels: np.ndarray) -> Tensor:
+        values = np.full(len(labels), np.nan, dtype=np.float32)
+        for i, label in enumerate(labels):
+            if label is None:
+                continue
+            try:
+                values[i] = float(label)
+            except ValueError:
+                raise DataError(f"a regression's labels are numbers, got {label!r}") from None
+        return torch.from_numpy(values)
+
+    def has_gold(self, gold_N: Tensor) -> Tensor:
+        return ~torch.isnan(gold_N)
+
+    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
+        return Predictions(scores_NK[:, 0], None, gold_N.numpy())
+
+    def metric_of(self, answers_N: np.ndarray, gold_N: np.ndarray, name: str) -> float:
+        return float(self._metrics[name](answers_N, gold_N))
+
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        return {
+            name: self.metric_of(predictions.answers_N, predictions.gold_N, name)
+            for name in self._metrics
+        }
+
+    def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float:
+        return stats.pearson(mine_N, theirs_N)
+
+    def show(self, answer: float) -> str:
+        return f"{answer:.2f}"

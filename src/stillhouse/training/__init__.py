@@ -1,0 +1,1 @@
+"""One loop. New behaviour enters as a term, a step function or a callback."""

@@ -1,0 +1,388 @@
+"""The training loop: every flow trains with this one.
+
+A run is bit for bit the same whether it was interrupted or not (CPU, same thread count): batches
+and dropout follow from the seed and the step's number, and a checkpoint holds weights, optimizer
+state and the best weights so far.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from stillhouse.core.config import TrainingConfig
+from stillhouse.core.errors import RunError
+from stillhouse.core.rundir import write_text
+from stillhouse.core.seeding import derive, generator
+from stillhouse.core.types import Batch, Callback, LoopState, SignalSource, StudentOutput
+from stillhouse.data.batching import shuffled_batches
+from stillhouse.models.forward import scores, training_mode
+from stillhouse.tasks.base import Dataset
+from stillhouse.training import checkpoint
+from stillhouse.training.objective import Objective, at
+from stillhouse.training.optim import Optimizer, learning_rate
+from stillhouse.training.steps import Forward, StepStats, plain_step
+
+IMBALANCE = 100.0
+
+
+@dataclass
+class FitResult:
+    """A finished training. `score` is the held-out one of the weights that were kept."""
+
+    steps: int
+    best_step: int
+    score: float | None
+    examples: int
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Progress:
+    """Where a run is. Everything here and the tensors are what a checkpoint holds."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    since_best: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+def step_batches(data: Dataset, config: TrainingConfig, seed: int) -> Iterator[list[np.ndarray]]:
+    """The rows of each optimizer step's micro-batches, epoch after epoch, without end."""
+    epoch = 0
+    while True:
+        batches = shuffled_batches(
+            data.lengths,
+            size=config.batch_size,
+            max_tokens=config.max_tokens,
+            rng=generator(seed, "order", epoch),
+        )
+        for start in range(0, len(batches), config.accumulation):
+            yield batches[start : start + config.accumulation]
+        epoch += 1
+
+
+def steps_per_epoch(data: Dataset, config: TrainingConfig, seed: int) -> int:
+    first = shuffled_batches(
+        data.lengths,
+        size=config.batch_size,
+        max_tokens=config.max_tokens,
+        rng=generator(seed, "order", 0),
+    )
+    return -(-len(first) // config.accumulation)
+
+
+def text_forward(config: TrainingConfig, *, fast: bool = True) -> Forward:
+    """Scores of a transformers classifier in training, dropout drawn from the step's generator."""
+
+    def forward(model: nn.Module, batch: Batch, rng: np.random.Generator) -> StudentOutput:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            found = scores(model, batch.inputs, precision=config.precision, rng=rng, fast=fast)
+        return StudentOutput(found)
+
+    return forward
+
+
+class MetricsLog:
+    """metrics.jsonl: one line an event. Lines after a resumed run's checkpoint are cut off."""
+
+    def __init__(self, path: Path | None, **labels: object) -> None:
+        self.path, self.labels = path, labels
+
+    def write(self, **values: object) -> None:
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**self.labels, **values}) + "\n")
+
+    def cut(self, step: int) -> None:
+        """Drops this run's lines past `step`, and a torn last line."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row: dict[str, Any] = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            mine = all(row.get(key) == value for key, value in self.labels.items())
+            if not mine or row["step"] <= step:
+                kept.append(line)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    objective: Objective,
+    source: SignalSource | None,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    forward: Forward,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    log: MetricsLog | None = None,
+    resume: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    step_fn: Callable[..., StepStats] = plain_step,
+    accelerator: Accelerator | None = None,
+) -> FitResult:
+    """Trains `model` in place and leaves its kept weights in it (the best on `evaluate`, or the last).
+
+    `resume` is a checkpoint's path: read if it exists, written every `config.checkpoint_s`.
+    """
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    run = _Run(
+        model,
+        data,
+        objective,
+        source,
+        config,
+        seed,
+        forward,
+        evaluate,
+        log or MetricsLog(None),
+        resume,
+        accelerator,
+    )
+    with training_mode(model, on=True):
+        run.train(callbacks, step_fn)
+    return run.finish()
+
+
+class _Run:
+    """The state of one `fit` and its parts, each a screen long."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        objective: Objective,
+        source: SignalSource | None,
+        config: TrainingConfig,
+        seed: int,
+        forward: Forward,
+        evaluate: Callable[[nn.Module], float] | None,
+        log: MetricsLog,
+        resume: Path | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model = model.to(accelerator.device)
+        self.data, self.objective, self.source = data, objective, source
+        self.config, self.seed, self.forward, self.evaluate = config, seed, forward, evaluate
+        self.log = log if accelerator.is_main_process else MetricsLog(None)
+        self.resume, self.accelerator = resume, accelerator
+        self.optimizer = Optimizer(model, config)
+        self.per_epoch = steps_per_epoch(data, config, seed)
+        self.steps = config.steps or max(1, round(config.epochs * self.per_epoch))
+        self.every = max(1, self.steps // config.evaluations) if evaluate is not None else 0
+        self.at = _Progress()
+        self.best: dict[str, Tensor] = {}
+        self._load()
+        self.log.cut(self.at.step)
+        self._logged = (self.at.step, time.perf_counter(), self.at.examples)
+
+    def train(self, callbacks: Sequence[Callback], step_fn: Callable[..., StepStats]) -> None:
+        stream = step_batches(self.data, self.config, self.seed)
+        for _ in range(self.at.step):
+            next(stream)
+        saved = started = time.perf_counter()
+        before = self.at.seconds
+        state = LoopState(self.at.step, self.steps, 0.0, self.model)
+        while self.at.step < self.steps and not self._out_of_patience():
+            stats = self._step(next(stream), step_fn)
+            self.at.seconds = before + time.perf_counter() - started
+            self._note(stats, state)
+            for callback in callbacks:
+                callback(state)
+            if self.every and (self.at.step % self.every == 0 or self.at.step == self.steps):
+                paused = time.perf_counter()
+                self._evaluate()
+                before -= time.perf_counter() - paused
+            if self.resume and time.perf_counter() - saved > self.config.checkpoint_s:
+                self._save()
+                saved = time.perf_counter()
+            if state.stop:
+                break
+
+    def _step(self, rows: list[np.ndarray], step_fn: Callable[..., StepStats]) -> StepStats:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        step, total = self.at.step, sum(map(len, rows))
+        mine = [part[rank::world] for part in rows]
+        mine = [part for part in mine if len(part)]
+        batches = [self.data.batch(part).to(self.accelerator.device) for part in mine]
+        rngs = [generator(self.seed, "dropout", step, i, rank) for i in range(len(batches))]
+        norms = (step + 1) % self.config.log_every == 0 or step == 0
+        stats = step_fn(
+            self.model,
+            batches,
+            self.objective,
+            self.source,
+            self.forward,
+            progress=step / self.steps,
+            rngs=rngs,
+            total_rows=total,
+            norms=norms,
+        )
+        if world > 1:
+            self._reduce()
+            stats.loss = self._sum(stats.loss)
+            stats.values = {name: self._sum(value) for name, value in stats.values.items()}
+        norm = self.optimizer.clip()
+        if norms and len(self.objective.terms) == 1:
+            stats.gradient_norms = {self.objective.terms[0].name: norm}
+        self.total_norm = norm
+        self.optimizer.step(learning_rate(self.config, step, self.steps))
+        self.at.step += 1
+        self.at.examples += total
+        return stats
+
+    def _reduce(self) -> None:
+        """Sums the gradients of all processes: each divided by all rows already. The table whose
+        touched rows only are updated keeps its touched rows: those of any process."""
+        rows = self.optimizer.rows
+        for p in self.optimizer.parameters:
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            total = self._sum(gradient.to_dense() if gradient.is_sparse else gradient)
+            if rows is not None and p is rows.table:
+                touched = torch.zeros(len(p), device=p.device)
+                if gradient.is_sparse:
+                    touched[gradient.coalesce().indices()[0]] = 1.0
+                at = self._sum(touched).nonzero()[:, 0]
+                total = torch.sparse_coo_tensor(
+                    at[None], total[at], total.shape, is_coalesced=True, check_invariants=False
+                )
+            p.grad = total
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "sum")  # pyright: ignore
+
+    def _note(self, stats: StepStats, state: LoopState) -> None:
+        """Tells callbacks, and logs every `log_every` steps; a loss that is not finite ends the run."""
+        state.step, state.epoch = self.at.step, self.at.step / self.per_epoch
+        first = self.at.step == 1
+        if not first and self.at.step % self.config.log_every and self.at.step != self.steps:
+            return
+        progress = (self.at.step - 1) / self.steps
+        loss, norm = float(stats.loss), float(self.total_norm)
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise RunError(
+                f"the loss is {loss} and its gradient's norm {norm} at step {self.at.step}: lower "
+                "training.lr, or use --set training.precision=float32"
+            )
+        terms = {
+            term.name: {
+                "value": float(stats.values[term.name]),
+                "gradient_norm": float(stats.gradient_norms.get(term.name, float("nan"))),
+                "weight": at(term.weight, progress),
+            }
+            for term in self.objective.terms
+        }
+        self._warn(terms)
+        now = time.perf_counter()
+        step, then, examples = self._logged
+        rate = (self.at.examples - examples) / (now - then) if now > then else None
+        self._logged = (self.at.step, now, self.at.examples)
+        state.metrics = {"loss": loss, "rate": rate}
+        self.log.write(
+            step=self.at.step,
+            epoch=round(state.epoch, 4),
+            loss=loss,
+            gradient_norm=norm,
+            lr=learning_rate(self.config, self.at.step - 1, self.steps),
+            examples_per_s=rate,
+            terms={k: _finite(v) for k, v in terms.items()},
+        )
+
+    def _warn(self, terms: dict[str, dict[str, float]]) -> None:
+        """One warning a run when a term's gradient is over a hundred times another's."""
+        norms = {n: t["gradient_norm"] for n, t in terms.items() if t["gradient_norm"] > 0}
+        if len(norms) < 2 or any("times" in w for w in self.at.warnings):
+            return
+        big, small = max(norms, key=lambda n: norms[n]), min(norms, key=lambda n: norms[n])
+        if norms[big] > IMBALANCE * norms[small]:
+            self.at.warnings.append(
+                f"the gradient of the {big} term is {norms[big] / norms[small]:.0f} times that of "
+                f"the {small} term at step {self.at.step}: the {small} term hardly counts"
+            )
+
+    def _evaluate(self) -> None:
+        assert self.evaluate is not None
+        with training_mode(self.model, on=False), torch.no_grad():
+            score = self.evaluate(self.model)
+        self.log.write(
+            step=self.at.step,
+            epoch=round(self.at.step / self.per_epoch, 4),
+            event="evaluate",
+            split="held-out",
+            score=score,
+        )
+        if self.at.best_score is None or score > self.at.best_score:
+            self.at.best_score, self.at.best_step, self.at.since_best = score, self.at.step, 0
+            if self.config.select == "best":
+                self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        else:
+            self.at.since_best += 1
+
+    def _out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.at.since_best >= self.config.patience
+
+    def _save(self) -> None:
+        assert self.resume is not None
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model|{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best|{k}": v for k, v in self.best.items()}
+        tensors |= {f"optim|{k}": v for k, v in self.optimizer.state().items()}
+        checkpoint.save(self.resume, tensors, {**vars(self.at)})
+
+    def _load(self) -> None:
+        found = checkpoint.load(self.resume) if self.resume else None
+        if found is None:
+            return
+        tensors, facts = found
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optim": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("|")
+            parts[part][rest] = tensor
+        self.model.load_state_dict(parts["model"])
+        self.best = parts["best"]
+        self.optimizer.load(parts["optim"])
+        self.at = _Progress(**facts)
+
+    def finish(self) -> FitResult:
+        for p in self.model.parameters():
+            p.grad = None
+        if self.best:
+            self.model.load_state_dict(self.best)
+        best = self.at.best_step if self.best else self.at.step
+        return FitResult(
+            self.at.step,
+            best,
+            self.at.best_score,
+            self.at.examples,
+            self.at.seconds,
+            list(self.at.warnings),
+        )
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+
+def shape_seed(seed: int) -> int:
+    """The seed of a student's fresh weights."""
+    return derive(seed, "weights") % 2**31

@@ -1,0 +1,93 @@
+"""Step functions: from micro-batches to gradients.
+
+A step's loss is the sum of its terms over all its rows, divided once by how many rows those are.
+It therefore does not change with how the rows are cut into micro-batches, padded, or spread
+over processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillhouse.core.types import Batch, SignalSource, StudentOutput
+from stillhouse.training.objective import Objective, at
+
+Forward = Callable[[nn.Module, Batch, np.random.Generator], StudentOutput]
+
+
+@dataclass
+class StepStats:
+    """A step's loss and its terms: mean values (on the graph no more), and gradient norms if they
+    were asked for."""
+
+    loss: Tensor
+    values: dict[str, Tensor]
+    gradient_norms: dict[str, Tensor]
+    rows: int
+
+
+def plain_step(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    objective: Objective,
+    source: SignalSource | None,
+    forward: Forward,
+    *,
+    progress: float,
+    rngs: Sequence[np.random.Generator],
+    total_rows: int,
+    norms: bool,
+) -> StepStats:
+    """Adds the step's gradient to the parameters. `total_rows` are all rows of the step, over all
+    micro-batches and processes. With `norms`, each term's own gradient norm is measured."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
+    values = {term.name: torch.zeros((), device=device) for term in objective.terms}
+    parts: dict[str, list[Tensor | None]] = {}
+    for batch, rng in zip(batches, rngs, strict=True):
+        signal = source.signal(batch) if source is not None and objective.needs_teacher else None
+        output = forward(model, batch, rng)
+        losses: list[Tensor] = []
+        for term in objective.terms:
+            found = term(output, signal, batch, progress)
+            weighted = found.sum * (at(term.weight, progress) / total_rows)
+            values[term.name] += found.sum.detach() / total_rows
+            losses.append(weighted)
+        if norms and len(losses) > 1:
+            _add_parts(parts, objective, losses, parameters)
+        torch.stack(losses).sum().backward()
+    loss = torch.stack([values[t.name] * at(t.weight, progress) for t in objective.terms]).sum()
+    measured = {name: _norm(gradients) for name, gradients in parts.items()}
+    return StepStats(loss, values, measured, total_rows)
+
+
+def _add_parts(
+    parts: dict[str, list[Tensor | None]],
+    objective: Objective,
+    losses: list[Tensor],
+    parameters: list[nn.Parameter],
+) -> None:
+    """Adds each weighted term's own gradient to what earlier micro-batches gave."""
+    for term, loss in zip(objective.terms, losses, strict=True):
+        if not loss.requires_grad:
+            continue
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        held = parts.get(term.name)
+        parts[term.name] = (
+            list(found)
+            if held is None
+            else [
+                b if a is None else a if b is None else a + b
+                for a, b in zip(held, found, strict=True)
+            ]
+        )
+
+
+def _norm(gradients: list[Tensor | None]) -> Tensor:
+    flat = [g.coalesce().values() if g.is_sparse else g for g in gradients if g is not None]
+    return torch.stack([g.float().norm() for g in flat]).norm()

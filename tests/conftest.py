@@ -1,0 +1,59 @@
+"""Tiny models and data that many tests share. `tiny` makes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`folders("bert", layers=4)`: the folder of such a model, made once a session."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def make(kind: str = "bert", **settings: object) -> Path:
+        key = (kind, repr(sorted(settings.items())))
+        if key not in made:
+            made[key] = tiny.save(root / f"{kind}-{len(made)}", kind, **settings)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher(folders: Callable[..., Path]) -> Path:
+    """A BERT classifier of four layers."""
+    return folders("bert", layers=4)
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 labelled rows in one CSV file."""
+    return tiny.reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that tests may share: what is in it is found by content."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def distil(teacher: Path, reviews: Path, cache: Path) -> Callable[..., object]:
+    """`distil(training={...})`: the config of a quick distillation."""
+
+    def make(*, data_file: Path | None = None, of: Path | None = None, **changes: object) -> object:
+        return tiny.config(of or teacher, data_file or reviews, cache, **changes)
+
+    return make

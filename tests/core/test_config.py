@@ -1,0 +1,106 @@
+"""Settings: unknown ones are refused with the nearest known one, wrong ones in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from stillhouse.core.config import DistillConfig, StudentConfig, override, parse, read_yaml
+from stillhouse.core.errors import UsageError
+
+LEAST: dict[str, Any] = {"teacher": "t", "data": {"path": "d.csv"}}
+
+
+def refused(**changes: Any) -> str:
+    """The message that a config with `changes` is refused with."""
+    with pytest.raises(UsageError) as caught:
+        parse(DistillConfig, {**LEAST, **changes})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "near"),
+    [
+        ({"techer": "t"}, "teacher"),
+        ({"training": {"epoch": 3}}, "epochs"),
+        ({"data": {"path": "d", "labelledrows": 3}}, "labelled_rows"),
+        ({"objective": [{"kind": "soft", "temprature": 2}]}, "temperature"),
+        ({"objective": [{"kind": "soft", "weight": {"start": 1, "ende": 2}}]}, "end"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest_known_one(changes: dict[str, Any], near: str) -> None:
+    assert f"did you mean {near!r}?" in refused(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"lr": 0}},
+        {"training": {"steps": 0}},
+        {"training": {"decay": "steep"}},
+        {"data": {"path": "d", "held_out": 1.5}},
+        {"proof": {"seeds": [1, 1]}},
+        {"proof": {"seeds": []}},
+        {"objective": [{"kind": "gold"}]},
+        {"objective": [{"kind": "soft", "temperature": {"shape": "linear", "start": 2}}]},
+        {"student": {"layers": [3, 2]}},
+        {"student": {"layers": []}},
+        {"student": {"layers": [1, 2], "width": 16}},
+        {"student": {"layers": 0}},
+        {"student": {"model": "m", "layers": 2}},
+        {"student": {"model": "m", "source": "s"}},
+        {"student": 3},
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_in_one_line(changes: dict[str, Any]) -> None:
+    assert refused(**changes)
+
+
+def test_a_config_survives_its_own_dump() -> None:
+    config = parse(DistillConfig, {**LEAST, "student": {"layers": [1, 3]}})
+    assert parse(DistillConfig, config.model_dump(mode="json")) == config
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        StudentConfig().width = 3  # pyright: ignore
+
+
+def test_a_number_is_a_constant_schedule() -> None:
+    config = parse(DistillConfig, {**LEAST, "objective": [{"kind": "soft", "weight": 0.25}]})
+    assert config.objective[0].weight.start == 0.25
+    assert config.objective[0].weight.shape == "constant"
+
+
+def test_override_reads_values_as_yaml() -> None:
+    asked = ["training.lr=3e-5", "student.layers=[1, 3]", "proof.baseline=false", "teacher=m=1"]
+    values = override({}, asked)
+    assert values == {
+        "training": {"lr": 3e-5},
+        "student": {"layers": [1, 3]},
+        "proof": {"baseline": False},
+        "teacher": "m=1",
+    }
+
+
+@pytest.mark.parametrize("setting", ["lr", "=3", "teacher.name=3", "student.layers=[1,"])
+def test_override_refuses_what_is_no_setting(setting: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        override({"teacher": "t"}, [setting])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"a: [1", b"- 1", b"", b"a: \xff"])
+def test_read_yaml_refuses_a_file_without_settings(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UsageError) as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="no config file"):
+        read_yaml(tmp_path / "other.yaml")

@@ -1,0 +1,130 @@
+"""Rows on disk: what is left out is counted and named by line; columns are found or asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillhouse.core.errors import DataError
+from stillhouse.core.types import Example
+from stillhouse.data.readers import Row, read
+from stillhouse.data.rows import Columns, Rows, content_key, ingest
+
+
+def store(tmp_path: Path, content: bytes, *, columns: Columns | None = None, suffix: str = ".csv",
+          labelled: bool = True) -> Rows:  # fmt: skip
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(content)
+    folder = tmp_path / "store" / "rows"
+    return ingest(read(path), path.name, columns or Columns(), folder, labelled=labelled)
+
+
+MESSY = (
+    b"text,label\n"  # 1
+    b"fine film,pos\n"  # 2
+    b'"a\nb",neg\n'  # 3-4
+    b"fine film,pos\n"  # 5 duplicated
+    b"fine film,neg\n"  # 6 contradictory
+    b"only text\n"  # 7 broken
+    b"too,many,fields\n"  # 8 broken
+    b"caf\xe9,pos\n"  # 9 non-UTF-8
+    b"  ,pos\n"  # 10 empty
+    b" fine film ,pos\n"  # 11 duplicated once the white space is off
+    b"no label,\n"  # 12
+)
+
+
+def test_rows_left_out_are_counted_with_their_lines(tmp_path: Path) -> None:
+    rows = store(tmp_path, MESSY)
+    assert rows.dropped == {
+        "broken": 2, "non-UTF-8": 1, "empty": 1, "duplicated": 2, "contradictory duplicated": 1,
+    }  # fmt: skip
+    assert rows.notes == [
+        "data.csv: 2 broken rows left out (line 7, 8)",
+        "data.csv: 1 non-UTF-8 rows left out (line 9)",
+        "data.csv: 1 empty rows left out (line 10)",
+        "data.csv: 2 duplicated rows left out (line 5, 11)",
+        "data.csv: 1 contradictory duplicated rows left out (line 6)",
+    ]
+    assert list(rows.examples(rows.kept)) == [
+        Example("fine film", None, "pos"), Example("a\nb", None, "neg"), Example("no label"),
+    ]  # fmt: skip
+    assert rows.labels[rows.kept].tolist() == ["pos", "neg", None]
+
+
+def test_only_the_first_lines_are_listed(tmp_path: Path) -> None:
+    rows = store(tmp_path, b"text,label\n" + b"a,x\n" * 8)
+    assert rows.notes == ["data.csv: 7 duplicated rows left out (line 3, 4, 5, 6, 7, ...)"]
+
+
+def test_stored_rows_are_read_again_without_the_file(tmp_path: Path) -> None:
+    first = store(tmp_path, MESSY)
+    again = ingest(iter(()), "gone", Columns(), first.folder, labelled=True)
+    assert list(again.examples(again.kept)) == list(first.examples(first.kept))
+    assert again.notes == first.notes
+    assert (again.keys == first.keys).all()
+
+
+def test_two_runs_may_store_the_same_rows_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "store" / "rows"
+
+    def slow() -> Iterator[Row]:
+        yield 1, {"text": "a", "label": "x"}
+        ingest(iter([(1, {"text": "a", "label": "x"})]), "b", Columns(), folder, labelled=True)
+
+    assert len(ingest(slow(), "a", Columns(), folder, labelled=True).kept) == 1
+    assert [p.name for p in folder.parent.iterdir()] == ["rows"]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "says"),
+    [
+        (b"body,label\na,x\n", Columns(), "no text column; it has body, label: .*--text-column"),
+        (b"text,mood\na,x\n", Columns(), "no label column; it has text, mood: .*--label-column"),
+        (b"text,label\na,x\n", Columns(text="body"), "no column 'body'; it has text, label"),
+        (b"text,label\na,x\n", Columns(pair="other"), "no column 'other'; it has text, label"),
+        (b"text,label\n", Columns(), r"no usable row \(it is empty\)"),
+        (b"text,label\n,x\nb\n", Columns(), r"no usable row \(1 empty, 1 broken\)"),
+        (b"", Columns(), r"no usable row \(it is empty\)"),
+        ("\ufefftext,label\na,x\n".encode("utf-16"), Columns(), "no text column"),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_printable_line(
+    tmp_path: Path, content: bytes, columns: Columns, says: str
+) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        store(tmp_path, content, columns=columns)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_pairs_need_both_texts(tmp_path: Path) -> None:
+    rows = store(tmp_path, b"premise,hypothesis,label\na,b,x\nc,,x\n")
+    assert list(rows.examples(rows.kept)) == [Example("a", "b", "x")]
+    assert rows.dropped == {"empty": 1}
+
+
+def test_values_that_are_no_text_become_text(tmp_path: Path) -> None:
+    lines = b'{"text": "a", "label": 1}\n{"text": "b", "label": true}\n{"text": 3, "label": null}\n'
+    rows = store(tmp_path, lines, suffix=".jsonl")
+    examples = list(rows.examples(rows.kept))
+    assert examples == [Example("a", None, "1"), Example("b", None, "true"), Example("3")]
+
+
+def test_the_content_key_tells_text_and_pair_apart() -> None:
+    keys = {
+        content_key("ab", None),
+        content_key("a", "b"),
+        content_key("b", "a"),
+        content_key("ab", ""),
+    }
+    assert len(keys) == 4
+
+
+def test_examples_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    rows = store(tmp_path, b"text,label\na,x\nb,y\nc,x\n")
+    assert [e.text for e in rows.examples(np.array([2, 0, 2]))] == ["c", "a", "c"]

@@ -1,0 +1,134 @@
+"""Loading: safetensors only, one line where it can't be done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import BertModel
+
+from stillhouse.core.errors import ModelError
+from stillhouse.models.load import (
+    fingerprint,
+    has_head,
+    label_names,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    resolve,
+)
+
+Folders = Callable[..., Path]
+
+
+def refused(name: Path | str, says: str, load: Callable[[str], object] = load_classifier) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        load(str(name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_what_was_saved_is_loaded(folders: Folders, kind: str) -> None:
+    folder = folders(kind)
+    model = load_classifier(str(folder))
+    assert not model.training
+    for name, tensor in tiny.model(kind).state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert label_names(model.config) == tiny.SENTIMENT
+    assert has_head(str(folder))
+    assert load_tokenizer(str(folder)).is_fast
+
+
+def test_half_precision_weights_come_as_float32(tmp_path: Path) -> None:
+    tiny.model().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert {p.dtype for p in load_classifier(str(tmp_path)).parameters()} == {torch.float32}
+
+
+def test_a_runs_folder_stands_for_its_student(folders: Folders, tmp_path: Path) -> None:
+    shutil.copytree(folders("bert"), tmp_path / "student")
+    assert resolve(str(tmp_path)) == tmp_path / "student"
+
+
+def test_pickled_weights_are_not_loaded(folders: Folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert"), tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny.model().state_dict(), folder / "pytorch_model.bin")
+    refused(folder, r"no \.safetensors weights")
+
+
+def test_folders_that_are_no_models_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    refused(tmp_path / "photos", "no config.json, it holds cat.jpg")
+    refused(tmp_path / "nothing", "is no model folder")
+    refused(tmp_path / "photos" / "cat.jpg", "is no model folder")
+    refused("./nothing", "is no model folder")
+    refused("nothing-of-that-name", "the hub gave no model of that name")
+
+
+def test_broken_folders_are_one_line(folders: Folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert"), tmp_path / "m")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused(folder, "can't load")
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    refused(folder, "can't load")
+    refused(folder, "can't load", load_config)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    refused(folder, "tokenizer|can't load", load_tokenizer)
+
+
+def test_a_model_without_a_head_is_no_teacher(tmp_path: Path) -> None:
+    base = tiny.model().base_model
+    assert isinstance(base, BertModel)
+    base.save_pretrained(tmp_path)
+    assert not has_head(str(tmp_path))
+    refused(tmp_path, "no classification head")
+    assert load_classifier(str(tmp_path), labels=["a", "b", "c"]).config.num_labels == 3
+
+
+def test_a_head_for_other_labels_is_made_anew(folders: Folders) -> None:
+    folder = str(folders("bert"))
+    model = load_classifier(folder, labels=["a", "b", "c"])
+    assert label_names(model.config) == ["a", "b", "c"]
+    assert model.classifier.out_features == 3
+    same = load_classifier(folder, labels=tiny.SENTIMENT)
+    assert torch.equal(same.classifier.weight, tiny.model().classifier.weight)
+    assert load_classifier(folder, labels=["value"]).config.problem_type == "regression"
+
+
+def test_the_fingerprint_follows_weights_and_settings_not_the_folder(
+    folders: Folders, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders("bert"), tmp_path / "m")
+    plain = fingerprint(load_classifier(str(folders("bert"))))
+    model = load_classifier(str(folder))
+    assert fingerprint(model) == plain
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-6
+    assert fingerprint(model) != plain
+    config = json.loads((folder / "config.json").read_text())
+    config["layer_norm_eps"] = 1e-6
+    (folder / "config.json").write_text(json.dumps(config))
+    assert fingerprint(load_classifier(str(folder))) != plain
+
+
+def test_code_that_comes_with_a_model_is_not_run(folders: Folders, tmp_path: Path) -> None:
+    folder = shutil.copytree(folders("bert"), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "strange"
+    config["auto_map"] = {
+        "AutoConfig": "theirs.Config",
+        "AutoModelForSequenceClassification": "theirs.Model",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    refused(folder, "can't load")
+    refused(folder, "can't load", load_config)
+    assert not (tmp_path / "ran").exists()

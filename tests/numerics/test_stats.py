@@ -1,0 +1,463 @@
+# S seeds, N rows, K choices.
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from stillhouse.numerics.stats import (
+    METRICS,
+    PairedGain,
+    accuracy,
+    agreement,
+    bootstrap_interval,
+    calibration_error,
+    confusion,
+    macro_f1,
+    matthews,
+    paired_gain,
+    pearson,
+    spearman,
+    verdict,
+)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def share_right(pred_N, gold_N) -> float:
+    """Accuracy without the shape checks, for the simulations."""
+    return np.count_nonzero(pred_N == gold_N) / len(gold_N)
+
+
+def mean_value(pred_N, gold_N) -> float:
+    return float(pred_N.mean())
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+GOLD = np.array([0, 0, 0, 1, 1, 2])
+PRED = np.array([0, 0, 1, 1, 2, 2])
+
+
+def test_metrics_by_hand():
+    assert accuracy(PRED, GOLD) == 4 / 6
+    assert agreement(PRED, GOLD) == 4 / 6
+    assert confusion(PRED, GOLD, classes=3).tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
+    # F1 of the classes: 4/5, 2/4, 2/3
+    assert macro_f1(PRED, GOLD, classes=3) == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
+    # (4 * 6 - (2*3 + 2*2 + 2*1)) / sqrt((36 - 12) (36 - 14))
+    assert matthews(PRED, GOLD, classes=3) == pytest.approx(12 / math.sqrt(24 * 22))
+    # deviations (-1, 0, 1) and (-1, 1, 0)
+    assert pearson(np.array([1, 2, 3]), np.array([1, 3, 2])) == pytest.approx(0.5)
+    # ranks (1, 2, 3, 4) and (1, 3, 2, 4): 1 - 6 * 2 / (4 * 15)
+    assert spearman(np.array([1, 2, 3, 9]), np.array([0, 5, 4, 6])) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classification_metrics_agree_with_sklearn(seed):
+    gold_N, noise_N = rng(seed).integers(0, 4, (2, 60))
+    pred_N = np.where(rng(seed + 9).random(60) < 0.5, gold_N, noise_N)
+    assert accuracy(pred_N, gold_N) == sklearn.metrics.accuracy_score(gold_N, pred_N)
+    expected = sklearn.metrics.f1_score(gold_N, pred_N, average="macro")
+    assert macro_f1(pred_N, gold_N, classes=4) == pytest.approx(expected)
+    expected = sklearn.metrics.matthews_corrcoef(gold_N, pred_N)
+    assert matthews(pred_N, gold_N, classes=4) == pytest.approx(expected)
+    expected = sklearn.metrics.confusion_matrix(gold_N, pred_N, labels=range(4))
+    assert confusion(pred_N, gold_N, classes=4).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_correlations_agree_with_scipy(seed):
+    x_N, noise_N = rng(seed).normal(size=(2, 50))
+    y_N = np.round(x_N + noise_N)  # with ties
+    assert pearson(x_N, y_N) == pytest.approx(scipy.stats.pearsonr(x_N, y_N).statistic)
+    assert spearman(x_N, y_N) == pytest.approx(scipy.stats.spearmanr(x_N, y_N).statistic)
+
+
+def test_perfect_and_inverted_predictions_meet_the_ends():
+    x_N = rng().normal(size=20)
+    flipped_N = 1 - GOLD % 2
+    for metric in (pearson, spearman):
+        assert metric(x_N, x_N) == pytest.approx(1)
+        assert metric(x_N, -x_N) == pytest.approx(-1)
+        assert metric(x_N, 1e-200 * x_N) == pytest.approx(1)  # squares would underflow
+    for metric in (partial(macro_f1, classes=3), partial(matthews, classes=3), accuracy):
+        assert metric(GOLD, GOLD) == pytest.approx(1)
+    assert matthews(flipped_N, GOLD % 2, classes=2) == pytest.approx(-1)
+
+
+def test_constant_input_scores_zero():
+    constant_N, varied_N = np.full(6, 0.1), np.arange(6) / 3
+    for metric in (pearson, spearman):
+        assert metric(constant_N, varied_N) == 0
+        assert metric(varied_N, constant_N) == 0
+    assert matthews(np.zeros(6, int), GOLD, classes=3) == 0
+    assert matthews(GOLD, np.zeros(6, int), classes=3) == 0
+
+
+def test_macro_f1_leaves_out_a_class_that_no_row_has():
+    assert macro_f1(PRED, GOLD, classes=9) == macro_f1(PRED, GOLD, classes=3)
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_a_class_out_of_range_is_refused(bad):
+    with pytest.raises(ValueError, match=r"classes must be in 0..2, got"):
+        macro_f1(np.where(PRED == 2, bad, PRED), GOLD, classes=3)
+
+
+def test_the_dict_holds_the_metrics_under_their_names():
+    assert all(metric.__name__ == name for name, metric in METRICS.items())
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+def test_calibration_error_by_hand():
+    probs_NK = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55]])
+    error, table = calibration_error(probs_NK, np.array([0, 1, 1, 0]), bins=2)
+    # all in (0.5, 1]: confidence 2.95 / 4, accuracy 1/2
+    assert table == [(pytest.approx(2.95 / 4), 0.5, 4)]
+    assert error == pytest.approx(2.95 / 4 - 0.5)
+    error, table = calibration_error(probs_NK, np.array([0, 1, 1, 0]), bins=4)
+    # (0.5, 0.75] holds 0.7 right and 0.55 wrong, (0.75, 1] holds 0.9 right and 0.8 wrong
+    assert table == [(pytest.approx(0.625), 0.5, 2), (pytest.approx(0.85), 0.5, 2)]
+    assert error == pytest.approx((0.125 + 0.35) / 2)
+
+
+def test_calibration_error_agrees_with_a_loop():
+    probs_NK = rng().dirichlet(np.full(4, 0.5), size=300)
+    probs_NK[0] = [1.0, 0.0, 0.0, 0.0]
+    gold_N = rng(1).integers(0, 4, 300)
+    error, table = calibration_error(probs_NK, gold_N)
+    expected, found = 0.0, []
+    for index in range(15):
+        rows = [n for n in range(300) if index / 15 < max(probs_NK[n]) <= (index + 1) / 15]
+        if rows:
+            confidence = sum(max(probs_NK[n]) for n in rows) / len(rows)
+            right = sum(int(np.argmax(probs_NK[n]) == gold_N[n]) for n in rows) / len(rows)
+            expected += len(rows) / 300 * abs(confidence - right)
+            found.append((pytest.approx(confidence), pytest.approx(right), len(rows)))
+    assert error == pytest.approx(expected)
+    assert table == found
+    assert sum(count for _, _, count in table) == 300
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    probs_NK = np.array([[0.75, 0.25], [0.6, 0.4], [0.5, 0.5]])
+    _, table = calibration_error(probs_NK, np.array([0, 0, 0]), bins=4)
+    assert [count for _, _, count in table] == [1, 2]
+
+
+def test_certain_and_right_is_calibrated():
+    assert calibration_error(np.eye(3), np.arange(3)) == (0.0, [(1.0, 1.0, 3)])
+
+
+@pytest.mark.parametrize("bad", [1.5, -0.5, math.nan])
+def test_calibration_error_refuses_what_is_no_probability(bad):
+    with pytest.raises(ValueError, match="probabilities must be in"):
+        calibration_error(np.array([[bad, 0.5], [0.5, 0.5]]), np.array([0, 0]))
+
+
+def test_calibration_error_needs_a_bin():
+    with pytest.raises(ValueError, match="bins must be >= 1, got 0"):
+        calibration_error(np.eye(2), np.arange(2), bins=0)
+
+
+# --- intervals --------------------------------------------------------------------------------
+
+
+def simulated(generator, *, seeds: int, rows: int, seed_sd: float, lead: float = 0.0):
+    """Predictions of two recipes whose chance to be right differs by `lead` on the logit scale.
+
+    Rows are hard for both recipes alike and for each recipe on its own; each trained model has
+    its own overall level. All three vary from one simulated study to the next.
+    """
+    hardness_N = generator.normal(1.5, 1.0, rows)
+
+    def recipe(shift: float):
+        own_N = generator.normal(0, 0.7, rows)
+        level_S1 = generator.normal(shift, seed_sd, (seeds, 1))
+        odds_SN = np.exp(hardness_N + own_N + level_S1)
+        return (generator.random((seeds, rows)) < odds_SN / (1 + odds_SN)).astype(int)
+
+    return recipe(lead), recipe(0.0), np.ones(rows, int)
+
+
+def test_interval_with_one_seed_is_the_bootstrap_of_rows():
+    pred_N, gold_N = (rng().random(200) < 0.8).astype(int), np.ones(200, int)
+    found = bootstrap_interval(accuracy, [pred_N], gold_N, rng=rng(1))
+    rows = scipy.stats.bootstrap(
+        ((pred_N == gold_N).astype(float),), np.mean, method="percentile", rng=rng(2)
+    )
+    assert found == pytest.approx(tuple(rows.confidence_interval), abs=0.006)
+
+
+def test_interval_of_seeds_alone_is_students_t():
+    scores_S = np.array([0.7, 0.8, 0.75])
+    preds_SN = np.repeat(scores_S[:, None], 50, axis=1)  # every row alike: no noise in rows
+    found = bootstrap_interval(mean_value, preds_SN, np.zeros(50), rng=rng(), resamples=10)
+    expected = scipy.stats.t.interval(0.95, 2, scores_S.mean(), scipy.stats.sem(scores_S))
+    assert found == pytest.approx(expected)
+
+
+def test_interval_is_cut_to_the_metrics_range():
+    preds_SN = np.repeat(np.array([[0.9], [1.0]]), 50, axis=1)
+    call = partial(bootstrap_interval, mean_value, preds_SN, np.zeros(50), resamples=10)
+    assert call(rng=rng())[1] > 1
+    assert call(rng=rng(), bounds=(0.5, 1.0)) == (0.5, 1.0)
+
+
+def test_interval_covers_where_resampling_seeds_does_not():
+    covered = naive_covered = 0
+    studies, resamples = 200, 80
+    generator = rng(3)
+    for _ in range(studies):
+        levels_S1 = generator.normal(0.0, 1.0, (3, 1))
+        preds_SN = levels_S1 + generator.normal(0, 3.0, 40) + generator.normal(0, 1.0, (3, 40))
+        gold_N = np.zeros(40)
+        low, high = bootstrap_interval(
+            mean_value, preds_SN, gold_N, rng=generator, resamples=resamples
+        )
+        covered += low < 0 < high
+        means_R = [
+            preds_SN[generator.integers(3, size=3)][:, generator.integers(40, size=40)].mean()
+            for _ in range(resamples)
+        ]
+        low, high = np.quantile(means_R, [0.025, 0.975])
+        naive_covered += low < 0 < high
+    assert covered / studies >= 0.93
+    assert naive_covered / studies < 0.9
+
+
+# --- paired gain ------------------------------------------------------------------------------
+
+
+def test_gain_by_hand():
+    gold_N = np.array([0, 1, 0, 1])
+    student = [np.array([0, 1, 0, 1]), np.array([0, 1, 0, 0])]
+    baseline = [np.array([0, 1, 1, 0]), np.array([1, 1, 0, 0])]
+    gain = paired_gain(accuracy, student, baseline, gold_N, rng=rng(), resamples=10)
+    assert gain.value == pytest.approx((0.5 + 0.0 + 0.25) / 2 - 0.0)
+
+
+def test_gain_of_a_model_over_itself_is_nothing():
+    preds_SN, _, gold_N = simulated(rng(), seeds=3, rows=50, seed_sd=0.3)
+    gain = paired_gain(accuracy, preds_SN, preds_SN, gold_N, rng=rng(), resamples=50)
+    assert gain == PairedGain(0.0, (0.0, 0.0), 1.0)
+    assert verdict(gain) == "no difference"
+
+
+def test_swapping_sides_mirrors_the_gain():
+    student_SN, baseline_SN, gold_N = simulated(rng(4), seeds=3, rows=80, seed_sd=0.3, lead=0.5)
+    there = paired_gain(accuracy, student_SN, baseline_SN, gold_N, rng=rng(5), resamples=50)
+    back = paired_gain(accuracy, baseline_SN, student_SN, gold_N, rng=rng(5), resamples=50)
+    assert back.value == -there.value
+    assert back.interval == pytest.approx((-there.interval[1], -there.interval[0]))
+    assert back.p_value == pytest.approx(there.p_value)
+
+
+def test_one_seed_is_the_paired_t_test_over_rows():
+    student_SN, baseline_SN, gold_N = simulated(rng(6), seeds=1, rows=300, seed_sd=0.0, lead=0.5)
+    gain = paired_gain(accuracy, student_SN, baseline_SN, gold_N, rng=rng(), resamples=4000)
+    expected = scipy.stats.ttest_rel(student_SN[0], baseline_SN[0])
+    low, high = expected.confidence_interval()
+    assert gain.interval == pytest.approx((low, high), abs=0.05 * (high - low))
+    assert math.log(gain.p_value) == pytest.approx(math.log(expected.pvalue), rel=0.1)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_seeds_without_row_noise_are_the_t_test_over_seeds(level):
+    gains_S = np.array([0.3, 0.1, 0.25, 0.2])
+    student_SN = np.repeat(gains_S[:, None], 5000, axis=1)
+    gain = paired_gain(
+        mean_value,
+        student_SN,
+        np.zeros_like(student_SN),
+        np.zeros(5000),
+        rng=rng(),
+        resamples=3,
+        level=level,
+    )
+    expected = scipy.stats.ttest_1samp(gains_S, 0)
+    assert gain.p_value == pytest.approx(expected.pvalue)
+    assert gain.interval == pytest.approx(tuple(expected.confidence_interval(level)))
+
+
+def test_interval_has_the_documented_width():
+    # crossed noise of rows and of seeds in rows; the variances by analysis of variance
+    generator = rng(7)
+    level_S1, row_N = np.array([[0.0], [0.02], [0.05]]), generator.normal(0, 0.5, 200)
+    student_SN = 0.1 + level_S1 + row_N + generator.normal(0, 0.2, (3, 200))
+    gain = paired_gain(
+        mean_value,
+        student_SN,
+        np.zeros_like(student_SN),
+        np.zeros(200),
+        rng=rng(),
+        resamples=8000,
+    )
+    covariance_SS = np.cov(student_SN, ddof=0) / 200
+    shared = (covariance_SS.sum() - np.trace(covariance_SS)) / 6
+    seeds = student_SN.mean(1).var(ddof=1) / 3
+    half = math.sqrt(
+        scipy.stats.t.isf(0.025, 2) ** 2 * seeds + scipy.stats.t.isf(0.025, 199) ** 2 * shared
+    )
+    assert gain.interval[1] - gain.value == pytest.approx(half, rel=0.03)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_p_value_and_interval_agree(seeds):
+    seen = set()
+    generator = rng(8)
+    for _ in range(30):
+        study = simulated(
+            generator, seeds=seeds, rows=60, seed_sd=0.1, lead=generator.uniform(0, 4)
+        )
+        for level in (0.7, 0.95):
+            gain = paired_gain(share_right, *study, rng=generator, resamples=20, level=level)
+            excludes = gain.interval[0] > 0 or gain.interval[1] < 0
+            assert (gain.p_value < 1 - level) == excludes
+            seen.add(excludes)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("metric", [share_right, mean_value], ids=["accuracy", "mean"])
+def test_false_positives_stay_rare(seed_sd, metric):
+    generator = rng(9)
+    studies = 200
+    alarms = 0
+    for _ in range(studies):
+        study = simulated(generator, seeds=3, rows=150, seed_sd=seed_sd)
+        gain = paired_gain(metric, *study, rng=generator, resamples=40)
+        alarms += gain.p_value < 0.05
+    assert alarms / studies <= 0.07
+
+
+def test_a_row_test_alone_would_raise_false_alarms():
+    # what seeds add: the same studies, judged by their first seed and the rows
+    generator = rng(9)
+    alarms = 0
+    for _ in range(200):
+        student_SN, baseline_SN, gold_N = simulated(generator, seeds=3, rows=150, seed_sd=1.0)
+        pair = student_SN[:1], baseline_SN[:1]
+        alarms += (
+            paired_gain(share_right, *pair, gold_N, rng=generator, resamples=40).p_value < 0.05
+        )
+    assert alarms / 200 > 0.3
+
+
+def test_a_clear_gain_is_found():
+    generator = rng(10)
+    helped = hurt = 0
+    for _ in range(50):
+        student_SN, baseline_SN, gold_N = simulated(
+            generator, seeds=3, rows=400, seed_sd=0.05, lead=1.0
+        )
+        judge = partial(paired_gain, share_right, gold_N=gold_N, rng=generator, resamples=40)
+        helped += verdict(judge(student_SN, baseline_SN)) == "helped"
+        hurt += verdict(judge(baseline_SN, student_SN)) == "hurt"
+    assert helped >= 45 and hurt >= 45
+
+
+@pytest.mark.parametrize(
+    "metric", [partial(macro_f1, classes=3), partial(matthews, classes=3)], ids=["f1", "matthews"]
+)
+def test_metrics_that_are_no_mean_over_rows(metric):
+    generator = rng(11)
+    gold_N = generator.integers(0, 3, 200)
+
+    def recipe(skill):
+        noise_SN = generator.integers(0, 3, (3, 200))
+        return np.where(generator.random((3, 200)) < skill, gold_N, noise_SN)
+
+    call = partial(paired_gain, metric, gold_N=gold_N, rng=generator, resamples=100)
+    assert verdict(call(recipe(0.9), recipe(0.3))) == "helped"
+    assert verdict(call(recipe(0.6), recipe(0.6))) == "no difference"
+
+
+def test_spearman_gain_agrees_with_the_spread_of_fresh_data():
+    # one seed, many fresh test sets: the interval's half-width is 1.96 of their deviations
+    def study(generator):
+        gold_N, good_N, bad_N = generator.normal(size=(3, 150))
+        return [gold_N + 0.7 * good_N], [gold_N + 1.2 * bad_N], gold_N
+
+    fresh = []
+    for seed in range(300):
+        student, baseline, gold_N = study(rng(seed))
+        fresh.append(spearman(student[0], gold_N) - spearman(baseline[0], gold_N))
+    halves = []
+    for seed in range(8):
+        gain = paired_gain(spearman, *study(rng(seed)), rng=rng(), resamples=150)
+        halves.append(gain.interval[1] - gain.value)
+    assert np.mean(halves) == pytest.approx(1.96 * np.std(fresh), rel=0.15)
+
+
+def test_a_difference_without_variance_is_not_certain():
+    def gain(rows):
+        sides = [np.ones(rows, int)], [np.zeros(rows, int)]
+        return paired_gain(accuracy, *sides, np.ones(rows, int), rng=rng(), resamples=20)
+
+    assert gain(4).p_value > 0.05  # four coin flips alike: 1/8
+    assert verdict(gain(4)) == "no difference"
+    assert verdict(gain(20)) == "helped"
+
+
+def test_an_overwhelming_gain_has_a_positive_p_value():
+    sides = [np.ones(5000, int)], [np.zeros(5000, int)]
+    gain = paired_gain(accuracy, *sides, np.ones(5000, int), rng=rng(), resamples=5)
+    assert 0 < gain.p_value < 1e-50
+
+
+def test_same_generator_same_answer():
+    study = simulated(rng(12), seeds=2, rows=40, seed_sd=0.1)
+    for function in (
+        partial(paired_gain, accuracy, *study),
+        partial(bootstrap_interval, accuracy, study[0], study[2]),
+    ):
+        assert function(rng=rng(1), resamples=20) == function(rng=rng(1), resamples=20)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.1, 0.2), "helped"),
+        ((-0.2, -0.1), "hurt"),
+        ((-0.1, 0.1), "no difference"),
+        ((0.0, 0.1), "no difference"),
+    ],
+)
+def test_verdict(interval, expected):
+    assert verdict(PairedGain(0.0, interval, 0.5)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"level": 1.0}, "level must be between 0 and 1, got 1.0"),
+        ({"resamples": 1}, "resamples must be >= 2, got 1"),
+        ({"student": []}, r"must have 4 predictions, got \[\]"),
+        ({"student": [np.ones(4), np.ones(4)]}, "the same seeds, got 2 and 1"),
+        ({"metric": lambda pred_N, gold_N: math.nan}, r"must be finite, got \[nan, nan\]"),
+    ],
+)
+def test_what_paired_gain_refuses(change, message):
+    arguments = {
+        "metric": mean_value,
+        "student": [np.ones(4)],
+        "baseline": [np.ones(4)],
+        "gold_N": np.ones(4),
+        "rng": rng(),
+    }
+    with pytest.raises(ValueError, match=message):
+        paired_gain(**(arguments | change))
+
+
+def test_an_interval_needs_two_rows():
+    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
+        bootstrap_interval(mean_value, [np.ones(1)], np.ones(1), rng=rng())

@@ -1,0 +1,284 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import stillhouse.report
+from stillhouse.core.results import DataSummary, Disagreement, Gain, Record
+from stillhouse.report import render
+
+from .runs import WriteRun, evaluation_line, make_record, metric_lines, models, step_line
+
+HOSTILE = '</td><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7 * 7 }}\'"&'
+
+
+class Page(HTMLParser):
+    """The tags, the headings' levels, the ids and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [values[name] or "" for name in ("src", "href") if name in values]
+
+    def handle_data(self, data: str) -> None:
+        # The style sheet is no text of the page.
+        self.text += data if self.cdata_elem is None else ""
+
+    @property
+    def levels(self) -> list[int]:
+        return [int(tag[1]) for tag in self.tags if re.fullmatch(r"h[1-6]", tag)]
+
+
+def page(*folders: Path) -> Page:
+    out = render(folders, folders[0] / "report.html")
+    return Page(out.read_text())
+
+
+def test_verdict_comes_first(write_run: WriteRun) -> None:
+    text = page(write_run()).text
+    order = [
+        "Helped",
+        "keeps 98.4 %",
+        "+0.018",
+        "98.4\u2009%",
+        "4.82\u00d7",
+        "5.13\u00d7",
+        "Seed 1",
+    ]
+    order += ["The models", "How it learned", "What it answers", "The data", "How it was made"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_page_is_one_file_without_script(write_run: WriteRun) -> None:
+    found = page(write_run())
+    assert "script" not in found.tags
+    assert all(link.startswith(("#", "data:")) for link in found.links)
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_headings_start_at_one_and_skip_no_level(write_run: WriteRun) -> None:
+    for found in (page(write_run("a")), page(write_run("b"), write_run("c"))):
+        assert found.levels[0] == 1
+        assert found.levels.count(1) == 1
+        pairs = zip(found.levels, found.levels[1:], strict=False)
+        assert all(after <= before + 1 for before, after in pairs)
+
+
+def hostile_run(write_run: WriteRun) -> Path:
+    parts = models()
+    named = {role: model.model_copy(update={"name": HOSTILE}) for role, model in parts.items()}
+    row = Disagreement(text=HOSTILE, pair=HOSTILE, gold=HOSTILE, teacher=HOSTILE, student="b")
+    data = make_record().data.model_copy(
+        update={"labels": [HOSTILE, "b", "c", "d"], "dropped": {HOSTILE: 1}}
+    )
+    record = make_record(
+        **named, data=data, disagreements=[row], sentence=HOSTILE, warnings=[HOSTILE], task=HOSTILE
+    )
+    line = step_line("student", 0, 10)
+    folder = write_run("x", record=record, lines=[{**line, "terms": {HOSTILE: {"value": 1.0}}}])
+    (folder / "config.yaml").write_text(HOSTILE)
+    (folder / "manifest.json").write_text(json.dumps({HOSTILE: [HOSTILE, {HOSTILE: None}]}))
+    return folder
+
+
+def test_text_of_the_user_never_becomes_markup(write_run: WriteRun) -> None:
+    folder = hostile_run(write_run)
+    for found in (page(folder), page(folder, write_run("y"))):
+        assert "script" not in found.tags
+        assert "img" not in found.tags
+        assert found.text.count("<script>alert(1)</script>") >= 12
+        assert "{{ 7 * 7 }}" in found.text
+
+
+def test_same_record_gives_the_same_page_in_any_process(write_run: WriteRun) -> None:
+    folder = write_run()
+    code = "import sys; from pathlib import Path; from stillhouse.report import render; "
+    code += "render([Path(sys.argv[1])], Path(sys.argv[2]))"
+    pages: list[bytes] = []
+    for salt in ("1", "2"):
+        out = folder / f"{salt}.html"
+        environment = {"PYTHONHASHSEED": salt, "PYTHONPATH": ":".join(sys.path)}
+        command = [sys.executable, "-c", code, str(folder), str(out)]
+        subprocess.run(command, check=True, env=environment)
+        pages.append(out.read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_page_of_one_run_does_not_depend_on_its_folder(write_run: WriteRun) -> None:
+    one, other = write_run("one"), write_run("other")
+    assert (
+        render([one], one / "r.html").read_text() == render([other], other / "r.html").read_text()
+    )
+
+
+def test_report_does_not_import_torch() -> None:
+    code = "import stillhouse.report, sys; sys.exit('torch' in sys.modules)"
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+    )
+
+
+def unmeasured() -> Record:
+    parts = models()
+    costs = ("flops", "latency_ms", "latency_p95_ms", "throughput_per_s", "peak_memory_bytes")
+    none = dict.fromkeys((*costs, "calibration_error", "confusion"))
+    nothing = {**none, "reliability": []}
+    return make_record(
+        **{role: model.model_copy(update=nothing) for role, model in parts.items()}, exports=[]
+    )
+
+
+def regression() -> Record:
+    parts = models()
+    change: dict[str, object] = {"confusion": None, "reliability": [], "calibration_error": None}
+    change["metrics"] = {"pearson": 0.81, "rmse": 0.4}
+    rows = {role: model.model_copy(update=change) for role, model in parts.items()}
+    data = DataSummary(train=9, labelled=9, unlabelled=0, held_out=3, reported=4, labels=[])
+    return make_record(
+        **rows, task="regression", metric="pearson", data=data, disagreements=[], exports=[]
+    )
+
+
+def finetuned() -> Record:
+    student = models()["student"].model_copy(update={"retention": None})
+    timing = make_record().timing.model_copy(update={"baseline_s": None})
+    nothing = dict.fromkeys(("teacher", "baseline", "gain", "verdict"))
+    told = {"sentence": "The model reaches 0.919.", "disagreements": [], "exports": []}
+    return make_record(flow="finetune", student=student, timing=timing, **nothing, **told)
+
+
+def bare() -> Record:
+    student = models()["student"].model_copy(
+        update={"seeds": [0.9], "best_steps": [], "retention": None}
+    )
+    empty = {"warnings": [], "temperature": None}
+    return finetuned().model_copy(update={"flow": "distill", "student": student, **empty})
+
+
+def test_what_was_not_measured_is_said_or_left_out(write_run: WriteRun) -> None:
+    found = page(write_run(record=unmeasured()))
+    assert "latency not measured" in found.text
+    assert "against latency" not in found.text
+    assert "against size" in found.text
+    assert "confidence right" not in found.text
+    assert "Peak memory" not in found.text
+
+
+def test_one_model_unmeasured_says_so_in_its_cell(write_run: WriteRun) -> None:
+    teacher = models()["teacher"].model_copy(update={"flops": None})
+    assert page(write_run(record=make_record(teacher=teacher))).text.count("not measured") == 1
+
+
+def test_regression_has_no_labels_to_confuse(write_run: WriteRun) -> None:
+    text = page(write_run(record=regression())).text
+    assert "Pearson against latency" in text
+    assert "RMSE" in text
+    assert "What it answers" not in text
+    assert "Left out" not in text
+
+
+def test_an_export_is_compared_with_its_own_model_not_the_teacher(write_run: WriteRun) -> None:
+    text = page(write_run()).text
+    start = text.index("Agreement with its PyTorch model")
+    assert text[start : text.index("Largest difference")].endswith("0.9990.988\n")
+    start = text.index("Agreement with the teacher")
+    assert text[start : text.index("Macro F1")].endswith("0.9510.917\n")
+
+
+def test_finetuned_model_is_nobodys_student(write_run: WriteRun) -> None:
+    text = page(write_run(record=finetuned(), lines=metric_lines(("student",)))).text
+    assert "Fine-tuning" in text
+    assert "Model took" in text
+    assert "Baseline" not in text
+    assert "eacher" not in text
+
+
+@pytest.mark.parametrize("record", [unmeasured(), regression(), finetuned(), bare()])
+@pytest.mark.parametrize("lines", [[], [evaluation_line("student", 0, 50)], metric_lines()])
+def test_missing_parts_break_nothing(
+    write_run: WriteRun, record: Record, lines: list[dict[str, object]]
+) -> None:
+    folder = write_run("a", record=record, lines=lines)
+    for name in ("manifest.json", "config.yaml") if not lines else ():
+        (folder / name).unlink()
+    assert record.sentence in page(folder).text
+
+
+def test_missing_parts_break_no_comparison(write_run: WriteRun) -> None:
+    records = [make_record(), unmeasured(), regression(), finetuned(), bare()]
+    folders = [write_run(f"{n}", record=each, lines=[]) for n, each in enumerate(records)]
+    text = page(*folders).text
+    assert "no comparison" in text
+    assert "no teacher" in text
+    assert text.count("not measured") >= 3
+
+
+def test_run_with_no_metrics_file_has_no_curves(write_run: WriteRun) -> None:
+    folder = write_run()
+    (folder / "metrics.jsonl").unlink()
+    assert "How it learned" not in page(folder).text
+
+
+def test_many_labels_are_a_table_of_top_confusions(write_run: WriteRun) -> None:
+    names = [f"label {n}" for n in range(40)]
+    matrix = [[50 if row == column else 0 for column in range(40)] for row in range(40)]
+    matrix[3][7], matrix[9][2] = 25, 10
+    student = models()["student"].model_copy(update={"confusion": matrix})
+    data = make_record().data.model_copy(update={"labels": names})
+    text = page(write_run(record=make_record(student=student, data=data))).text
+    assert "What it takes for what most often" in text
+    cells = re.sub(r"\s+", " ", text[text.index("Of the label's rows") :])
+    assert cells.index("label 3label 72533.3") < cells.index("label 9label 21016.7")
+
+
+def test_verdict_hurt_and_no_difference_are_named(write_run: WriteRun) -> None:
+    worse = Gain(value=-0.02, interval=(-0.03, -0.01), p_value=0.0001)
+    hurt = write_run("a", record=make_record(verdict="hurt", gain=worse))
+    assert "Hurt" in page(hurt).text
+    assert "\u22120.020" in page(hurt).text
+    assert "No difference" in page(write_run("b", record=make_record(verdict="no difference"))).text
+
+
+def test_several_runs_are_compared_and_each_told(write_run: WriteRun) -> None:
+    found = page(write_run("small"), write_run("other/small"), write_run("mini"))
+    assert "3 runs side by side" in found.text
+    assert "small (2)" in found.text
+    assert {"#run-1", "#run-2", "#run-3"} <= set(found.links)
+    assert {"run-1", "run-2", "run-3"} <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    assert "compare their gains" not in found.text
+
+
+def test_runs_of_two_metrics_share_no_axis(write_run: WriteRun) -> None:
+    text = page(write_run("a"), write_run("b", record=regression())).text
+    assert "compare their gains" in text
+    assert text.count("Accuracy against latency") == 2
+    assert text.count("Pearson against latency") == 2
+
+
+def test_disagreements_are_cut_at_thirty(write_run: WriteRun) -> None:
+    rows = [Disagreement(text=f"row {n};", gold="a", teacher="a", student="b") for n in range(40)]
+    text = page(write_run(record=make_record(disagreements=rows))).text
+    assert "30 of 40 rows" in text
+    assert "row 29;" in text
+    assert "row 30;" not in text
+
+
+def test_all_is_what_is_public() -> None:
+    assert stillhouse.report.__all__ == ["Run", "load", "render"]
