@@ -61,8 +61,9 @@ from stillhouse.flows.common import max_tokens
 from stillhouse.flows.distill import Setup, ask_teacher, prepare
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
-from stillhouse.training.loop import fit, text_forward
+from stillhouse.training.loop import fit
 from stillhouse.training.optim import Optimizer, learning_rate
+from stillhouse.training.steps import text_forward
 
 TEMPERATURE = 2.0
 SOFT = TermConfig(kind="soft", temperature=Schedule(start=TEMPERATURE))

@@ -58,7 +58,7 @@ from stillhouse.core.console import Terminal
 from stillhouse.core.errors import StillhouseError, UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json, write_text
-from stillhouse.core.seeding import generator
+from stillhouse.core.seeding import generator, shape_seed
 from stillhouse.core.types import Batch, Callback, Dense, SignalSource, StudentOutput
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.models.load import fingerprint
@@ -71,8 +71,10 @@ from stillhouse.tasks.classification import Classification
 from stillhouse.tasks.vectors import Vectors, read_idx
 from stillhouse.training import checkpoint, objective
 from stillhouse.training.callbacks import advancing, max_norm
-from stillhouse.training.loop import FitResult, MetricsLog, fit, shape_seed, steps_per_epoch
+from stillhouse.training.loop import FitResult, fit
+from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
+from stillhouse.training.order import steps_per_epoch
 from stillhouse.training.steps import Forward
 
 TASK = Classification([str(digit) for digit in range(10)])

@@ -10,9 +10,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from jaxtyping import install_import_hook
+
+install_import_hook("stillhouse", "typecheck.check")
+
 import pytest
-import tiny
 import torch
+
+import tiny
 
 torch.set_num_threads(1)
 

@@ -32,12 +32,50 @@ from stillhouse.models.load import head_settings
 from stillhouse.tasks.base import Dataset
 from stillhouse.tasks.vectors import Vectors
 
-GOOD = "good great fine lovely superb warm bright clean swift kind".split()
-BAD = "bad poor awful nasty dull cold dark dirty slow rude".split()
-PLAIN = (
-    "the a film book meal room hotel phone train staff was is very quite not and but with it this "
-    "we they service screen battery soup story ending price , . ! ? s t ##s ##ed ##ing un ##er"
-).split()
+GOOD = ["good", "great", "fine", "lovely", "superb", "warm", "bright", "clean", "swift", "kind"]
+BAD = ["bad", "poor", "awful", "nasty", "dull", "cold", "dark", "dirty", "slow", "rude"]
+PLAIN = [
+    "the",
+    "a",
+    "film",
+    "book",
+    "meal",
+    "room",
+    "hotel",
+    "phone",
+    "train",
+    "staff",
+    "was",
+    "is",
+    "very",
+    "quite",
+    "not",
+    "and",
+    "but",
+    "with",
+    "it",
+    "this",
+    "we",
+    "they",
+    "service",
+    "screen",
+    "battery",
+    "soup",
+    "story",
+    "ending",
+    "price",
+    ",",
+    ".",
+    "!",
+    "?",
+    "s",
+    "t",
+    "##s",
+    "##ed",
+    "##ing",
+    "un",
+    "##er",
+]
 WORDS = [*GOOD, *BAD, *PLAIN]
 SENTIMENT = ["negative", "positive"]
 DIVERGENCES: dict[str, dict[str, Any]] = {
@@ -83,27 +121,50 @@ def tokenizer(kind: str = "bert") -> PreTrainedTokenizerFast:
     )
 
 
-def model(kind: str = "bert", *, layers: int = 2, labels: Sequence[str] = SENTIMENT, seed: int = 0,
-          dropout: float = 0.1, hidden: int = 32, **settings: Any) -> PreTrainedModel:  # fmt: skip
+def model(
+    kind: str = "bert",
+    *,
+    layers: int = 2,
+    labels: Sequence[str] = SENTIMENT,
+    seed: int = 0,
+    dropout: float = 0.1,
+    hidden: int = 32,
+    **settings: Any,
+) -> PreTrainedModel:
     """A classifier of `kind` with weights wide enough that rows get different answers."""
     shape = {"vocab_size": len(WORDS) + 5, "max_position_embeddings": 66}
     head = head_settings(list(labels))
     if kind == "distilbert":
         config: Any = DistilBertConfig(
-            **shape, dim=hidden, n_layers=layers, n_heads=2, hidden_dim=2 * hidden,
-            dropout=dropout, attention_dropout=dropout, seq_classif_dropout=dropout,
-            initializer_range=0.2, **head, **settings,
-        )  # fmt: skip
+            **shape,
+            dim=hidden,
+            n_layers=layers,
+            n_heads=2,
+            hidden_dim=2 * hidden,
+            dropout=dropout,
+            attention_dropout=dropout,
+            seq_classif_dropout=dropout,
+            initializer_range=0.2,
+            **head,
+            **settings,
+        )
         made: Callable[[Any], PreTrainedModel] = DistilBertForSequenceClassification
     else:
         config_class = RobertaConfig if kind == "roberta" else BertConfig
         own = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
         config = config_class(
-            **shape, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2,
-            intermediate_size=2 * hidden, hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout, initializer_range=0.2,
-            **(own if kind == "roberta" else {}), **head, **settings,
-        )  # fmt: skip
+            **shape,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=2 * hidden,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            initializer_range=0.2,
+            **(own if kind == "roberta" else {}),
+            **head,
+            **settings,
+        )
         made = {"roberta": RobertaForSequenceClassification}.get(
             kind, BertForSequenceClassification
         )
@@ -153,26 +214,32 @@ def reviews(path: Path, count: int = 120, seed: int = 0) -> Path:
     return write_csv(path, ["text", "label"], sentences(count, seed))
 
 
-def settings(teacher: Path, data: Path, cache: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+def settings(teacher: Path, data: Path, cache: Path, /, **changes: Any) -> dict[str, Any]:
     """A quick distillation's settings; `changes` go into its sections."""
     values: dict[str, Any] = {
         "teacher": str(teacher),
         "data": {"path": str(data), "max_length": 32},
         "student": {"layers": 1},
-        "training": {"steps": 6, "batch_size": 16, "lr": 1e-3, "evaluations": 2, "log_every": 3,
-                     "precision": "float32"},
+        "training": {
+            "steps": 6,
+            "batch_size": 16,
+            "lr": 1e-3,
+            "evaluations": 2,
+            "log_every": 3,
+            "precision": "float32",
+        },
         "label": {"precision": "float32", "check_rows": 8},
         "proof": {"seeds": [0], "baseline": False, "resamples": 50, "efficiency": False},
         "export": {"onnx": False, "int8": False},
         "cache": str(cache),
-    }  # fmt: skip
+    }
     for section, change in changes.items():
         inner = isinstance(values.get(section), dict) and isinstance(change, dict)
         values[section] = {**values[section], **change} if inner else change
     return values
 
 
-def config(teacher: Path, data: Path, cache: Path, **changes: Any) -> DistillConfig:
+def config(teacher: Path, data: Path, cache: Path, /, **changes: Any) -> DistillConfig:
     return parse(DistillConfig, settings(teacher, data, cache, **changes))
 
 
@@ -209,8 +276,9 @@ def line_forward(model: nn.Module, batch: Batch, rng: np.random.Generator) -> St
     return StudentOutput(model(**batch.inputs))
 
 
-def vectors(rows: int, width: int = 5, choices: int = 3, *, seed: int = 0,
-            unlabelled: Sequence[int] = ()) -> Dataset:  # fmt: skip
+def vectors(
+    rows: int, width: int = 5, choices: int = 3, *, seed: int = 0, unlabelled: Sequence[int] = ()
+) -> Dataset:
     """A data set of random vectors and labels; those at `unlabelled` have none."""
     rng = np.random.default_rng(seed)
     source = Vectors(rng.normal(size=(rows, width)).astype(np.float32))

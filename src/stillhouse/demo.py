@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from stillhouse.api import Run, run_distill, run_finetune
 from stillhouse.core.config import DistillConfig, FinetuneConfig, parse
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.rundir import write_text
 from stillhouse.data.builtin import tickets
+from stillhouse.runs import Run, run_distill, run_finetune
 
 UNLABELLED = 4000
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stillhouse.core.config import DistillConfig, LabelConfig, Schedule, TermConfig, TrainingConfig
 from stillhouse.core.errors import StillhouseError
 from stillhouse.core.types import Batch, Dense, StudentOutput
-from stillhouse.data.encoding import tokenizer_fingerprint
+from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import max_tokens
@@ -29,8 +29,7 @@ from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
-from stillhouse.training.loop import text_forward
-from stillhouse.training.steps import plain_step
+from stillhouse.training.steps import plain_step, text_forward
 
 ROWS = 32
 
@@ -79,10 +78,13 @@ def _zero_at_equality(pair: _Pair) -> str:
     teacher_NK = pair.live.signal(pair.batch()).scores_NK
     choices, worst = teacher_NK.shape[1], 0.0
     names = objectives.REGRESSION if choices == 1 else tuple(objectives.d.DIVERGENCES)
-    extra = {"jsd": {"beta": 0.5}, "skew_kl": {"alpha": 0.1}}
     for name in names:
         term = TermConfig(
-            kind="soft", divergence=name, temperature=Schedule(start=2.0), **extra.get(name, {})
+            kind="soft",
+            divergence=name,
+            temperature=Schedule(start=2.0),
+            beta=0.5 if name == "jsd" else None,
+            alpha=0.1 if name == "skew_kl" else None,
         )
         made = objectives.build([term], choices=choices, signal=Dense, has_gold=True)
         mine_NK = teacher_NK.clone().requires_grad_(True)
@@ -138,8 +140,8 @@ def _padding(pair: _Pair) -> str:
     inputs = dict(pair.batch().inputs)
     longer = {}
     for name, tensor in inputs.items():
-        fill = pair.setup.tokenizer.pad_token_id if name == "input_ids" else 0
-        longer[name] = nn.functional.pad(tensor, (0, 5), value=int(fill or 0))
+        fill = pad_id(pair.setup.tokenizer) if name == "input_ids" else 0
+        longer[name] = nn.functional.pad(tensor, (0, 5), value=fill)
     with torch.no_grad():
         one, other = (
             scores(pair.student, i, precision="float32", fast=False) for i in (inputs, longer)

@@ -1,5 +1,5 @@
-"""Row: a fused path mixed in another loss. A student equal to its teacher has value 0 and gradient 0,
-for every divergence, as the objective builds it.
+"""Row: a fused path mixed in another loss. A student equal to its teacher has value 0 and
+gradient 0, for every divergence, as the objective builds it.
 
 Axes: N rows, K choices.
 """
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.training.objective import build
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from stillhouse.core.config import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.training.objective import build
@@ -34,10 +34,16 @@ def gradient(terms: list[TermConfig]) -> tuple[Tensor, dict[str, float]]:
     model = tiny.Line(5, 3)
     rows = [np.arange(12), np.arange(12, 20)]
     stats = plain_step(
-        model, [DATA.batch(r) for r in rows], build(terms, choices=3, signal=Dense, has_gold=True),
-        TEACHER, tiny.line_forward, progress=0.3, rngs=[np.random.default_rng(0)] * 2, total_rows=20,
+        model,
+        [DATA.batch(r) for r in rows],
+        build(terms, choices=3, signal=Dense, has_gold=True),
+        TEACHER,
+        tiny.line_forward,
+        progress=0.3,
+        rngs=[np.random.default_rng(0)] * 2,
+        total_rows=20,
         norms=True,
-    )  # fmt: skip
+    )
     assert model.weight.grad is not None
     return model.weight.grad, {name: float(norm) for name, norm in stats.gradient_norms.items()}
 

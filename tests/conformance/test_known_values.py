@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from stillhouse.core.config import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.training.objective import build

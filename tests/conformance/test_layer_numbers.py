@@ -1,4 +1,5 @@
-"""Row: hidden_states off by one. "Layer k" is block k, counted from 1: a model whose layers are known.
+"""Row: hidden_states off by one. "Layer k" is block k, counted from 1: a model whose layers
+are known.
 
 Axes: B examples, T tokens, H hidden.
 """
@@ -6,11 +7,11 @@ Axes: B examples, T tokens, H hidden.
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+import tiny
 from stillhouse.core.config import StudentConfig
 from stillhouse.models.student import blocks, build, take_layers
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import tiny
 from stillhouse.core.config import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.tasks.base import Dataset
@@ -51,18 +51,29 @@ def teacher(choices: int) -> tiny.Fixed:
     return tiny.Fixed(2 * torch.randn(ROWS, choices, generator=torch.Generator().manual_seed(1)))
 
 
-def step(model: nn.Module, data: Dataset, parts: Sequence[np.ndarray], forward: Any,
-         choices: int) -> tuple[StepStats, dict[str, Tensor]]:  # fmt: skip
+def step(
+    model: nn.Module, data: Dataset, parts: Sequence[np.ndarray], forward: Any, choices: int
+) -> tuple[StepStats, dict[str, Tensor]]:
     model.zero_grad()
     stats = plain_step(
-        model, [data.batch(rows) for rows in parts], objective(choices), teacher(choices), forward,
-        progress=0.5, rngs=[np.random.default_rng(0) for _ in parts], total_rows=ROWS, norms=True,
-    )  # fmt: skip
+        model,
+        [data.batch(rows) for rows in parts],
+        objective(choices),
+        teacher(choices),
+        forward,
+        progress=0.5,
+        rngs=[np.random.default_rng(0) for _ in parts],
+        total_rows=ROWS,
+        norms=True,
+    )
     return stats, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def alike(one: tuple[StepStats, dict[str, Tensor]], other: tuple[StepStats, dict[str, Tensor]],
-          tolerance: float) -> None:  # fmt: skip
+def alike(
+    one: tuple[StepStats, dict[str, Tensor]],
+    other: tuple[StepStats, dict[str, Tensor]],
+    tolerance: float,
+) -> None:
     close = {"atol": tolerance, "rtol": tolerance}
     for name, gradient in one[1].items():
         torch.testing.assert_close(other[1][name], gradient, **close, msg=name)
@@ -114,8 +125,14 @@ class Padded:
 
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
         longest = int(self.lengths[rows].max()) + self.extra
-        return dict(self.tokenizer([self.texts[i] for i in rows], padding="max_length",
-                                   max_length=longest, return_tensors="pt"))  # fmt: skip
+        return dict(
+            self.tokenizer(
+                [self.texts[i] for i in rows],
+                padding="max_length",
+                max_length=longest,
+                return_tensors="pt",
+            )
+        )
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
@@ -145,7 +162,9 @@ from safetensors.torch import save_file
 import tiny
 from stillhouse.core.config import TermConfig, TrainingConfig
 from stillhouse.core.types import Dense
-from stillhouse.training.loop import MetricsLog, fit, text_forward
+from stillhouse.training.loop import fit
+from stillhouse.training.metrics import MetricsLog
+from stillhouse.training.steps import text_forward
 from stillhouse.training.objective import build
 from test_normaliser import ROWS, Padded, objective, teacher
 from pathlib import Path
@@ -182,8 +201,13 @@ def in_a_world_of(size: int, out: Path) -> None:
         here = str(Path(__file__).parent)
         environment["PYTHONPATH"] = os.pathsep.join([here, str(Path(here).parent), *sys.path])
         if size > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            environment |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
         processes.append(subprocess.Popen([sys.executable, "-c", WORLD, str(out)], env=environment))
     assert [process.wait(300) for process in processes] == [0] * size
 
@@ -196,6 +220,8 @@ def test_a_training_does_not_change_with_world_size(tmp_path: Path) -> None:
     for embeddings in ("rows", "dense", "frozen"):
         one, two = (load_file(tmp_path / n / f"{embeddings}.safetensors") for n in "12")
         for name, tensor in one.items():
+            if name.endswith("key.bias"):  # no gradient but rounding, which AdamW makes steps of
+                continue
             torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
         logs = [(tmp_path / n / f"{embeddings}.jsonl").read_text().splitlines() for n in "12"]
         assert len(logs[0]) == len(logs[1]) == 6

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from stillhouse.numerics import divergences as d
 
 

@@ -14,7 +14,7 @@ from stillhouse.core.rundir import atomic, claim, manifest, write_json
 def test_atomic_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="midway"), atomic(path) as temporary:
+    with pytest.raises(ValueError, match="midway"), atomic(path) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise ValueError("midway")
     assert json.loads(path.read_text()) == {"a": 1}
@@ -37,7 +37,7 @@ def test_claim_finds_its_own_run_again(tmp_path: Path) -> None:
 
 def test_claim_refuses_another_run_and_other_files(tmp_path: Path) -> None:
     claim(tmp_path / "run", {"seed": 1})
-    with pytest.raises(UsageError, match="another run .its seed differ"):
+    with pytest.raises(UsageError, match=r"another run .its seed differ"):
         claim(tmp_path / "run", {"seed": 2})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()

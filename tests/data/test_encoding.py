@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from stillhouse.core.config import DataConfig
 from stillhouse.data.encoding import Encoded, encode, tokenizer_fingerprint
 from stillhouse.data.sources import Part, Pool, load
@@ -36,9 +36,13 @@ def test_inputs_equal_the_tokenizers_own(
     asked = np.array([5, 0, 33, 5])
     examples = rows.at(asked)
     expected = tokenizer(
-        [e.text for e in examples], [e.pair for e in examples] if pairs else None,
-        truncation=True, max_length=length, padding=True, return_tensors="pt",
-    )  # fmt: skip
+        [e.text for e in examples],
+        [e.pair for e in examples] if pairs else None,
+        truncation=True,
+        max_length=length,
+        padding=True,
+        return_tensors="pt",
+    )
     found = encoded.inputs(asked)
     assert set(found) == set(expected)
     for name, tensor in found.items():

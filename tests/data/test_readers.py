@@ -42,8 +42,11 @@ def test_csv_tsv_jsonl_and_parquet_hold_the_same_rows(tmp_path: Path) -> None:
 def test_text_is_one_row_a_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "one\ntwo\u2028still two\r\n\nlast")
     assert [(n, row["text"]) for n, row in read(path)] == [
-        (1, "one"), (2, "two\u2028still two"), (3, ""), (4, "last"),
-    ]  # fmt: skip
+        (1, "one"),
+        (2, "two\u2028still two"),
+        (3, ""),
+        (4, "last"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +79,11 @@ def test_crlf_is_a_line_end(tmp_path: Path) -> None:
 def test_a_row_is_known_by_the_line_it_starts_on(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text,label\na,x\n"b\nb",y\n\n"c\n\nc",y\nd,x\n')
     assert [(line, row["text"]) for line, row in read(path)] == [
-        (2, "a"), (3, "b\nb"), (6, "c\n\nc"), (9, "d"),
-    ]  # fmt: skip
+        (2, "a"),
+        (3, "b\nb"),
+        (6, "c\n\nc"),
+        (9, "d"),
+    ]
 
 
 def test_jsonl_lines_are_counted_with_the_empty_ones(tmp_path: Path) -> None:

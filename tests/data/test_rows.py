@@ -14,8 +14,14 @@ from stillhouse.data.readers import Row, read
 from stillhouse.data.rows import Columns, Rows, content_key, ingest
 
 
-def store(tmp_path: Path, content: bytes, *, columns: Columns | None = None, suffix: str = ".csv",
-          labelled: bool = True) -> Rows:  # fmt: skip
+def store(
+    tmp_path: Path,
+    content: bytes,
+    *,
+    columns: Columns | None = None,
+    suffix: str = ".csv",
+    labelled: bool = True,
+) -> Rows:
     path = tmp_path / f"data{suffix}"
     path.write_bytes(content)
     folder = tmp_path / "store" / "rows"
@@ -40,8 +46,12 @@ MESSY = (
 def test_rows_left_out_are_counted_with_their_lines(tmp_path: Path) -> None:
     rows = store(tmp_path, MESSY)
     assert rows.dropped == {
-        "broken": 2, "non-UTF-8": 1, "empty": 1, "duplicated": 2, "contradictory duplicated": 1,
-    }  # fmt: skip
+        "broken": 2,
+        "non-UTF-8": 1,
+        "empty": 1,
+        "duplicated": 2,
+        "contradictory duplicated": 1,
+    }
     assert rows.notes == [
         "data.csv: 2 broken rows left out (line 7, 8)",
         "data.csv: 1 non-UTF-8 rows left out (line 9)",
@@ -50,8 +60,10 @@ def test_rows_left_out_are_counted_with_their_lines(tmp_path: Path) -> None:
         "data.csv: 1 contradictory duplicated rows left out (line 6)",
     ]
     assert list(rows.examples(rows.kept)) == [
-        Example("fine film", None, "pos"), Example("a\nb", None, "neg"), Example("no label"),
-    ]  # fmt: skip
+        Example("fine film", None, "pos"),
+        Example("a\nb", None, "neg"),
+        Example("no label"),
+    ]
     assert rows.labels[rows.kept].tolist() == ["pos", "neg", None]
 
 

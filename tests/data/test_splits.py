@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.data.sources import Pool, Splits, load

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import tiny
 from stillhouse.models.forward import has_fast_path, scores, training_mode
 
 TEXTS = [text for text, _ in tiny.sentences(12)]
@@ -103,8 +103,10 @@ def test_longer_padding_changes_nothing(kind: str) -> None:
     for fast in (True, False):
         torch.testing.assert_close(
             scores(model, longer, precision="float32", fast=fast),
-            scores(model, batch, precision="float32", fast=fast), atol=1e-5, rtol=1e-5,
-        )  # fmt: skip
+            scores(model, batch, precision="float32", fast=fast),
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_other_models_answer_with_their_own_forward(kind: str, settings: dict[st
 
 def test_training_mode_is_put_back() -> None:
     model = tiny.model().eval()
-    with pytest.raises(ValueError, match="inside"), training_mode(model, on=True):
+    with pytest.raises(ValueError, match="inside"), training_mode(model, on=True):  # noqa: PT012
         assert model.training
         raise ValueError("inside")
     assert not model.training

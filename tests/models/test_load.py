@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from transformers import BertModel
 
+import tiny
 from stillhouse.core.errors import ModelError
 from stillhouse.models.load import (
     fingerprint,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from stillhouse.core.config import StudentConfig
 from stillhouse.core.errors import ModelError
 from stillhouse.models.student import build, choose_layers, parameters, refuse_larger, take_layers
@@ -80,7 +80,11 @@ def test_a_fresh_shape_is_as_asked_and_follows_its_seed(kind: str) -> None:
     name = next(name for name, tensor in states[0].items() if tensor.ndim == 2)
     assert torch.equal(states[0][name], states[1][name])
     assert not torch.equal(states[0][name], states[2][name])
-    inner = [tuple(t.shape) for n, t in states[0].items() if n.endswith(("intermediate.dense.weight", "lin1.weight"))]  # fmt: skip
+    inner = [
+        tuple(t.shape)
+        for n, t in states[0].items()
+        if n.endswith(("intermediate.dense.weight", "lin1.weight"))
+    ]
     assert inner == [(32, 16)] * 2
 
 

@@ -189,10 +189,13 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(
     def full(handle: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left") as caught:
-        with cache.writing() as writer:
+    def append() -> None:
+        with monkeypatch.context() as patch, cache.writing() as writer:
             patch.setattr("os.write", full)
             writer.append(keys_N2[3:], scores_NK[3:])
+
+    with pytest.raises(RunError, match="No space left") as caught:
+        append()
     assert "\n" not in str(caught.value)
     assert len(opened(tmp_path)) == 3
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
 from stillhouse.data.rows import content_key

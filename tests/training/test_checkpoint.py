@@ -14,9 +14,13 @@ from stillhouse.training import checkpoint
 def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
     shared = torch.arange(6.0)
     tensors = {
-        "a": shared, "again": shared, "t": torch.arange(6).view(2, 3).T,
-        "half": torch.ones(2, dtype=torch.bfloat16), "none": torch.empty(0), "n": torch.tensor(3),
-    }  # fmt: skip
+        "a": shared,
+        "again": shared,
+        "t": torch.arange(6).view(2, 3).T,
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "none": torch.empty(0),
+        "n": torch.tensor(3),
+    }
     facts = {"step": 3, "best": None, "warnings": ["a"], "score": 0.1 + 0.2}
     checkpoint.save(tmp_path / "c.safetensors", tensors, facts)
     found = checkpoint.load(tmp_path / "c.safetensors")

@@ -11,28 +11,44 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
+import tiny
 from stillhouse.core.config import TermConfig, TrainingConfig
 from stillhouse.core.errors import RunError
 from stillhouse.core.types import Batch, Dense, LoopState, StudentOutput
-from stillhouse.training.loop import FitResult, MetricsLog, fit, step_batches, steps_per_epoch
+from stillhouse.training.loop import FitResult, fit
+from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import build
+from stillhouse.training.order import step_batches, steps_per_epoch
 
 DATA = tiny.vectors(40)
 TEACHER_NK = torch.randn(40, 3, generator=torch.Generator().manual_seed(9))
 
 
-def train(terms: list[TermConfig], *, model: nn.Module | None = None, forward: Any = tiny.line_forward,
-          teacher_NK: Tensor = TEACHER_NK, **options: Any) -> FitResult:  # fmt: skip
+def train(
+    terms: list[TermConfig],
+    *,
+    model: nn.Module | None = None,
+    forward: Any = tiny.line_forward,
+    teacher_NK: Tensor = TEACHER_NK,
+    **options: Any,
+) -> FitResult:
     fields = TrainingConfig.model_fields
     settings = {k: options.pop(k) for k in [*options] if k in fields}
     config = TrainingConfig(**{"steps": 8, "batch_size": 8, "lr": 0.05, "log_every": 1, **settings})
     objective = build(terms, choices=3, signal=Dense, has_gold=True)
-    return fit(model or tiny.Line(5, 3), DATA, objective, tiny.Fixed(teacher_NK), config, seed=0,
-               forward=forward, **options)  # fmt: skip
+    return fit(
+        model or tiny.Line(5, 3),
+        DATA,
+        objective,
+        tiny.Fixed(teacher_NK),
+        config,
+        seed=0,
+        forward=forward,
+        **options,
+    )
 
 
 def test_the_loss_falls() -> None:
@@ -92,7 +108,7 @@ def test_a_loss_that_breaks_midway_is_never_returned_as_a_model() -> None:
         found = tiny.line_forward(model, batch, rng)
         return StudentOutput(found.scores_NK * (float("inf") if calls == 3 else 1.0))
 
-    with pytest.raises(RunError, match="lower training.lr"):
+    with pytest.raises(RunError, match=r"lower training\.lr"):
         train([TermConfig(kind="gold")], forward=breaking, log_every=50)
 
 

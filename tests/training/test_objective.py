@@ -9,10 +9,10 @@ import math
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from stillhouse.core.config import Schedule, TermConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.types import Batch, Dense, Labels, StudentOutput

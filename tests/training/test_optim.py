@@ -9,10 +9,10 @@ import math
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
+import tiny
 from stillhouse.core.config import TrainingConfig
 from stillhouse.training.optim import Optimizer, RowAdamW, learning_rate
 
@@ -51,7 +51,7 @@ def drive(model: Lookup, optimizer: Optimizer, steps: list[list[int]]) -> None:
 
 
 def test_row_adamw_is_adamw_when_every_row_is_touched() -> None:
-    every = [list(range(12)) + [3, 3, 5]] * 7
+    every = [[*range(12), 3, 3, 5]] * 7
     mine, theirs = Lookup(), Lookup()
     drive(mine, Optimizer(mine, config(embeddings="rows")), every)
     drive(theirs, Optimizer(theirs, config(embeddings="dense")), every)

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 
+import tiny
 from stillhouse.core.config import DataConfig, TermConfig, TrainingConfig
 from stillhouse.core.types import Dense, LoopState
 from stillhouse.data.encoding import encode
 from stillhouse.data.sources import load
 from stillhouse.tasks.base import Dataset
 from stillhouse.tasks.classification import Classification
-from stillhouse.training.loop import FitResult, MetricsLog, fit, text_forward
+from stillhouse.training.loop import FitResult, fit
+from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import build
+from stillhouse.training.steps import text_forward
 
 
 class Pulled(Exception):
@@ -40,16 +42,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 Weights = dict[str, Tensor]
 
 
-def train(data: Dataset, out: Path, callback: Callable[[LoopState], None] = lambda state: None,
-          **settings: Any) -> tuple[FitResult, Weights, list[dict[str, Any]]]:  # fmt: skip
+def train(
+    data: Dataset,
+    out: Path,
+    callback: Callable[[LoopState], None] = lambda state: None,
+    **settings: Any,
+) -> tuple[FitResult, Weights, list[dict[str, Any]]]:
     """One training in the folder `out`: its facts, its weights, its log."""
-    config = TrainingConfig(**{
-        "steps": 12, "batch_size": 8, "accumulation": 2, "lr": 3e-3, "evaluations": 6,
-        "checkpoint_s": 1e-9, "log_every": 2, "precision": "float32", **settings,
-    })  # fmt: skip
+    config = TrainingConfig(
+        **{
+            "steps": 12,
+            "batch_size": 8,
+            "accumulation": 2,
+            "lr": 3e-3,
+            "evaluations": 6,
+            "checkpoint_s": 1e-9,
+            "log_every": 2,
+            "precision": "float32",
+            **settings,
+        }
+    )
     out.mkdir(exist_ok=True)
-    objective = build([tiny.soft(temperature=2.0), TermConfig(kind="gold")], choices=2,
-                      signal=Dense, has_gold=True)  # fmt: skip
+    objective = build(
+        [tiny.soft(temperature=2.0), TermConfig(kind="gold")],
+        choices=2,
+        signal=Dense,
+        has_gold=True,
+    )
     teacher_NK = 3 * torch.randn(len(data), 2, generator=torch.Generator().manual_seed(1))
     model = tiny.model(dropout=0.2, seed=3)
 
@@ -58,10 +77,18 @@ def train(data: Dataset, out: Path, callback: Callable[[LoopState], None] = lamb
         return float(now.state_dict()["classifier.weight"].sum().sin())
 
     result = fit(
-        model, data, objective, tiny.Fixed(teacher_NK), config, seed=5, forward=text_forward(config),
-        evaluate=evaluate, log=MetricsLog(out / "metrics.jsonl", run="student", seed=5),
-        resume=out / "half.safetensors", callbacks=[callback],
-    )  # fmt: skip
+        model,
+        data,
+        objective,
+        tiny.Fixed(teacher_NK),
+        config,
+        seed=5,
+        forward=text_forward(config),
+        evaluate=evaluate,
+        log=MetricsLog(out / "metrics.jsonl", run="student", seed=5),
+        resume=out / "half.safetensors",
+        callbacks=[callback],
+    )
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     log = [{k: v for k, v in json.loads(line).items() if k != "examples_per_s"} for line in lines]
     return replace(result, seconds=0.0), dict(model.state_dict()), log

@@ -79,12 +79,12 @@ def run(
     if context.args:
         raise UsageError(f"unknown option {context.args[0]}; settings go through --set")
     values = override(read(path), set_ or [])
-    from stillhouse import api
+    from stillhouse.runs import run_distill, run_finetune
 
     if values.get("flow") == "finetune":
-        finish(api.run_finetune(parse(FinetuneConfig, values), out), json=json)
+        finish(run_finetune(parse(FinetuneConfig, values), out), json=json)
     else:
-        finish(api.run_distill(parse(DistillConfig, values), out), json=json)
+        finish(run_distill(parse(DistillConfig, values), out), json=json)
 
 
 def read(path: Path) -> dict[str, Any]:

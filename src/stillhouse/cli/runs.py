@@ -64,7 +64,7 @@ def distill(
     )
     options.required(values, "teacher", "data.path")
     checked = parse(DistillConfig, values)
-    from stillhouse.api import run_distill
+    from stillhouse.runs import run_distill
 
     finish(run_distill(checked, out), json=json)
 
@@ -114,7 +114,7 @@ def finetune(
     )
     options.required(values, "model", "data.path")
     checked = parse(FinetuneConfig, values)
-    from stillhouse.api import run_finetune
+    from stillhouse.runs import run_finetune
 
     finish(run_finetune(checked, out), json=json)
 

@@ -20,3 +20,8 @@ def derive(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A numpy generator for one purpose of a run."""
     return np.random.Generator(np.random.SFC64(derive(seed, *purpose)))
+
+
+def shape_seed(seed: int) -> int:
+    """The seed of a student's fresh weights, as torch takes it."""
+    return derive(seed, "weights") % 2**31

@@ -26,7 +26,7 @@ class Batch:
     """Examples as tensors: a model's inputs, who they are, and gold answers where there are any."""
 
     inputs: Mapping[str, Tensor]
-    rows: Int[np.ndarray, N]  # positions in the data set, for looking signals up
+    rows: Int[np.ndarray, " N"]  # positions in the data set, for looking signals up
     gold_N: Tensor | None = (
         None  # long with NO_LABEL where unlabelled; float with NaN in regression
     )
@@ -65,7 +65,7 @@ class Dense:
 class Labels:
     """The teacher's choice only: what a label-only teacher gives."""
 
-    labels_N: Int[Tensor, N]
+    labels_N: Int[Tensor, " N"]
 
 
 Signal = Dense | Labels
@@ -81,8 +81,10 @@ class SumCount:
 
 @runtime_checkable
 class SignalSource(Protocol):
-    kind: type[Dense] | type[Labels]
-    fingerprint: str
+    @property
+    def kind(self) -> type[Dense] | type[Labels]: ...
+    @property
+    def fingerprint(self) -> str: ...
 
     def signal(self, batch: Batch) -> Signal: ...
 

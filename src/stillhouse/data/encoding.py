@@ -36,7 +36,7 @@ class Encoded:
         self.lengths = np.diff(self.offsets)
         empty = not len(self.lengths)  # which can't be mapped
         self.ids = np.empty(0, "<i4") if empty else np.memmap(folder / "ids.bin", "<i4", mode="r")
-        self.pad = int(tokenizer.pad_token_id or 0)
+        self.pad = pad_id(tokenizer)
         self.names = set(tokenizer.model_input_names)
 
     def __len__(self) -> int:
@@ -56,6 +56,11 @@ class Encoded:
             second = np.arange(inside.shape[1])[None, :] >= self.seconds[rows][:, None]
             found["token_type_ids"] = (second & inside).astype(np.int64)
         return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills a row up; 0 where a tokenizer names none (it is masked anyway)."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

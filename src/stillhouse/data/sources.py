@@ -46,7 +46,7 @@ class Pool:
     @property
     def fingerprint(self) -> str:
         """Stands for the content and its order, not for the labels."""
-        return hashlib.blake2b(np.ascontiguousarray(self.keys_N2), digest_size=12).hexdigest()
+        return hashlib.blake2b(self.keys_N2.tobytes(), digest_size=12).hexdigest()
 
     @property
     def labels(self) -> np.ndarray:

@@ -25,8 +25,11 @@ from stillhouse.tasks.base import Dataset, Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
 from stillhouse.training import checkpoint
-from stillhouse.training.loop import FitResult, MetricsLog, fit, steps_per_epoch, text_forward
+from stillhouse.training.loop import FitResult, fit
+from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
+from stillhouse.training.order import steps_per_epoch
+from stillhouse.training.steps import text_forward
 
 
 def store_root(cache: str | None) -> Path:
@@ -51,7 +54,7 @@ def teacher_task(
     if kind == "regression":
         if heads != 1:
             raise DataError(f"task regression needs a teacher of one output, this one has {heads}")
-        return Regression(metric)
+        return _regression(seen_labels(pools), metric)
     if heads == 1:
         raise DataError("task classification needs a teacher with classes; this one has one output")
     return Classification(match_labels(label_names(config), seen_labels(pools), label_map), metric)
@@ -62,7 +65,7 @@ def gold_task(pools: list[Pool], *, asked: str, metric: str | None = None) -> Ta
     labels = seen_labels(pools)
     kind = asked if asked != "auto" else ("regression" if _are_values(labels) else "classification")
     if kind == "regression":
-        return Regression(metric)
+        return _regression(labels, metric)
     if len(labels) < 2:
         raise DataError(
             f"at least two labels are needed, the data has {', '.join(labels) or 'none'}"
@@ -74,6 +77,13 @@ def gold_task(pools: list[Pool], *, asked: str, metric: str | None = None) -> Ta
             "(--label-column), or a regression (--task regression)?"
         )
     return Classification(sorted(labels), metric)
+
+
+def _regression(labels: set[str], metric: str | None) -> Regression:
+    """Raises DataError if a label is not a number."""
+    task = Regression(metric)
+    task.gold(np.array(sorted(labels), dtype=object))
+    return task
 
 
 def _are_values(labels: set[str]) -> bool:

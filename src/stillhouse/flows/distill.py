@@ -17,7 +17,7 @@ from stillhouse.core.config import SOFT_AND_GOLD, DistillConfig, TermConfig
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json
-from stillhouse.core.seeding import generator
+from stillhouse.core.seeding import generator, shape_seed
 from stillhouse.core.types import Dense
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Splits, load
@@ -38,7 +38,7 @@ from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label
 from stillhouse.tasks.base import Dataset, Task
 from stillhouse.training import objective as objectives
-from stillhouse.training.loop import shape_seed, steps_per_epoch
+from stillhouse.training.order import steps_per_epoch
 
 
 @dataclass

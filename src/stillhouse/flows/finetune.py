@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from stillhouse.core.config import FinetuneConfig, TermConfig
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.seeding import shape_seed
 from stillhouse.data.sources import Splits, load
 from stillhouse.flows.common import (
     Trained,
@@ -26,7 +27,6 @@ from stillhouse.flows.common import (
 from stillhouse.models.load import head_settings, load_classifier, load_tokenizer
 from stillhouse.tasks.base import Dataset, Task
 from stillhouse.training import objective as objectives
-from stillhouse.training.loop import shape_seed
 
 
 @dataclass

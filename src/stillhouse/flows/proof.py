@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from torch import Tensor
 
 from stillhouse.core.results import (
     DataSummary,
@@ -74,15 +75,15 @@ def _trained(
     cost: Efficiency,
     teacher: Predictions | None,
     teacher_score: float | None,
-    gold,  # noqa: ANN001
+    gold_N: Tensor,
     *,
     resamples: int,
 ) -> TrainedResult:
     """Means over seeds; calibration and confusion of the seed that is shipped."""
-    all_answers = [task.predictions(run.scores_NK, gold) for run in runs]
+    all_answers = [task.predictions(run.scores_NK, gold_N) for run in runs]
     scored = [task.score(predictions) for predictions in all_answers]
     metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
-    shipped = task.predictions(best.scores_NK, gold)
+    shipped = task.predictions(best.scores_NK, gold_N)
     error, bins = calibration(shipped)
     score = metrics[task.metric]
     agreement = None
@@ -148,19 +149,19 @@ def _gain(
     task: Task,
     students: list[Trained],
     baselines: list[Trained],
-    gold,
+    gold_N: Tensor,
     *,
     resamples: int,
 ) -> tuple[Gain, Verdict]:
     answers = [
-        [task.predictions(run.scores_NK, gold).answers_N for run in runs]
+        [task.predictions(run.scores_NK, gold_N).answers_N for run in runs]
         for runs in (students, baselines)
     ]
     found = stats.paired_gain(
         lambda a, g: task.metric_of(a, g, task.metric),
         answers[0],
         answers[1],
-        task.predictions(students[0].scores_NK, gold).gold_N,
+        task.predictions(students[0].scores_NK, gold_N).gold_N,
         resamples=resamples,
         rng=generator(0, "gain"),
     )
@@ -208,15 +209,15 @@ def distillation_record(
 ) -> Record:
     """The record of a distillation. `costs` are the teacher's and the student's."""
     setup, config = outcome.setup, outcome.setup.config
-    task, gold, resamples = setup.task, outcome.reported.gold_N, config.proof.resamples
-    teacher_answers = task.predictions(outcome.teacher_scores_NK, gold)
+    task, gold_N, resamples = setup.task, outcome.reported.gold_N, config.proof.resamples
+    teacher_answers = task.predictions(outcome.teacher_scores_NK, gold_N)
     teacher = _model("teacher", task, teacher_answers, costs["teacher"], resamples=resamples)
     shared = {
         "task": task,
         "cost": costs["student"],
         "teacher": teacher_answers,
         "teacher_score": teacher.score,
-        "gold": gold,
+        "gold_N": gold_N,
         "resamples": resamples,
     }
     student = _trained("student", runs=outcome.students, best=outcome.best, **shared)
@@ -224,7 +225,9 @@ def distillation_record(
     if outcome.baselines:
         matching = next(run for run in outcome.baselines if run.seed == outcome.best.seed)
         baseline = _trained("baseline", runs=outcome.baselines, best=matching, **shared)
-        gain, verdict = _gain(task, outcome.students, outcome.baselines, gold, resamples=resamples)
+        gain, verdict = _gain(
+            task, outcome.students, outcome.baselines, gold_N, resamples=resamples
+        )
     seconds = sum(run.fit.seconds for run in outcome.students)
     soft = next((t for t in config.objective if t.kind == "soft"), None)
     return Record(
@@ -247,7 +250,7 @@ def distillation_record(
         ),
         exports=exports,
         disagreements=_disagreements(
-            outcome, task, teacher_answers, task.predictions(outcome.best.scores_NK, gold)
+            outcome, task, teacher_answers, task.predictions(outcome.best.scores_NK, gold_N)
         ),
         warnings=[*outcome.notes, *_run_warnings(outcome.students)],
         temperature=soft.temperature.start if soft else None,
@@ -260,7 +263,7 @@ def _run_warnings(runs: list[Trained]) -> list[str]:
 
 def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     """The record of a fine-tuning: one model, no teacher, no verdict."""
-    task, gold = done.task, done.reported.gold_N
+    task, gold_N = done.task, done.reported.gold_N
     model = _trained(
         "model",
         task=task,
@@ -269,7 +272,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         cost=cost,
         teacher=None,
         teacher_score=None,
-        gold=gold,
+        gold_N=gold_N,
         resamples=done.config.resamples,
     )
     seconds = done.trained.fit.seconds

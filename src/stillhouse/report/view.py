@@ -117,7 +117,9 @@ def _seeds(model: Model) -> Cell:
 
 
 def _agreement(model: Model) -> Cell:
-    return Cell(fmt.score(model.agreement) if isinstance(model, TrainedResult) else "")
+    if isinstance(model, TrainedResult) and model.agreement is not None:
+        return Cell(fmt.score(model.agreement))
+    return Cell("")
 
 
 def _parity(model: Model) -> Cell:

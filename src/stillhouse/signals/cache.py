@@ -143,7 +143,7 @@ class AnswerCache:
         The same request resumed after a kill gets the same positions, so that it cuts the same
         batches: a teacher's low bits depend on which rows are asked together.
         """
-        request = hashlib.blake2b(np.ascontiguousarray(keys_N2), digest_size=12).hexdigest()
+        request = hashlib.blake2b(keys_N2.tobytes(), digest_size=12).hexdigest()
         path = self.folder / "request.json"
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if held.get("request") != request:

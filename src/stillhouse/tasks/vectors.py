@@ -28,8 +28,7 @@ class Vectors:
     def keys(self) -> np.ndarray:
         """Content keys of the rows, as text rows have them."""
         digests = [
-            hashlib.blake2b(np.ascontiguousarray(row), digest_size=16).digest()
-            for row in self.vectors_ND
+            hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in self.vectors_ND
         ]
         return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
 

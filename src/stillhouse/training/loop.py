@@ -7,12 +7,10 @@ state and the best weights so far.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +19,15 @@ from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
-from stillhouse.core.rundir import write_text
-from stillhouse.core.seeding import derive, generator
-from stillhouse.core.types import Batch, Callback, LoopState, SignalSource, StudentOutput
-from stillhouse.data.batching import shuffled_batches
-from stillhouse.models.forward import scores, training_mode
+from stillhouse.core.seeding import generator
+from stillhouse.core.types import Callback, LoopState, SignalSource
+from stillhouse.models.forward import training_mode
 from stillhouse.tasks.base import Dataset
 from stillhouse.training import checkpoint
+from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective, at
 from stillhouse.training.optim import Optimizer, learning_rate
+from stillhouse.training.order import step_batches, steps_per_epoch
 from stillhouse.training.steps import Forward, StepStats, plain_step
 
 IMBALANCE = 100.0
@@ -60,70 +58,6 @@ class _Progress:
     warnings: list[str] = field(default_factory=list)
 
 
-def step_batches(data: Dataset, config: TrainingConfig, seed: int) -> Iterator[list[np.ndarray]]:
-    """The rows of each optimizer step's micro-batches, epoch after epoch, without end."""
-    epoch = 0
-    while True:
-        batches = shuffled_batches(
-            data.lengths,
-            size=config.batch_size,
-            max_tokens=config.max_tokens,
-            rng=generator(seed, "order", epoch),
-        )
-        for start in range(0, len(batches), config.accumulation):
-            yield batches[start : start + config.accumulation]
-        epoch += 1
-
-
-def steps_per_epoch(data: Dataset, config: TrainingConfig, seed: int) -> int:
-    first = shuffled_batches(
-        data.lengths,
-        size=config.batch_size,
-        max_tokens=config.max_tokens,
-        rng=generator(seed, "order", 0),
-    )
-    return -(-len(first) // config.accumulation)
-
-
-def text_forward(config: TrainingConfig, *, fast: bool = True) -> Forward:
-    """Scores of a transformers classifier in training, dropout drawn from the step's generator."""
-
-    def forward(model: nn.Module, batch: Batch, rng: np.random.Generator) -> StudentOutput:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**62)))
-            found = scores(model, batch.inputs, precision=config.precision, rng=rng, fast=fast)
-        return StudentOutput(found)
-
-    return forward
-
-
-class MetricsLog:
-    """metrics.jsonl: one line an event. Lines after a resumed run's checkpoint are cut off."""
-
-    def __init__(self, path: Path | None, **labels: object) -> None:
-        self.path, self.labels = path, labels
-
-    def write(self, **values: object) -> None:
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**self.labels, **values}) + "\n")
-
-    def cut(self, step: int) -> None:
-        """Drops this run's lines past `step`, and a torn last line."""
-        if self.path is None or not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row: dict[str, Any] = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            mine = all(row.get(key) == value for key, value in self.labels.items())
-            if not mine or row["step"] <= step:
-                kept.append(line)
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
-
-
 def fit(
     model: nn.Module,
     data: Dataset,
@@ -140,7 +74,7 @@ def fit(
     step_fn: Callable[..., StepStats] = plain_step,
     accelerator: Accelerator | None = None,
 ) -> FitResult:
-    """Trains `model` in place and leaves its kept weights in it (the best on `evaluate`, or the last).
+    """Trains `model` in place; leaves the kept weights in it (best on `evaluate`, or the last).
 
     `resume` is a checkpoint's path: read if it exists, written every `config.checkpoint_s`.
     """
@@ -193,7 +127,7 @@ class _Run:
         self.best: dict[str, Tensor] = {}
         self._load()
         self.log.cut(self.at.step)
-        self._logged = (self.at.step, time.perf_counter(), self.at.examples)
+        self._logged = (time.perf_counter(), self.at.examples)
 
     def train(self, callbacks: Sequence[Callback], step_fn: Callable[..., StepStats]) -> None:
         stream = step_batches(self.data, self.config, self.seed)
@@ -271,7 +205,7 @@ class _Run:
         return self.accelerator.reduce(tensor, "sum")  # pyright: ignore
 
     def _note(self, stats: StepStats, state: LoopState) -> None:
-        """Tells callbacks, and logs every `log_every` steps; a loss that is not finite ends the run."""
+        """Logs every `log_every` steps; a loss that is not finite ends the run."""
         state.step, state.epoch = self.at.step, self.at.step / self.per_epoch
         first = self.at.step == 1
         if not first and self.at.step % self.config.log_every and self.at.step != self.steps:
@@ -293,9 +227,9 @@ class _Run:
         }
         self._warn(terms)
         now = time.perf_counter()
-        step, then, examples = self._logged
+        then, examples = self._logged
         rate = (self.at.examples - examples) / (now - then) if now > then else None
-        self._logged = (self.at.step, now, self.at.examples)
+        self._logged = (now, self.at.examples)
         state.metrics = {"loss": loss, "rate": rate}
         self.log.write(
             step=self.at.step,
@@ -381,8 +315,3 @@ class _Run:
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
-
-
-def shape_seed(seed: int) -> int:
-    """The seed of a student's fresh weights."""
-    return derive(seed, "weights") % 2**31

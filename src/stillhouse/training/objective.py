@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from stillhouse.core.errors import UsageError, unknown
 from stillhouse.core.types import NO_LABEL, Batch, Dense, Labels, Signal, StudentOutput, SumCount
 from stillhouse.numerics import divergences as d
 
-RowLoss = Callable[[StudentOutput, Signal | None, Batch, float], tuple[Tensor, Tensor | None]]
-# (output, signal, batch, progress) -> (loss a row, which rows have one; None: all)
+Loss = tuple[Tensor, Tensor | None]  # a loss a row, and which rows have one (None: all)
+RowLoss = Callable[[StudentOutput, Signal | None, Batch, float], Loss]
 
 REGRESSION = ("logit_mse",)
 
@@ -65,13 +66,13 @@ class Objective:
         return any(term.needs_teacher for term in self.terms)
 
 
-def _gold_classes(output: StudentOutput, _: Signal | None, batch: Batch, __: float):  # noqa: ANN202
+def _gold_classes(output: StudentOutput, _: Signal | None, batch: Batch, __: float) -> Loss:
     assert batch.gold_N is not None
     has_N = batch.gold_N != NO_LABEL
     return d.cross_entropy(output.scores_NK, batch.gold_N.clamp(min=0)), has_N
 
 
-def _gold_values(output: StudentOutput, _: Signal | None, batch: Batch, __: float):  # noqa: ANN202
+def _gold_values(output: StudentOutput, _: Signal | None, batch: Batch, __: float) -> Loss:
     assert batch.gold_N is not None
     has_N = ~torch.isnan(batch.gold_N)
     target_N = torch.where(has_N, batch.gold_N, 0.0)
@@ -85,19 +86,19 @@ def _choices(signal: Signal | None) -> Tensor:
     return signal.scores_NK.argmax(-1)
 
 
-def _hard_classes(output: StudentOutput, signal: Signal | None, _: Batch, __: float):  # noqa: ANN202
+def _hard_classes(output: StudentOutput, signal: Signal | None, _: Batch, __: float) -> Loss:
     return d.cross_entropy(output.scores_NK, _choices(signal)), None
 
 
 def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
     """A divergence of softened scores, times T^2 so that T doesn't change the gradient's scale."""
-    extra = {
+    extra: dict[str, Any] = {
         name: value
         for name, value in (("beta", config.beta), ("alpha", config.alpha))
         if value is not None
     }
 
-    def rows(output: StudentOutput, signal: Signal | None, batch: Batch, progress: float):  # noqa: ANN202
+    def rows(output: StudentOutput, signal: Signal | None, batch: Batch, progress: float) -> Loss:
         assert isinstance(signal, Dense)
         student_NK, teacher_NK = output.scores_NK, signal.scores_NK
         if config.standardise:
@@ -144,9 +145,9 @@ def _check_soft(config: TermConfig, choices: int) -> None:
         )
     if choices == 1 and config.standardise:
         raise UsageError("a regression's single value can't be standardised")
-    for schedule in (config.temperature,):
-        if min(schedule.start, schedule.start if schedule.end is None else schedule.end) <= 0:
-            raise UsageError(f"a temperature must be > 0, got {schedule.start} to {schedule.end}")
+    lowest = min(t for t in (config.temperature.start, config.temperature.end) if t is not None)
+    if lowest <= 0:
+        raise UsageError(f"a temperature must be > 0, got {lowest}")
     trial = Dense(torch.zeros(1, choices))
     try:
         _soft(config, d.DIVERGENCES[name])(

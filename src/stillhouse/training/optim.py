@@ -23,7 +23,7 @@ class RowAdamW:
 
     def __init__(
         self,
-        table: nn.Parameter,
+        table: Tensor,
         *,
         weight_decay: float,
         betas: tuple[float, float],
@@ -90,8 +90,8 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        found = [p for _, p in self.dense]
+    def parameters(self) -> list[Tensor]:
+        found: list[Tensor] = [p for _, p in self.dense]
         return [*found, self.rows.table] if self.rows else found
 
     def clip(self) -> Tensor:
@@ -99,10 +99,10 @@ class Optimizer:
         if self.rows is not None and self.rows.table.grad is not None:
             self.rows.table.grad = self.rows.table.grad.coalesce()
         gradients = _values(p.grad for p in self.parameters)
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.clip is not None:
             scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, scale)
+            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
         return norm
 
     def step(self, lr: float) -> None:
@@ -141,6 +141,7 @@ def _values(gradients: Iterable[Tensor | None]) -> list[Tensor]:
 
 
 def _embedding(model: nn.Module) -> nn.Embedding | None:
+    """A model's table of input words, if it has one."""
     find = getattr(model, "get_input_embeddings", None)
     try:
         found = find() if find is not None else None

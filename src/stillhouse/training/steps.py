@@ -14,10 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.config import TrainingConfig
 from stillhouse.core.types import Batch, SignalSource, StudentOutput
+from stillhouse.models.forward import scores
 from stillhouse.training.objective import Objective, at
 
 Forward = Callable[[nn.Module, Batch, np.random.Generator], StudentOutput]
+
+
+def text_forward(config: TrainingConfig, *, fast: bool = True) -> Forward:
+    """Scores of a transformers classifier in training, dropout drawn from the step's generator."""
+
+    def forward(model: nn.Module, batch: Batch, rng: np.random.Generator) -> StudentOutput:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            found = scores(model, batch.inputs, precision=config.precision, rng=rng, fast=fast)
+        return StudentOutput(found)
+
+    return forward
 
 
 @dataclass

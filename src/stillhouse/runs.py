@@ -1,0 +1,225 @@
+"""A run from its checked config to its folder: flow, measurements, exports, record, report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stillhouse.core.config import DistillConfig, ExportConfig, FinetuneConfig
+from stillhouse.core.console import Terminal
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Progress
+from stillhouse.core.results import Efficiency, ExportResult, Record
+from stillhouse.core.rundir import claim, write_json, write_text
+from stillhouse.evaluation import efficiency
+from stillhouse.export import (
+    check_parity,
+    export_onnx,
+    onnx_runner,
+    onnx_scores,
+    quantize_int8,
+    require_onnx,
+)
+from stillhouse.flows import distill as distilling
+from stillhouse.flows import finetune as finetuning
+from stillhouse.flows.common import tidy
+from stillhouse.flows.proof import distillation_record, finetune_record
+from stillhouse.models.card import model_card
+from stillhouse.models.load import resolve
+from stillhouse.report.html import render
+from stillhouse.tasks.base import Dataset, Task
+
+ExportFormat = Literal["onnx", "onnx-int8"]
+Exported = tuple[ExportFormat, Path, np.ndarray]  # its file, and its scores on the reported rows
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, its record, and (just after it ran) its model."""
+
+    out: Path
+    record: Record
+    student: PreTrainedModel | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, out: str | Path) -> Run:
+        """A run that is on disk. Raises UsageError if there is none."""
+        path = Path(out) / "record.json"
+        if not path.is_file():
+            raise UsageError(f"{out} is no finished run: it has no record.json")
+        return cls(Path(out), Record.model_validate_json(path.read_text(encoding="utf-8")))
+
+
+def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None = None) -> Run:
+    """The distillation of a checked config, to its record and report. A finished one is read."""
+    progress = progress or Terminal()
+    if (found := _finished(out, config.model_dump(mode="json"), progress)) is not None:
+        return found
+    if config.export.onnx:
+        _check_export(config.export)
+    outcome = distilling.distill(config, out, progress=progress)
+    setup, student = outcome.setup, outcome.student
+    folder = out / "student"
+    save_model(student, setup.tokenizer, folder)
+    exported = _export(student, outcome.reported, config.export, out, progress)
+    costs, timings = _costs(outcome, folder, exported, progress, efficient=config.proof.efficiency)
+    exports = [
+        _export_result(name, path, scores, timings.get(name), outcome, setup.task)
+        for name, path, scores in exported
+    ]
+    record = distillation_record(outcome, costs, exports)
+    write_text(folder / "README.md", model_card(record, teacher=Path(config.teacher).name))
+    _finish(out, record, keep=config.keep_checkpoints)
+    return Run(out, record, student)  # pyright: ignore[reportArgumentType]
+
+
+def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Run:
+    progress = progress or Terminal()
+    if (found := _finished(out, config.model_dump(mode="json"), progress)) is not None:
+        return found
+    done = finetuning.finetune(config, out, progress=progress)
+    save_model(done.model, done.tokenizer, out)
+    one, many = efficiency.samples(done.reported)
+    runner = efficiency.torch_runner(done.model)
+    timing = efficiency.time_all({"model": (runner, one, many)})["model"]
+    cost = efficiency.measure(
+        done.model, out, timing, one, tokens=one["input_ids"].shape[1], memory=True
+    )
+    record = finetune_record(done, cost)
+    _finish(out, record, keep=config.keep_checkpoints)
+    return Run(out, record, done.model)  # pyright: ignore[reportArgumentType]
+
+
+def _finished(out: Path, config: dict[str, Any], progress: Progress) -> Run | None:
+    """The run in `out` if it is this one and done."""
+    if not (out / "record.json").is_file():
+        return None
+    claim(out, config)
+    progress.note(f"{out} is finished already")
+    return Run.open(out)
+
+
+def _finish(out: Path, record: Record, *, keep: bool) -> None:
+    write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
+    render([out], out / "report.html")
+    tidy(out, keep=keep)
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A folder that `from_pretrained` loads, put in place whole."""
+    part = folder.parent / f".{folder.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)  # pyright: ignore[reportCallIssue]
+    tokenizer.save_pretrained(part)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in part.iterdir():
+        file.replace(folder / file.name)
+    part.rmdir()
+
+
+def _check_export(config: ExportConfig) -> None:
+    """Raises UsageError before training where an export could not be written after it."""
+    if config.onnx:
+        require_onnx()
+
+
+def _export(
+    model: nn.Module, reported: Dataset, config: ExportConfig, out: Path, progress: Progress
+) -> list[Exported]:
+    """The asked exports: name, file, and their scores on the reported rows."""
+    if not config.onnx:
+        return []
+    made: list[Exported] = []
+    with progress.stage("exporting", 2 if config.int8 else 1, "files") as advance:
+        sample = reported.batch(np.arange(min(4, len(reported)))).inputs
+        plain = export_onnx(model, sample, out / "onnx" / "model.onnx")
+        scores = onnx_scores(onnx_runner(plain), reported)
+        made.append(("onnx", plain, scores))
+        advance(1)
+        if config.int8:
+            small = quantize_int8(plain, out / "onnx" / "model-int8.onnx")
+            made.append(("onnx-int8", small, onnx_scores(onnx_runner(small), reported)))
+            advance(1)
+    return made
+
+
+def _costs(
+    outcome: distilling.Outcome,
+    folder: Path,
+    exported: list[Exported],
+    progress: Progress,
+    *,
+    efficient: bool,
+) -> tuple[dict[str, Efficiency], dict[str, efficiency.Timing]]:
+    """What teacher and student cost, and the timings of all, taken in turns."""
+    setup = outcome.setup
+    models = {"teacher": setup.teacher, "student": outcome.student}
+    inputs = {
+        "teacher": efficiency.samples(outcome.teacher_reported),
+        "student": efficiency.samples(outcome.reported),
+    }
+    timings: dict[str, efficiency.Timing] = {}
+    if efficient:
+        runners: dict[str, Any] = {
+            name: (efficiency.torch_runner(model), *inputs[name]) for name, model in models.items()
+        }
+        for name, path, _ in exported:
+            runners[name] = (onnx_runner(path), *inputs["student"])
+        with progress.stage("measuring speed", len(runners), "models") as advance:
+            timings = efficiency.time_all(runners)
+            advance(len(runners))
+    where = {"teacher": model_folder(setup.config.teacher), "student": folder}
+    costs = {}
+    for name, model in models.items():
+        one = inputs[name][0]
+        costs[name] = efficiency.measure(
+            model,
+            where[name],
+            timings.get(name),
+            one,
+            tokens=one["input_ids"].shape[1],
+            memory=efficient,
+        )
+    return costs, timings
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a teacher's weights; a hub model's is its snapshot."""
+    found = resolve(name)
+    return (
+        found if isinstance(found, Path) else Path(snapshot_download(found, local_files_only=True))
+    )
+
+
+def _export_result(
+    name: ExportFormat,
+    path: Path,
+    scores: np.ndarray,
+    timing: efficiency.Timing | None,
+    outcome: distilling.Outcome,
+    task: Task,
+) -> ExportResult:
+    """Raises RunError where the fp32 export's scores are not the student's."""
+    original = outcome.best.scores_NK
+    if name == "onnx":
+        check_parity(scores, original)
+    gold = outcome.reported.gold_N
+    mine, theirs = task.predictions(scores, gold), task.predictions(original, gold)
+    return ExportResult(
+        format=name,
+        path=f"{path.parent.name}/{path.name}",
+        bytes=path.stat().st_size,
+        latency_ms=timing.latency_ms if timing else None,
+        latency_p95_ms=timing.latency_p95_ms if timing else None,
+        throughput_per_s=timing.throughput_per_s if timing else None,
+        score=task.score(mine)[task.metric],
+        agreement=task.agreement(mine.answers_N, theirs.answers_N),
+        max_difference=float(np.abs(scores - original).max()),
+    )

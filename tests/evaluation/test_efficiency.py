@@ -1,0 +1,87 @@
+"""What a model costs to run: counted exactly where it can be, timed in turns where it can't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from stillhouse.evaluation.efficiency import (
+    BATCH,
+    flops,
+    folder_bytes,
+    measure,
+    peak_memory,
+    samples,
+    time_all,
+    torch_runner,
+)
+from stillhouse.models.mlp import MLPClassifier, MLPConfig
+
+
+def test_flops_by_hand() -> None:
+    """Two per multiply-add: 6 x 5 + 5 x 3 a row."""
+    model = MLPClassifier(MLPConfig(inputs=6, hidden=(5,), num_labels=3)).eval()
+    assert flops(model, {"vectors": torch.zeros(4, 6)}) == 2 * 4 * (6 * 5 + 5 * 3)
+
+
+def test_samples_are_rows_of_middling_length() -> None:
+    data = tiny.vectors(100)
+    data.source.lengths = np.arange(100)[::-1].copy()  # pyright: ignore
+    one, many = samples(data)
+    assert len(one["vectors"]) == 1
+    assert len(many["vectors"]) == BATCH
+    assert torch.equal(one["vectors"], data.batch(np.array([49])).inputs["vectors"])
+    few = tiny.vectors(5)
+    assert len(samples(few)[1]["vectors"]) == 5
+
+
+def test_models_are_timed_in_turns() -> None:
+    calls: list[str] = []
+    inputs = {"vectors": torch.zeros(1, 5)}
+
+    def runner(name: str) -> Callable[..., object]:
+        return lambda _: calls.append(name)
+
+    timings = time_all({n: (runner(n), inputs, inputs) for n in "ab"}, rounds=3)
+    assert set(timings) == {"a", "b"}
+    order = "".join(calls[12:])  # after the warm-up
+    assert order == "aaaaaabbbbbb" + "aaaaabbbbb" * 2
+    for timing in timings.values():
+        assert 0 < timing.latency_ms <= timing.latency_p95_ms
+        assert timing.throughput_per_s > 0
+
+
+def test_a_measurement_counts_the_saved_model(tmp_path: Path) -> None:
+    model = tiny.model()
+    tiny.save(tmp_path)
+    one = dict(tiny.tokenizer()("good film", return_tensors="pt"))
+    found = measure(model, tmp_path, None, one, tokens=8, memory=False)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.bytes == folder_bytes(tmp_path) == (tmp_path / "model.safetensors").stat().st_size
+    assert found.bytes == pytest.approx(4 * found.parameters, rel=0.2)
+    assert found.flops is not None
+    assert found.flops > 0
+    assert found.latency_ms is None
+    assert found.peak_memory_bytes is None
+
+
+def test_a_runner_answers_without_dropout_or_gradient() -> None:
+    model = tiny.model(dropout=0.5).train()
+    run = torch_runner(model)
+    one = dict(tiny.tokenizer()("good film", return_tensors="pt"))
+    first, second = run(one), run(one)
+    assert torch.equal(first.logits, second.logits)  # pyright: ignore
+    assert not first.logits.requires_grad  # pyright: ignore
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
+    found = peak_memory(tiny.save(tmp_path), 16)
+    assert found is not None
+    assert 0 < found < 2**31
+    assert peak_memory(tmp_path / "nothing", 16) is None
