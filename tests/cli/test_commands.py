@@ -1,0 +1,288 @@
+"""The command as a user meets it: from a tiny teacher to a report, and every message on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from stillhouse.cli.main import app, main
+from stillhouse.core.results import Record
+
+Call = Callable[..., tuple[int, str, str]]
+QUICK = [
+    "--set", "training.steps=4", "--set", "training.batch_size=8", "--set", "proof.resamples=50",
+    "--seeds", "2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """`call("distill", ...)`: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stillhouse", *map(str, words)])
+        try:
+            code = main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        caught = capsys.readouterr()
+        return code, caught.out, caught.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def small(
+    tmp_path_factory: pytest.TempPathFactory, teacher: Path, reviews: Path, cache: Path
+) -> Path:
+    """A finished distillation made by the command in a process of its own."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    command = [sys.executable, "-m", "stillhouse", "distill", "--teacher", teacher, "--data",
+               reviews, "--student", "layers=2", "--out", out, "--cache", cache, *QUICK]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Report:" in done.stdout
+    return out
+
+
+def test_every_command_has_help_with_an_example(call: Call) -> None:
+    names = [info.callback.__name__ for info in app.registered_commands if info.callback]
+    assert len(names) == 9
+    for name in names:
+        code, out, _ = call(name, "--help")
+        assert code == 0
+        assert f"stillhouse {name}" in out, name
+
+
+def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
+    names = {path.name for path in small.iterdir()}
+    assert names == {
+        "config.yaml", "manifest.json", "metrics.jsonl", "record.json", "report.html", "student",
+        "onnx",
+    }  # fmt: skip
+    record = json.loads((small / "record.json").read_text())
+    assert record["schema"] == 1
+    assert record["flow"] == "distill"
+    for part in ("teacher", "student", "baseline"):
+        assert {"score", "interval", "parameters", "latency_ms", "bytes"} <= set(record[part])
+    assert len(record["student"]["seeds"]) == len(record["baseline"]["seeds"]) == 2
+    assert record["verdict"] in ("helped", "no difference", "hurt")
+    assert {e["format"] for e in record["exports"]} == {"onnx", "onnx-int8"}
+    assert Record.model_validate(record).model_dump(mode="json", by_alias=True) == record
+
+
+def test_the_student_folder_loads_and_gives_the_recorded_score(small: Path, reviews: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(small / "student")
+    tokens = AutoTokenizer.from_pretrained(small / "student")
+    with torch.no_grad():
+        scores = model(**tokens("the film was good", return_tensors="pt")).logits
+    assert scores.shape == (1, 2)
+    assert sorted(model.config.label2id) == tiny.SENTIMENT
+    assert "pipeline(" in (small / "student" / "README.md").read_text()
+
+
+def test_the_exported_model_answers_as_the_student_does(small: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(small / "onnx" / "model.onnx"))
+    model = AutoModelForSequenceClassification.from_pretrained(small / "student").eval()
+    tokens = AutoTokenizer.from_pretrained(small / "student")
+    for texts in (["good"], ["the film was bad and dull", "good", "they was kind ."] * 3):
+        inputs = tokens(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**inputs).logits.numpy()
+        found = session.run(None, {k: v.numpy() for k, v in inputs.items()})[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_same_command_finds_the_run_done_and_another_is_refused(
+    call: Call, small: Path, teacher: Path, reviews: Path, cache: Path
+) -> None:
+    words = ["distill", "--teacher", teacher, "--data", reviews, "--out", small, "--cache", cache]
+    code, _, err = call(*words, "--student", "layers=2", *QUICK)
+    assert (code, "finished already" in err) == (0, True)
+    code, _, err = call(*words, "--student", "layers=1", *QUICK)
+    assert code == 2
+    assert "holds another run" in err
+    assert "student" in err
+
+
+def test_config_yaml_repeats_the_run(call: Call, small: Path, tmp_path: Path) -> None:
+    code, out, _ = call("distill", "--config", small / "config.yaml", "--out", tmp_path / "again",
+                        "--json")  # fmt: skip
+    assert code == 0
+    first = Record.model_validate_json((small / "record.json").read_text())
+    second = Record.model_validate(json.loads(out))
+    assert second.student.seeds == first.student.seeds
+    assert second.student.reliability == first.student.reliability
+    assert second.gain == first.gain
+
+
+def test_labelled_answers_are_not_asked_for_again(
+    call: Call, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    words = ["--teacher", teacher, "--data", reviews]
+    code, out, _ = call("label", *words, "--out", tmp_path / "answers", "--json")
+    assert code == 0
+    assert json.loads(out)["rows"] > 50
+    shards = {p: p.read_bytes() for p in (tmp_path / "answers" / "answers").rglob("shard-*.bin")}
+    assert shards
+    code, _, _ = call("distill", *words, "--cache", tmp_path / "answers", "--out", tmp_path / "run",
+                      "--student", "layers=1", "--no-baseline", *QUICK)  # fmt: skip
+    assert code == 0
+    assert all(path.read_bytes() == held for path, held in shards.items())
+    assert Record.model_validate_json((tmp_path / "run" / "record.json").read_text()).verdict is None
+
+
+def test_evaluate_compares_two_models(call: Call, small: Path, teacher: Path, reviews: Path) -> None:
+    code, out, _ = call("evaluate", "--model", small, "--data", reviews, "--against", teacher, "--json")
+    found = json.loads(out)
+    record = Record.model_validate_json((small / "record.json").read_text())
+    assert code == 0
+    assert found["against"]["accuracy"] == record.teacher.score
+    assert found["accuracy"] in record.student.seeds
+    low, high = found["against"]["interval"]
+    assert low <= found["against"]["gain"] <= high
+    assert found["against"]["gain"] == pytest.approx(found["accuracy"] - found["against"]["accuracy"])
+
+
+def test_bench_export_and_report(call: Call, small: Path, teacher: Path, tmp_path: Path) -> None:
+    code, out, _ = call("bench", teacher, small, "--tokens", 8, "--json")
+    costs = json.loads(out)
+    assert code == 0
+    assert costs[str(teacher)]["parameters"] > costs[str(small)]["parameters"]
+    assert costs[str(teacher)]["flops"] > 1.5 * costs[str(small)]["flops"]
+    code, out, _ = call("export", small, "--int8", "--out", tmp_path / "onnx")
+    assert code == 0
+    assert (tmp_path / "onnx" / "model-int8.onnx").stat().st_size > 0
+    code, _, _ = call("report", small, small, "--out", tmp_path / "both.html")
+    assert code == 0
+    assert "<svg" in (tmp_path / "both.html").read_text()
+
+
+def test_finetune_makes_a_teacher(call: Call, reviews: Path, folders: Callable, tmp_path: Path) -> None:
+    base = folders("bert", layers=2, labels=["a", "b", "c"])
+    code, out, _ = call(
+        "finetune", "--model", base, "--data", reviews, "--out", tmp_path / "t",
+        "--set", "training.epochs=12", "--set", "training.lr=3e-3", "--json",
+    )  # fmt: skip
+    record = Record.model_validate(json.loads(out))
+    assert code == 0
+    assert record.data.labels == tiny.SENTIMENT
+    assert record.student.score > 0.7
+    code, _, err = call("distill", "--teacher", tmp_path / "t", "--data", reviews, "--out",
+                        tmp_path / "s", "--student", "layers=1", *QUICK)  # fmt: skip
+    assert code == 0, err
+
+
+def test_selfcheck_passes_on_a_sound_pair_and_names_what_is_not(
+    call: Call, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    words = ["selfcheck", "--data", reviews, "--student", "layers=2", "--cache", tmp_path / "c"]
+    code, out, _ = call(*words, "--teacher", teacher, "--json")
+    found = json.loads(out)
+    assert code == 0, found
+    assert len(found) == 8
+    assert all(check["passed"] for check in found)
+    broken = AutoModelForSequenceClassification.from_pretrained(teacher)
+    with torch.no_grad():
+        broken.classifier.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "broken")
+    code, out, _ = call(*words, "--teacher", tmp_path / "broken", "--json")
+    assert code == 1
+    assert not all(check["passed"] for check in json.loads(out))
+
+
+def test_recipes_are_listed_shown_and_refused_by_name(call: Call, monkeypatch) -> None:
+    code, out, _ = call("recipes", "list", "--json")
+    names = json.loads(out)
+    assert code == 0
+    assert {"sst2_teacher", "sst2_student", "mnist_hinton"} <= set(names)
+    code, out, _ = call("recipes", "show", "sst2_student")
+    assert "command" in out
+    code, _, err = call("recipes", "show", "sst2_studnet")
+    assert (code, "did you mean 'sst2_student'?" in err) == (2, True)
+    monkeypatch.delenv("STILLHOUSE_DATA", raising=False)
+    code, _, err = call("recipes", "run", "sst2_student", "--out", "x")
+    assert (code, "STILLHOUSE_DATA" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["distil"], "Did you mean 'distill'?"),
+        (["distill", "--techer", "t", "--out", "o"], "--teacher"),
+        (["distill", "--teacher", "{teacher}", "--out", "o"], "give --data"),
+        (["distill", "--teacher", "{teacher}", "--data", "no.csv", "--out", "o"], "no.csv"),
+        (["distill", "--teacher", "nowhere/", "--data", "{reviews}", "--out", "o"], "nowhere"),
+        (["distill", "--teacher", "{data}", "--data", "{reviews}", "--out", "o"], "config.json"),
+        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
+          "--student", "layers=9"], "larger"),
+        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
+          "--student", "3"], "layers=3"),
+        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
+          "--text-column", "txt"], "it has text, label"),
+        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
+          "--set", "training.lrr=1"], "did you mean 'lr'?"),
+        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
+          "--set", "objective=[{kind: soft, divergence: fowrard_kl}]"], "'forward_kl'"),
+        (["report", "{data}"], "no finished run"),
+        (["export", "{teacher}", "--to", "onxn", "--out", "o"], "'onnx'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_is_one_line_and_leaves_nothing(
+    call: Call, words: list[str], says: str, teacher: Path, reviews: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STILLHOUSE_CACHE", str(tmp_path / "cache"))
+    places = {"teacher": teacher, "reviews": reviews, "data": reviews.parent}
+    code, out, err = call(*(word.format(**places) if word[0] == "{" else word for word in words))
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert says in err
+    assert not (tmp_path / "o").exists()
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+from stillhouse.cli.main import main
+sys.argv[0] = "stillhouse"
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [600, 3_000, 20_000, 60_000])
+def test_a_disk_that_fills_up_is_one_line_and_the_next_try_finishes(
+    limit: int, teacher: Path, reviews: Path, tmp_path: Path
+) -> None:
+    words = ["distill", "--teacher", teacher, "--data", reviews, "--student", "layers=1", "--out",
+             tmp_path / "run", "--cache", tmp_path / "cache", *QUICK]  # fmt: skip
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    full = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(limit), *map(str, words)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert full.returncode == 1
+    assert full.stderr.strip().splitlines()[-1].startswith("stillhouse: can't ")
+    assert "Traceback" not in full.stderr
+    assert not (tmp_path / "run" / "record.json").exists()
+    again = subprocess.run([sys.executable, "-m", "stillhouse", *map(str, words)],
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert not list(tmp_path.rglob("*.part"))
