@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from stillhouse.api import (
         Run,
         bench,
+        check,
         distill,
         evaluate,
-        export,
         finetune,
         label,
         layers,
-        report,
-        selfcheck,
+        to_onnx,
+        write_report,
     )
 
 try:
@@ -34,14 +34,14 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 __all__ = [
     "Run",
     "bench",
+    "check",
     "distill",
     "evaluate",
-    "export",
     "finetune",
     "label",
     "layers",
-    "report",
-    "selfcheck",
+    "to_onnx",
+    "write_report",
 ]
 
 

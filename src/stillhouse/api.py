@@ -223,7 +223,7 @@ def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[s
     }
 
 
-def export(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[str, Any]:
+def to_onnx(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[str, Any]:
     """Writes a model as ONNX (and int8 ONNX) into the folder `out`; what was checked."""
     loaded = load_classifier(str(model))
     tokenizer = load_tokenizer(str(model))
@@ -243,12 +243,12 @@ def export(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[st
     return found
 
 
-def report(runs: list[str | Path], out: str | Path) -> Path:
+def write_report(runs: list[str | Path], out: str | Path) -> Path:
     """One page of one or several runs, side by side."""
     return render([Path(run) for run in runs], Path(out))
 
 
-def selfcheck(
+def check(
     teacher: str | Path,
     data: str | Path | Mapping[str, Any] | DataConfig,
     *,
@@ -268,12 +268,12 @@ def selfcheck(
 __all__ = [
     "Run",
     "bench",
+    "check",
     "distill",
     "evaluate",
-    "export",
     "finetune",
     "label",
     "layers",
-    "report",
-    "selfcheck",
+    "to_onnx",
+    "write_report",
 ]

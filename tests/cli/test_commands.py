@@ -174,7 +174,7 @@ def test_finetune_makes_a_teacher(call: Call, reviews: Path, folders: Callable, 
     base = folders("bert", layers=2, labels=["a", "b", "c"])
     code, out, _ = call(
         "finetune", "--model", base, "--data", reviews, "--out", tmp_path / "t",
-        "--set", "training.epochs=12", "--set", "training.lr=3e-3", "--json",
+        "--set", "training.epochs=20", "--set", "training.lr=5e-3", "--json",
     )  # fmt: skip
     record = Record.model_validate(json.loads(out))
     assert code == 0
@@ -237,7 +237,7 @@ def test_recipes_are_listed_shown_and_refused_by_name(call: Call, monkeypatch) -
           "--set", "training.lrr=1"], "did you mean 'lr'?"),
         (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
           "--set", "objective=[{kind: soft, divergence: fowrard_kl}]"], "'forward_kl'"),
-        (["report", "{data}"], "no finished run"),
+        (["report", "{data}"], "not a finished run"),
         (["export", "{teacher}", "--to", "onxn", "--out", "o"], "'onnx'"),
     ],
 )  # fmt: skip

@@ -140,3 +140,11 @@ def test_the_content_key_tells_text_and_pair_apart() -> None:
 def test_examples_come_in_the_order_asked_for(tmp_path: Path) -> None:
     rows = store(tmp_path, b"text,label\na,x\nb,y\nc,x\n")
     assert [e.text for e in rows.examples(np.array([2, 0, 2]))] == ["c", "a", "c"]
+
+
+def test_of_two_equal_texts_the_labelled_one_is_kept(tmp_path: Path) -> None:
+    source = [(2, {"text": "a", "label": None}), (3, {"text": "a", "label": "x"}),
+              (4, {"text": "a", "label": "y"}), (5, {"text": "a", "label": ""})]  # fmt: skip
+    rows = ingest(source, "here", Columns(), tmp_path / "rows", labelled=True)
+    assert [(e.text, e.label) for e in rows.examples(rows.kept)] == [("a", "x")]
+    assert rows.dropped == {"duplicated": 2, "contradictory duplicated": 1}

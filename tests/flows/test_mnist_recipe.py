@@ -23,7 +23,8 @@ from stillhouse.training.callbacks import max_norm
 
 SIDE = 10
 SMALL = [
-    "teacher_hidden=[64,64]", "student_hidden=[32,32]", "jitter=1", "dropout=0.2",
+    "teacher_hidden=[64,64]", "student_hidden=[32,32]", "jitter=1", "input_dropout=0.2",
+    "dropout=0.2",
     "squared_norm=2.2", "teacher.epochs=12", "teacher.batch_size=32", "teacher.lr=3e-3",
     "student.epochs=10", "student.batch_size=32", "student.lr=1e-2", "held_out_rows=200",
 ]  # fmt: skip

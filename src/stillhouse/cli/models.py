@@ -89,7 +89,7 @@ def export(
 
     if to != "onnx":
         raise UsageError(unknown("format", to, ["onnx"]))
-    found = api.export(model, out, int8=int8)
+    found = api.to_onnx(model, out, int8=int8)
     if json:
         console.print_json(found)
         return

@@ -61,23 +61,23 @@ def show(name: Annotated[str, typer.Argument()]) -> None:
     print(_path(name).read_text(encoding="utf-8"), end="")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command()
 def run(
-    context: typer.Context,
     name: Annotated[str, typer.Argument()],
     out: options.Out,
     set_: options.Set = None,
     json: options.Json = False,
+    more: Annotated[list[str] | None, typer.Argument(help="for a script recipe, after --")] = None,
 ) -> None:
     """Run a recipe. Example: stillhouse recipes run sst2_teacher --out sst2-teacher"""
     path = _path(name)
     if path.suffix == ".py":
-        command = [sys.executable, str(path), "--out", str(out), *context.args]
+        command = [sys.executable, str(path), "--out", str(out), *(more or [])]
         if subprocess.run(command, check=False).returncode:
             raise RunError(f"recipe {name} failed")
         return
-    if context.args:
-        raise UsageError(f"unknown option {context.args[0]}; settings go through --set")
+    if more:
+        raise UsageError(f"recipe {name} takes no {more[0]}; settings go through --set")
     values = override(read(path), set_ or [])
     from stillhouse.runs import run_distill, run_finetune
 

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stillhouse.core.errors import DataError
 
@@ -20,11 +20,11 @@ SPLITS = {
 }
 
 
-def _delimited(delimiter: str) -> Callable[[Path], Iterator[Row]]:
+def _delimited(delimiter: str, quoting: Literal[0, 3]) -> Callable[[Path], Iterator[Row]]:
     def read(path: Path) -> Iterator[Row]:
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
             header = next(reader, None)
             if header is None:
                 return
@@ -85,8 +85,8 @@ def _text(path: Path) -> Iterator[Row]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
+    ".csv": _delimited(",", csv.QUOTE_MINIMAL),
+    ".tsv": _delimited("\t", csv.QUOTE_NONE),  # a quote there is a letter like any other
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _jsonl,

@@ -217,8 +217,8 @@ def _write(
 def _first_of_each(
     folder: Path, keys_N2: np.ndarray, lines: np.ndarray, problems: _Problems
 ) -> np.ndarray:
-    """Positions of the first row of each content; later ones are counted as duplicates, and as
-    contradictions where their label is another."""
+    """Positions of the first row of each content, or of the first with a label; the others are
+    counted as duplicates, and as contradictions where their label is another."""
     _, first, inverse = np.unique(keys_N2, axis=0, return_index=True, return_inverse=True)
     representative = first[inverse.reshape(-1)]
     repeated = np.flatnonzero(representative != np.arange(len(keys_N2)))
@@ -227,7 +227,15 @@ def _first_of_each(
             labels = pa.ipc.open_file(source).read_all()["label"]
             same = labels.take(pa.array(repeated)).to_pylist()
             original = labels.take(pa.array(representative[repeated])).to_pylist()
-        for row, mine, theirs in zip(repeated, same, original, strict=True):
-            kind = "duplicated" if mine == theirs else "contradictory duplicated"
-            problems.add(kind, int(lines[row]))
+        held = dict(zip(representative[repeated].tolist(), original, strict=True))
+        kept = {row: row for row in held}
+        for row, of, label in zip(repeated.tolist(), representative[repeated], same, strict=True):
+            first_row, theirs = int(of), held[int(of)]
+            if theirs is None and label is not None:
+                problems.add("duplicated", int(lines[kept[first_row]]))
+                held[first_row], kept[first_row] = label, row
+                continue
+            agree = label is None or label == theirs
+            problems.add("duplicated" if agree else "contradictory duplicated", int(lines[row]))
+        first = np.array([kept.get(row, row) for row in first.tolist()])
     return np.sort(first)

@@ -106,7 +106,7 @@ def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
         settings = dict(extra)
         if config.divergence == "decoupled":
             settings["target_N"] = _targets(batch, teacher_NK)
-        if config.divergence == "logit_mse":
+        if config.divergence == "logit_mse":  # at T, times T^2, it is what it is at 1
             return divergence(student_NK, teacher_NK, **settings), None
         temperature = at(config.temperature, progress)
         softened = (d.soften(x, temperature) for x in (student_NK, teacher_NK))
