@@ -1,12 +1,11 @@
 """Examples per second of a whole distillation on a CPU: stillhouse's beside TextBrewer's.
 
-    pip install textbrewer==0.2.1.post1 tensorboard
+    pip install "stillhouse[benchmarks]"
     python benchmarks/distill_speed.py --teacher TEACHER --data SST2 --rows 20000 --out speed.json
 
-A job goes from loaded models and texts to the trained student: tokenising, the teacher's answers
-and all epochs. Imports, loading and evaluating are not timed; neither side writes checkpoints.
-Our teacher is asked once into an empty cache, and a sample again in float32 as a check;
-TextBrewer's answers live in each step, or once where it caches.
+A job goes from loaded models and texts to the trained student: tokenising, the teacher's answers,
+all epochs. Imports, loading, evaluating and checkpoints are left out. Our teacher fills an empty
+cache, and answers a sample again as a check; TextBrewer's answers each step, or once if cached.
 
 Both sides have the same rows, teacher, first student, batch size, steps, learning rate of each
 step, AdamW (decay on matrices only), clipping, dropout rate and loss. The loss: with p and q the
@@ -15,10 +14,9 @@ scores is T (q - p). TextBrewer's `kd_ce` is the cross-entropy of p and q withou
 (q - p) / T; so its weight is T^2. The entropy of p, which is between the two, has no gradient.
 
 TextBrewer is given what its user can do without changing it: texts tokenised in one call, batches
-padded to their own longest row, fused AdamW (faster than torch's default on a CPU), and in its
-variants its cache of logits, models under bf16 autocast, and rows of similar length together.
-Ours trains the embeddings of the words that occur in a step (rows); of all words, as TextBrewer
-does (dense); or none (frozen).
+padded to their longest row, fused AdamW (faster than torch's default on a CPU); in its variants
+its cache of logits, models under bf16 autocast, rows of similar length together. Ours trains the
+embeddings of the words in a step (rows), of all words as TextBrewer does (dense), or none (frozen).
 """
 
 from __future__ import annotations
@@ -100,41 +98,58 @@ def first(bench: Bench, count: int, **training: object) -> Bench:
 
 def load(args: argparse.Namespace, store: Path) -> Bench:
     """Models and rows, loaded and checked. Raises UsageError."""
-    setup = prepare(parse(DistillConfig, {
-        "teacher": args.teacher, "data": {"path": args.data}, "student": {"layers": 3},
-        "objective": (SOFT,), "training": {"epochs": args.epochs}, "cache": str(store),
-    }))  # fmt: skip
+    setup = prepare(
+        parse(
+            DistillConfig,
+            {
+                "teacher": args.teacher,
+                "data": {"path": args.data},
+                "student": {"layers": 3},
+                "objective": (SOFT,),
+                "training": {"epochs": args.epochs},
+                "cache": str(store),
+            },
+        )
+    )
     (part,) = setup.splits.labelled.parts
     if not 0 < args.rows <= len(part):
         raise DataError(f"--rows {args.rows}: there are 1 to {len(part)} rows to train on")
     chosen = generator(args.seed, "rows").permutation(len(part))[: args.rows]
     pool = Pool([Part(part.rows, part.indices[np.sort(chosen)], labelled=True)])
-    student = setup.make(args.seed)
-    length = max_tokens(student, setup.config.data.max_length)
-    return Bench(setup, pool, list(pool), student, length, setup.config.training)
+    length = max_tokens(setup.teacher, setup.config.data.max_length)
+    return Bench(setup, pool, list(pool), setup.make(args.seed), length, setup.config.training)
 
 
-def answered(bench: Bench, folder: str) -> tuple[Dataset, Any]:
-    """The training rows as tokens and the teacher's answers to them, both made anew in `folder`."""
+def answered(bench: Bench, folder: str) -> dict[str, Any]:
+    """The rows as tokens and the teacher's answers, made anew in `folder`; as `train` takes them."""
     data = bench.dataset(bench.pool, Path(folder))
-    return data, ask_teacher(replace(bench.setup, store=Path(folder)), data, Silent())[0]
+    source, _ = ask_teacher(replace(bench.setup, store=Path(folder)), data, Silent())
+    return {"data": data, "source": source}
 
 
-def train(bench: Bench, student: nn.Module, seed: int, *, data: Dataset,
-          source: SignalSource | None) -> None:  # fmt: skip
+def train(
+    bench: Bench, student: nn.Module, seed: int, *, data: Dataset, source: SignalSource | None
+) -> None:
     """Trains on the teacher's answers; without a source, on gold labels."""
     term, signal = (TermConfig(kind="gold"), None) if source is None else (SOFT, Dense)
-    objective = objectives.build([term], choices=len(bench.setup.task.choices), signal=signal,
-                                 has_gold=True)  # fmt: skip
-    fit(student, data, objective, source, bench.training, seed=seed,
-        forward=text_forward(bench.training), accelerator=Accelerator(cpu=True))  # fmt: skip
+    choices = len(bench.setup.task.choices)
+    objective = objectives.build([term], choices=choices, signal=signal, has_gold=True)
+    fit(
+        student,
+        data,
+        objective,
+        source,
+        bench.training,
+        seed=seed,
+        forward=text_forward(bench.training),
+        accelerator=Accelerator(cpu=True),
+    )
 
 
 def ours(bench: Bench, student: nn.Module, seed: int, *, embeddings: str) -> None:
     bench = first(bench, len(bench.pool), embeddings=embeddings)
     with tempfile.TemporaryDirectory() as folder:
-        data, source = answered(bench, folder)
-        train(bench, student, seed, data=data, source=source)
+        train(bench, student, seed, **answered(bench, folder))
 
 
 class Autocast(nn.Module):
@@ -157,12 +172,25 @@ def loader(bench: Bench, seed: int, *, grouped: bool) -> DataLoader[Any]:
     rows: Any = [dict(zip(coded, row, strict=True)) for row in zip(*coded.values(), strict=True)]
     size, order = bench.training.batch_size, torch.Generator().manual_seed(seed)
     sampler = LengthGroupedSampler(size, rows, generator=order) if grouped else None
-    return DataLoader(rows, size, sampler=sampler, shuffle=not grouped, generator=order,
-                      collate_fn=DataCollatorWithPadding(bench.setup.tokenizer))  # fmt: skip
+    return DataLoader(
+        rows,
+        size,
+        sampler=sampler,
+        shuffle=not grouped,
+        generator=order,
+        collate_fn=DataCollatorWithPadding(bench.setup.tokenizer),
+    )
 
 
-def theirs(bench: Bench, student: nn.Module, seed: int, *, cached: bool = False,
-           bf16: bool = False, grouped: bool = False) -> None:  # fmt: skip
+def theirs(
+    bench: Bench,
+    student: nn.Module,
+    seed: int,
+    *,
+    cached: bool = False,
+    bf16: bool = False,
+    grouped: bool = False,
+) -> None:
     import textbrewer
 
     torch.manual_seed(seed)
@@ -181,10 +209,14 @@ def theirs(bench: Bench, student: nn.Module, seed: int, *, cached: bool = False,
         distiller = textbrewer.BasicDistiller(settings, loss, teacher, pupil, *adaptors)
         with distiller:  # batches as plain dicts: a BatchEncoding it would pass on by position
             distiller.train(
-                Optimizer(student, config).adamw, batches, num_epochs=int(config.epochs),
-                scheduler_class=LambdaLR, scheduler_args=schedule,
-                max_grad_norm=config.clip or -1.0, batch_postprocessor=dict,
-            )  # fmt: skip
+                Optimizer(student, config).adamw,
+                batches,
+                num_epochs=int(config.epochs),
+                scheduler_class=LambdaLR,
+                scheduler_args=schedule,
+                max_grad_norm=config.clip or -1.0,
+                batch_postprocessor=dict,
+            )
 
 
 Contender = Callable[[Bench, nn.Module, int], None]
@@ -210,8 +242,7 @@ def timed(bench: Bench, contender: Contender, seed: int) -> tuple[float, nn.Modu
 
 
 def jobs(bench: Bench, repeats: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Each contender's seconds and accuracy: every second repeat in the other order, and all on a
-    few rows before."""
+    """Each contender's seconds and accuracy; every second repeat runs in the other order."""
     for contender in CONTENDERS.values():
         timed(first(bench, WARM_UP_ROWS, epochs=1.0), contender, seed)
     found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(CONTENDERS)}
@@ -229,11 +260,11 @@ def epochs(bench: Bench, repeats: int, seed: int) -> dict[str, list[float]]:
     once = first(bench, len(bench.pool), epochs=1.0)
     seconds: dict[str, list[float]] = {"cached": [], "gold": []}
     with tempfile.TemporaryDirectory() as folder:
-        data, source = answered(bench, folder)
+        cached = partial(train, **answered(bench, folder))
+        runs = {"cached": cached, "gold": partial(cached, source=None)}
         for repeat in range(repeats):
-            for name in sorted(seconds, reverse=bool(repeat % 2)):
-                run = partial(train, data=data, source=source if name == "cached" else None)
-                seconds[name].append(timed(once, run, seed + repeat)[0])
+            for name in sorted(runs, reverse=bool(repeat % 2)):
+                seconds[name].append(timed(once, runs[name], seed + repeat)[0])
     return seconds
 
 
@@ -251,31 +282,33 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         runs["times_plain"] = times(found["textbrewer plain"]["seconds"], runs["seconds"])
         runs["times_best"] = times(found[best]["seconds"], runs["seconds"])
     facts = {name: getattr(args, name) for name in ("rows", "epochs", "repeats", "seed")}
-    facts |= {"threads": torch.get_num_threads(), "textbrewer": version("textbrewer")}
-    return manifest(**facts) | {
-        "jobs": found, "best_textbrewer": best, "epoch_s": epochs(bench, args.repeats, args.seed),
+    epoch_s = epochs(bench, args.repeats, args.seed)
+    return manifest(**facts, threads=torch.get_num_threads(), textbrewer=version("textbrewer")) | {
+        "jobs": found,
+        "best_textbrewer": best,
+        "epoch_s": epoch_s,
+        "epoch_times_gold": times(epoch_s["cached"], epoch_s["gold"]),
         "teacher_accuracy": bench.accuracy(bench.setup.teacher),
-    }  # fmt: skip
+    }
 
 
 def show(found: dict[str, Any]) -> None:
     print(f"{'':<32}{'seconds':>9}{'examples/s':>12}{'accuracy':>10}{'x plain':>9}{'x best':>8}")
     for name, runs in found["jobs"].items():
         seconds, mean = statistics.median(runs["seconds"]), statistics.mean(runs["accuracy"])
-        print(f"{name:<32}{seconds:>9.1f}{runs['examples_per_s']:>12.0f}{mean:>10.4f}"
-              f"{runs['times_plain']:>9.2f}{runs['times_best']:>8.2f}")  # fmt: skip
+        print(
+            f"{name:<32}{seconds:>9.1f}{runs['examples_per_s']:>12.0f}{mean:>10.4f}"
+            f"{runs['times_plain']:>9.2f}{runs['times_best']:>8.2f}"
+        )
     print(f"best: {found['best_textbrewer']}; teacher's accuracy {found['teacher_accuracy']:.4f}")
-    cost = times(found["epoch_s"]["cached"], found["epoch_s"]["gold"])
-    print(f"an epoch from the cache takes {cost:.3f} times one of plain fine-tuning")
+    print(f"an epoch from the cache takes {found['epoch_times_gold']:.3f} of a plain fine-tuning's")
 
 
 def profile(bench: Bench, steps: int, seed: int) -> None:
     """Prints the operations that our steps spend their time in."""
     bench = first(bench, len(bench.pool), steps=steps)
     with tempfile.TemporaryDirectory() as folder:
-        data, source = answered(bench, folder)
-        run = partial(train, data=data, source=source)
-        timed(bench, run, seed)
+        run = partial(train, **answered(bench, folder))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
             timed(bench, run, seed)
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))

@@ -11,18 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import tiny
 from stillhouse.cli.main import app, main
 from stillhouse.core.results import Record
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = [
-    "--set", "training.steps=4", "--set", "training.batch_size=8", "--set", "proof.resamples=50",
-    "--seeds", "2",
-]  # fmt: skip
+    "--set",
+    "training.steps=4",
+    "--set",
+    "training.batch_size=8",
+    "--set",
+    "proof.resamples=50",
+    "--seeds",
+    "2",
+]
 
 
 @pytest.fixture
@@ -47,8 +53,23 @@ def small(
 ) -> Path:
     """A finished distillation made by the command in a process of its own."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    command = [sys.executable, "-m", "stillhouse", "distill", "--teacher", teacher, "--data",
-               reviews, "--student", "layers=2", "--out", out, "--cache", cache, *QUICK]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "stillhouse",
+        "distill",
+        "--teacher",
+        teacher,
+        "--data",
+        reviews,
+        "--student",
+        "layers=2",
+        "--out",
+        out,
+        "--cache",
+        cache,
+        *QUICK,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Report:" in done.stdout
@@ -67,9 +88,14 @@ def test_every_command_has_help_with_an_example(call: Call) -> None:
 def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
     names = {path.name for path in small.iterdir()}
     assert names == {
-        "config.yaml", "manifest.json", "metrics.jsonl", "record.json", "report.html", "student",
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "record.json",
+        "report.html",
+        "student",
         "onnx",
-    }  # fmt: skip
+    }
     record = json.loads((small / "record.json").read_text())
     assert record["schema"] == 1
     assert record["flow"] == "distill"
@@ -118,8 +144,9 @@ def test_the_same_command_finds_the_run_done_and_another_is_refused(
 
 
 def test_config_yaml_repeats_the_run(call: Call, small: Path, tmp_path: Path) -> None:
-    code, out, _ = call("distill", "--config", small / "config.yaml", "--out", tmp_path / "again",
-                        "--json")  # fmt: skip
+    code, out, _ = call(
+        "distill", "--config", small / "config.yaml", "--out", tmp_path / "again", "--json"
+    )
     assert code == 0
     first = Record.model_validate_json((small / "record.json").read_text())
     second = Record.model_validate(json.loads(out))
@@ -137,15 +164,31 @@ def test_labelled_answers_are_not_asked_for_again(
     assert json.loads(out)["rows"] > 50
     shards = {p: p.read_bytes() for p in (tmp_path / "answers" / "answers").rglob("shard-*.bin")}
     assert shards
-    code, _, _ = call("distill", *words, "--cache", tmp_path / "answers", "--out", tmp_path / "run",
-                      "--student", "layers=1", "--no-baseline", *QUICK)  # fmt: skip
+    code, _, _ = call(
+        "distill",
+        *words,
+        "--cache",
+        tmp_path / "answers",
+        "--out",
+        tmp_path / "run",
+        "--student",
+        "layers=1",
+        "--no-baseline",
+        *QUICK,
+    )
     assert code == 0
     assert all(path.read_bytes() == held for path, held in shards.items())
-    assert Record.model_validate_json((tmp_path / "run" / "record.json").read_text()).verdict is None
+    assert (
+        Record.model_validate_json((tmp_path / "run" / "record.json").read_text()).verdict is None
+    )
 
 
-def test_evaluate_compares_two_models(call: Call, small: Path, teacher: Path, reviews: Path) -> None:
-    code, out, _ = call("evaluate", "--model", small, "--data", reviews, "--against", teacher, "--json")
+def test_evaluate_compares_two_models(
+    call: Call, small: Path, teacher: Path, reviews: Path
+) -> None:
+    code, out, _ = call(
+        "evaluate", "--model", small, "--data", reviews, "--against", teacher, "--json"
+    )
     found = json.loads(out)
     record = Record.model_validate_json((small / "record.json").read_text())
     assert code == 0
@@ -153,7 +196,9 @@ def test_evaluate_compares_two_models(call: Call, small: Path, teacher: Path, re
     assert found["accuracy"] in record.student.seeds
     low, high = found["against"]["interval"]
     assert low <= found["against"]["gain"] <= high
-    assert found["against"]["gain"] == pytest.approx(found["accuracy"] - found["against"]["accuracy"])
+    assert found["against"]["gain"] == pytest.approx(
+        found["accuracy"] - found["against"]["accuracy"]
+    )
 
 
 def test_bench_export_and_report(call: Call, small: Path, teacher: Path, tmp_path: Path) -> None:
@@ -170,18 +215,40 @@ def test_bench_export_and_report(call: Call, small: Path, teacher: Path, tmp_pat
     assert "<svg" in (tmp_path / "both.html").read_text()
 
 
-def test_finetune_makes_a_teacher(call: Call, reviews: Path, folders: Callable, tmp_path: Path) -> None:
+def test_finetune_makes_a_teacher(
+    call: Call, reviews: Path, folders: Callable, tmp_path: Path
+) -> None:
     base = folders("bert", layers=2, labels=["a", "b", "c"])
     code, out, _ = call(
-        "finetune", "--model", base, "--data", reviews, "--out", tmp_path / "t",
-        "--set", "training.epochs=20", "--set", "training.lr=5e-3", "--json",
-    )  # fmt: skip
+        "finetune",
+        "--model",
+        base,
+        "--data",
+        reviews,
+        "--out",
+        tmp_path / "t",
+        "--set",
+        "training.epochs=20",
+        "--set",
+        "training.lr=5e-3",
+        "--json",
+    )
     record = Record.model_validate(json.loads(out))
     assert code == 0
     assert record.data.labels == tiny.SENTIMENT
     assert record.student.score > 0.7
-    code, _, err = call("distill", "--teacher", tmp_path / "t", "--data", reviews, "--out",
-                        tmp_path / "s", "--student", "layers=1", *QUICK)  # fmt: skip
+    code, _, err = call(
+        "distill",
+        "--teacher",
+        tmp_path / "t",
+        "--data",
+        reviews,
+        "--out",
+        tmp_path / "s",
+        "--student",
+        "layers=1",
+        *QUICK,
+    )
     assert code == 0, err
 
 
@@ -227,24 +294,89 @@ def test_recipes_are_listed_shown_and_refused_by_name(call: Call, monkeypatch) -
         (["distill", "--teacher", "{teacher}", "--data", "no.csv", "--out", "o"], "no.csv"),
         (["distill", "--teacher", "nowhere/", "--data", "{reviews}", "--out", "o"], "nowhere"),
         (["distill", "--teacher", "{data}", "--data", "{reviews}", "--out", "o"], "config.json"),
-        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
-          "--student", "layers=9"], "larger"),
-        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
-          "--student", "3"], "layers=3"),
-        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
-          "--text-column", "txt"], "it has text, label"),
-        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
-          "--set", "training.lrr=1"], "did you mean 'lr'?"),
-        (["distill", "--teacher", "{teacher}", "--data", "{reviews}", "--out", "o",
-          "--set", "objective=[{kind: soft, divergence: fowrard_kl}]"], "'forward_kl'"),
+        (
+            [
+                "distill",
+                "--teacher",
+                "{teacher}",
+                "--data",
+                "{reviews}",
+                "--out",
+                "o",
+                "--student",
+                "layers=9",
+            ],
+            "larger",
+        ),
+        (
+            [
+                "distill",
+                "--teacher",
+                "{teacher}",
+                "--data",
+                "{reviews}",
+                "--out",
+                "o",
+                "--student",
+                "3",
+            ],
+            "layers=3",
+        ),
+        (
+            [
+                "distill",
+                "--teacher",
+                "{teacher}",
+                "--data",
+                "{reviews}",
+                "--out",
+                "o",
+                "--text-column",
+                "txt",
+            ],
+            "it has text, label",
+        ),
+        (
+            [
+                "distill",
+                "--teacher",
+                "{teacher}",
+                "--data",
+                "{reviews}",
+                "--out",
+                "o",
+                "--set",
+                "training.lrr=1",
+            ],
+            "did you mean 'lr'?",
+        ),
+        (
+            [
+                "distill",
+                "--teacher",
+                "{teacher}",
+                "--data",
+                "{reviews}",
+                "--out",
+                "o",
+                "--set",
+                "objective=[{kind: soft, divergence: fowrard_kl}]",
+            ],
+            "'forward_kl'",
+        ),
         (["report", "{data}"], "not a finished run"),
         (["export", "{teacher}", "--to", "onxn", "--out", "o"], "'onnx'"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_call_is_one_line_and_leaves_nothing(
-    call: Call, words: list[str], says: str, teacher: Path, reviews: Path, tmp_path: Path,
+    call: Call,
+    words: list[str],
+    says: str,
+    teacher: Path,
+    reviews: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STILLHOUSE_CACHE", str(tmp_path / "cache"))
     places = {"teacher": teacher, "reviews": reviews, "data": reviews.parent}
@@ -271,18 +403,37 @@ sys.exit(main())
 def test_a_disk_that_fills_up_is_one_line_and_the_next_try_finishes(
     limit: int, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    words = ["distill", "--teacher", teacher, "--data", reviews, "--student", "layers=1", "--out",
-             tmp_path / "run", "--cache", tmp_path / "cache", *QUICK]  # fmt: skip
+    words = [
+        "distill",
+        "--teacher",
+        teacher,
+        "--data",
+        reviews,
+        "--student",
+        "layers=1",
+        "--out",
+        tmp_path / "run",
+        "--cache",
+        tmp_path / "cache",
+        *QUICK,
+    ]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     full = subprocess.run(
         [sys.executable, "-c", LIMITED, str(limit), *map(str, words)],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     assert full.returncode == 1
     assert full.stderr.strip().splitlines()[-1].startswith("stillhouse: can't ")
     assert "Traceback" not in full.stderr
     assert not (tmp_path / "run" / "record.json").exists()
-    again = subprocess.run([sys.executable, "-m", "stillhouse", *map(str, words)],
-                           capture_output=True, text=True, check=False)  # fmt: skip
+    again = subprocess.run(
+        [sys.executable, "-m", "stillhouse", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert again.returncode == 0, again.stderr
     assert not list(tmp_path.rglob("*.part"))

@@ -455,7 +455,8 @@ def test_standardise_turns_equal_scores_into_zeros(choices):
     z_NK = standardise(flat_NK)
     z_NK.square().sum().backward()
     assert z_NK.tolist() == [[0.0] * choices] * 2
-    assert flat_NK.grad is not None and flat_NK.grad.abs().max() == 0
+    assert flat_NK.grad is not None
+    assert flat_NK.grad.abs().max() == 0
 
 
 def test_standardise_leaves_padded_choices_out():
@@ -465,7 +466,8 @@ def test_standardise_leaves_padded_choices_out():
     torch.testing.assert_close(z_NK[:, :7], standardise(raw_NK))
     assert z_NK[:, 7:].tolist() == [[-math.inf] * 2] * 5
     forward_kl(z_NK, standardise(wide_NK.detach().flip(0))).sum().backward()
-    assert wide_NK.grad is not None and wide_NK.grad.isfinite().all()
+    assert wide_NK.grad is not None
+    assert wide_NK.grad.isfinite().all()
 
 
 def test_standardise_gradient_is_right():
