@@ -14,10 +14,10 @@ demo: .venv/.installed
 	$(BIN)/stillhouse demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-all: .venv/.installed
-	$(BIN)/python -m pytest -q -m ''
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m ''
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

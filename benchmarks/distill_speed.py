@@ -8,10 +8,9 @@ all epochs. Imports, loading, evaluating and checkpoints are left out. Our teach
 cache, and answers a sample again as a check; TextBrewer's answers each step, or once if cached.
 
 Both sides have the same rows, teacher, first student, batch size, steps, learning rate of each
-step, AdamW (decay on matrices only), clipping, dropout rate and loss. The loss: with p and q the
-softened answers of teacher and student, ours is T^2 KL(p || q), whose gradient by the student's
-scores is T (q - p). TextBrewer's `kd_ce` is the cross-entropy of p and q without T^2, its gradient
-(q - p) / T; so its weight is T^2. The entropy of p, which is between the two, has no gradient.
+step, AdamW (decay on matrices only), clipping, dropout rate and loss: with p and q the softened
+answers of teacher and student, ours is T^2 KL(p || q), its gradient by the student's scores
+T (q - p); TextBrewer's is their cross-entropy, its gradient (q - p) / T, so its weight is T^2.
 
 TextBrewer is given what its user can do without changing it: texts tokenised in one call, batches
 padded to their longest row, fused AdamW (faster than torch's default on a CPU); in its variants
@@ -29,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -83,9 +82,8 @@ class Bench:
 
     def accuracy(self, model: nn.Module) -> float:
         """On the dev rows, by the model's own float32 forward."""
-        task, splits = self.setup.task, self.setup.splits
-        dev = self.dataset(splits.reported, self.setup.store)
-        return task.score(predict(model, dev, task))["accuracy"]
+        dev = self.dataset(self.setup.splits.reported, self.setup.store)
+        return self.setup.task.score(predict(model, dev, self.setup.task))["accuracy"]
 
 
 def first(bench: Bench, count: int, **training: object) -> Bench:
@@ -98,19 +96,9 @@ def first(bench: Bench, count: int, **training: object) -> Bench:
 
 def load(args: argparse.Namespace, store: Path) -> Bench:
     """Models and rows, loaded and checked. Raises UsageError."""
-    setup = prepare(
-        parse(
-            DistillConfig,
-            {
-                "teacher": args.teacher,
-                "data": {"path": args.data},
-                "student": {"layers": 3},
-                "objective": (SOFT,),
-                "training": {"epochs": args.epochs},
-                "cache": str(store),
-            },
-        )
-    )
+    given: dict[str, Any] = {"teacher": args.teacher, "data": {"path": args.data}}
+    given |= {"student": {"layers": 3}, "objective": (SOFT,), "training": {"epochs": args.epochs}}
+    setup = prepare(parse(DistillConfig, given | {"cache": str(store)}))
     (part,) = setup.splits.labelled.parts
     if not 0 < args.rows <= len(part):
         raise DataError(f"--rows {args.rows}: there are 1 to {len(part)} rows to train on")
@@ -121,7 +109,7 @@ def load(args: argparse.Namespace, store: Path) -> Bench:
 
 
 def answered(bench: Bench, folder: str) -> dict[str, Any]:
-    """The rows as tokens and the teacher's answers, made anew in `folder`; as `train` takes them."""
+    """The rows as tokens and the teacher's answers, made in `folder`, as `train` takes them."""
     data = bench.dataset(bench.pool, Path(folder))
     source, _ = ask_teacher(replace(bench.setup, store=Path(folder)), data, Silent())
     return {"data": data, "source": source}
@@ -134,16 +122,9 @@ def train(
     term, signal = (TermConfig(kind="gold"), None) if source is None else (SOFT, Dense)
     choices = len(bench.setup.task.choices)
     objective = objectives.build([term], choices=choices, signal=signal, has_gold=True)
-    fit(
-        student,
-        data,
-        objective,
-        source,
-        bench.training,
-        seed=seed,
-        forward=text_forward(bench.training),
-        accelerator=Accelerator(cpu=True),
-    )
+    config, cpu = bench.training, Accelerator(cpu=True)
+    forward = text_forward(config)
+    fit(student, data, objective, source, config, seed=seed, forward=forward, accelerator=cpu)
 
 
 def ours(bench: Bench, student: nn.Module, seed: int, *, embeddings: str) -> None:
@@ -172,51 +153,33 @@ def loader(bench: Bench, seed: int, *, grouped: bool) -> DataLoader[Any]:
     rows: Any = [dict(zip(coded, row, strict=True)) for row in zip(*coded.values(), strict=True)]
     size, order = bench.training.batch_size, torch.Generator().manual_seed(seed)
     sampler = LengthGroupedSampler(size, rows, generator=order) if grouped else None
-    return DataLoader(
-        rows,
-        size,
-        sampler=sampler,
-        shuffle=not grouped,
-        generator=order,
-        collate_fn=DataCollatorWithPadding(bench.setup.tokenizer),
-    )
+    pad = DataCollatorWithPadding(bench.setup.tokenizer)
+    return DataLoader(rows, size, not grouped, sampler, generator=order, collate_fn=pad)
 
 
-def theirs(
-    bench: Bench,
-    student: nn.Module,
-    seed: int,
-    *,
-    cached: bool = False,
-    bf16: bool = False,
-    grouped: bool = False,
-) -> None:
+def theirs(bench: Bench, student: nn.Module, seed: int, *, options: Collection[str] = ()) -> None:
+    """`options`: its logits cached, models in bf16, rows of similar length grouped."""
     import textbrewer
 
     torch.manual_seed(seed)
     random.seed(seed)  # the order of cached batches
-    batches = loader(bench, seed, grouped=grouped)
+    batches = loader(bench, seed, grouped="grouped" in options)
     # torch's fused AdamW over all weights: the same object that trains ours when dense.
     config = bench.training.model_copy(update={"embeddings": "dense"})
-    steps = len(batches) * int(config.epochs)
-    schedule = {"lr_lambda": lambda step: learning_rate(config, step, steps) / config.lr}
-    kd: dict[str, Any] = {"temperature": TEMPERATURE, "kd_loss_weight": TEMPERATURE**2}
-    loss = textbrewer.DistillationConfig(kd_loss_type="ce", is_caching_logits=cached, **kd)
-    teacher, pupil = (Autocast(m) if bf16 else m for m in (bench.setup.teacher, student))
+    adamw, rounds = Optimizer(student, config).adamw, int(config.epochs)
+    steps = len(batches) * rounds
+    rate = {"lr_lambda": lambda step: learning_rate(config, step, steps) / config.lr}
+    how = {"scheduler_class": LambdaLR, "scheduler_args": rate, "max_grad_norm": config.clip or -1}
+    kd: dict[str, Any] = {"temperature": TEMPERATURE, "kd_loss_weight": TEMPERATURE**2}  # kd_ce
+    models = (bench.setup.teacher, student)
+    teacher, pupil = (Autocast(m) if "bf16" in options else m for m in models)
     adaptors = [lambda _, output: {"logits": output.logits.float()}] * 2
     with tempfile.TemporaryDirectory() as folder:
         settings = textbrewer.TrainingConfig(device="cpu", output_dir=folder, ckpt_frequency=0)
+        loss = textbrewer.DistillationConfig(**kd, is_caching_logits="cached" in options)
         distiller = textbrewer.BasicDistiller(settings, loss, teacher, pupil, *adaptors)
         with distiller:  # batches as plain dicts: a BatchEncoding it would pass on by position
-            distiller.train(
-                Optimizer(student, config).adamw,
-                batches,
-                num_epochs=int(config.epochs),
-                scheduler_class=LambdaLR,
-                scheduler_args=schedule,
-                max_grad_norm=config.clip or -1.0,
-                batch_postprocessor=dict,
-            )
+            distiller.train(adamw, batches, rounds, batch_postprocessor=dict, **how)
 
 
 Contender = Callable[[Bench, nn.Module, int], None]
@@ -224,11 +187,11 @@ CONTENDERS: dict[str, Contender] = {  # in the order they run
     "stillhouse rows": partial(ours, embeddings="rows"),
     "textbrewer plain": theirs,
     "stillhouse dense": partial(ours, embeddings="dense"),
-    "textbrewer cached": partial(theirs, cached=True),
+    "textbrewer cached": partial(theirs, options=["cached"]),
     "stillhouse frozen": partial(ours, embeddings="frozen"),
-    "textbrewer bf16": partial(theirs, bf16=True),
-    "textbrewer cached bf16": partial(theirs, cached=True, bf16=True),
-    "textbrewer cached bf16 grouped": partial(theirs, cached=True, bf16=True, grouped=True),
+    "textbrewer bf16": partial(theirs, options=["bf16"]),
+    "textbrewer cached bf16": partial(theirs, options=["cached", "bf16"]),
+    "textbrewer cached bf16 grouped": partial(theirs, options=["cached", "bf16", "grouped"]),
 }
 
 
@@ -282,14 +245,11 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         runs["times_plain"] = times(found["textbrewer plain"]["seconds"], runs["seconds"])
         runs["times_best"] = times(found[best]["seconds"], runs["seconds"])
     facts = {name: getattr(args, name) for name in ("rows", "epochs", "repeats", "seed")}
+    facts |= {"threads": torch.get_num_threads(), "textbrewer": version("textbrewer")}
     epoch_s = epochs(bench, args.repeats, args.seed)
-    return manifest(**facts, threads=torch.get_num_threads(), textbrewer=version("textbrewer")) | {
-        "jobs": found,
-        "best_textbrewer": best,
-        "epoch_s": epoch_s,
-        "epoch_times_gold": times(epoch_s["cached"], epoch_s["gold"]),
-        "teacher_accuracy": bench.accuracy(bench.setup.teacher),
-    }
+    facts |= {"jobs": found, "epoch_s": epoch_s, "epoch_times_gold": times(*epoch_s.values())}
+    facts |= {"best_textbrewer": best, "teacher_accuracy": bench.accuracy(bench.setup.teacher)}
+    return manifest(**facts)
 
 
 def show(found: dict[str, Any]) -> None:
@@ -306,11 +266,10 @@ def show(found: dict[str, Any]) -> None:
 
 def profile(bench: Bench, steps: int, seed: int) -> None:
     """Prints the operations that our steps spend their time in."""
-    bench = first(bench, len(bench.pool), steps=steps)
     with tempfile.TemporaryDirectory() as folder:
         run = partial(train, **answered(bench, folder))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-            timed(bench, run, seed)
+            timed(first(bench, len(bench.pool), steps=steps), run, seed)
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
 
 

@@ -72,7 +72,10 @@ def run(
     """Run a recipe. Example: stillhouse recipes run sst2_teacher --out sst2-teacher"""
     path = _path(name)
     if path.suffix == ".py":
-        command = [sys.executable, str(path), "--out", str(out), *(more or [])]
+        if json:
+            raise UsageError(f"recipe {name} is a script and has no --json; it writes into --out")
+        changes = [word for change in set_ or [] for word in ("--set", change)]
+        command = [sys.executable, str(path), "--out", str(out), *changes, *(more or [])]
         if subprocess.run(command, check=False).returncode:
             raise RunError(f"recipe {name} failed")
         return

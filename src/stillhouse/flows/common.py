@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Progress
-from stillhouse.core.types import Callback, LoopState, SignalSource
+from stillhouse.core.types import SignalSource
 from stillhouse.data.encoding import encode
 from stillhouse.data.sources import Pool
 from stillhouse.evaluation.evaluate import predict, score_rows
@@ -25,6 +25,7 @@ from stillhouse.tasks.base import Dataset, Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
 from stillhouse.training import checkpoint
+from stillhouse.training.callbacks import advancing
 from stillhouse.training.loop import FitResult, fit
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
@@ -186,7 +187,7 @@ def train_once(
                 evaluate=evaluate if len(held_out) else None,
                 log=log,
                 resume=half,
-                callbacks=[_advancer(advance)],
+                callbacks=[advancing(advance)],
             )
         tensors = dict(model.state_dict())
         tensors["|reported"] = torch.from_numpy(score_rows(model, reported))
@@ -196,17 +197,6 @@ def train_once(
         assert found is not None
     tensors, facts = found
     return Trained(role, seed, FitResult(**facts), tensors["|reported"].numpy(), path)
-
-
-def _advancer(advance: Callable[[int], None]) -> Callback:
-    seen = 0
-
-    def callback(state: LoopState) -> None:
-        nonlocal seen
-        advance(state.step - seen)
-        seen = state.step
-
-    return callback
 
 
 def load_trained(trained: Trained, model: nn.Module) -> nn.Module:
