@@ -62,6 +62,7 @@ from stillhouse.training.steps import text_forward
 
 TEMPERATURE = 2.0
 SOFT = TermConfig(kind="soft", temperature=Schedule(start=TEMPERATURE))
+KD_CE: dict[str, Any] = {"temperature": TEMPERATURE, "kd_loss_weight": TEMPERATURE**2}
 WARM_UP_ROWS = 64
 
 
@@ -170,13 +171,12 @@ def theirs(bench: Bench, student: nn.Module, seed: int, *, options: Collection[s
     steps = len(batches) * rounds
     rate = {"lr_lambda": lambda step: learning_rate(config, step, steps) / config.lr}
     how = {"scheduler_class": LambdaLR, "scheduler_args": rate, "max_grad_norm": config.clip or -1}
-    kd: dict[str, Any] = {"temperature": TEMPERATURE, "kd_loss_weight": TEMPERATURE**2}  # kd_ce
     models = (bench.setup.teacher, student)
     teacher, pupil = (Autocast(m) if "bf16" in options else m for m in models)
     adaptors = [lambda _, output: {"logits": output.logits.float()}] * 2
     with tempfile.TemporaryDirectory() as folder:
         settings = textbrewer.TrainingConfig(device="cpu", output_dir=folder, ckpt_frequency=0)
-        loss = textbrewer.DistillationConfig(**kd, is_caching_logits="cached" in options)
+        loss = textbrewer.DistillationConfig(**KD_CE, is_caching_logits="cached" in options)
         distiller = textbrewer.BasicDistiller(settings, loss, teacher, pupil, *adaptors)
         with distiller:  # batches as plain dicts: a BatchEncoding it would pass on by position
             distiller.train(adamw, batches, rounds, batch_postprocessor=dict, **how)

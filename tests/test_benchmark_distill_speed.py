@@ -95,8 +95,8 @@ def test_both_losses_have_one_gradient(speed: ModuleType) -> None:
     batch = Batch({}, torch.arange(7).numpy())
     found = objective.terms[0](StudentOutput(student_NK), Dense(teacher_NK), batch, 0.0)
     (mine,) = torch.autograd.grad(found.sum / found.count, student_NK)
-    loss = kd_ce_loss(student_NK, teacher_NK, speed.TEMPERATURE) * speed.TEMPERATURE**2
-    (theirs,) = torch.autograd.grad(loss, student_NK)
+    loss = kd_ce_loss(student_NK, teacher_NK, speed.KD_CE["temperature"])
+    (theirs,) = torch.autograd.grad(loss * speed.KD_CE["kd_loss_weight"], student_NK)
     torch.testing.assert_close(mine, theirs)
 
 
