@@ -2,9 +2,10 @@
 
     command   STILLHOUSE_DATA=/path/to/data python recipes/mnist_hinton.py --out runs/mnist
               (the four IDX files of MNIST in $STILLHOUSE_DATA/mnist, or in --data)
-    hardware  TODO
-    time      TODO
-    result    TODO
+    hardware  two CPU cores with bf16 (AMX)
+    time      about 40 minutes; half of it with --set teacher.epochs=60 --set student.epochs=40
+    result    at 60 and 40 epochs: teacher 88 errors, alone 144 (140 to 150), distilled 101 (97 to
+              105); without 3s 133, and 120 once the bias is set from training images
 
 1. Teacher 784-1200-1200-10: all training cases, dropout, max-norm, inputs jittered by <= 2 pixels.
 2. Student 784-800-800-10 alone: hard labels, no jitter, no regularisation.

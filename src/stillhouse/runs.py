@@ -18,6 +18,7 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
+from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.export import (
     check_parity,
@@ -29,7 +30,7 @@ from stillhouse.export import (
 )
 from stillhouse.flows import distill as distilling
 from stillhouse.flows import finetune as finetuning
-from stillhouse.flows.common import tidy
+from stillhouse.flows.common import store_root, tidy
 from stillhouse.flows.proof import distillation_record, finetune_record
 from stillhouse.models.card import model_card
 from stillhouse.models.load import resolve
@@ -60,8 +61,9 @@ class Run:
 def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None = None) -> Run:
     """The distillation of a checked config, to its record and report. A finished one is read."""
     progress = progress or Terminal()
-    if (found := _finished(out, config.model_dump(mode="json"), progress)) is not None:
-        return found
+    if (out / "record.json").is_file():
+        content = distilling.prepare(config).content
+        return _finished(out, config.model_dump(mode="json"), content, progress)
     if config.export.onnx:
         _check_export(config.export)
     outcome = distilling.distill(config, out, progress=progress)
@@ -82,8 +84,9 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
 
 def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Run:
     progress = progress or Terminal()
-    if (found := _finished(out, config.model_dump(mode="json"), progress)) is not None:
-        return found
+    if (out / "record.json").is_file():
+        content = {"data": load(config.data, store_root(config.cache) / "rows").fingerprint}
+        return _finished(out, config.model_dump(mode="json"), content, progress)
     done = finetuning.finetune(config, out, progress=progress)
     save_model(done.model, done.tokenizer, out)
     one, many = efficiency.samples(done.reported)
@@ -97,11 +100,11 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
     return Run(out, record, done.model)  # pyright: ignore[reportArgumentType]
 
 
-def _finished(out: Path, config: dict[str, Any], progress: Progress) -> Run | None:
-    """The run in `out` if it is this one and done."""
-    if not (out / "record.json").is_file():
-        return None
-    claim(out, config)
+def _finished(
+    out: Path, config: dict[str, Any], content: dict[str, str], progress: Progress
+) -> Run:
+    """The run in `out`, which is done. Raises UsageError if it is another one."""
+    claim(out, config, content)
     progress.note(f"{out} is finished already")
     return Run.open(out)
 

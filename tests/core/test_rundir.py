@@ -58,3 +58,11 @@ def test_the_manifest_holds_versions_and_facts() -> None:
     assert found["seeds"] == [1]
     assert "torch" in found["versions"]  # pyright: ignore
     json.dumps(found)
+
+
+def test_claim_refuses_content_that_changed(tmp_path: Path) -> None:
+    claim(tmp_path / "run", {"seed": 1}, {"data": "a"})
+    write_json(tmp_path / "run" / "manifest.json", manifest(content={"data": "a"}))
+    claim(tmp_path / "run", {"seed": 1}, {"data": "a"})
+    with pytest.raises(UsageError, match="the data changed since"):
+        claim(tmp_path / "run", {"seed": 1}, {"data": "b"})

@@ -43,7 +43,10 @@ ROWS = tiny.sentences(100)
 
 def test_a_single_file_is_cut_in_three(tmp_path: Path) -> None:
     found = splits(tmp_path, folder(tmp_path, train=ROWS) / "train.csv")
-    assert [len(p) for p in parts(found)] == [72, 0, 8, 20]
+    labelled, unlabelled, held_out, reported = (len(p) for p in parts(found))
+    assert 10 <= reported <= 30  # a share of 0.2, row by row
+    assert (unlabelled, held_out) == (0, round((100 - reported) * 0.1))
+    assert labelled == 100 - held_out - reported
     assert apart(found)
     assert set.union(*parts(found)) == {text for text, _ in ROWS}
 
@@ -79,7 +82,8 @@ def test_unlabelled_rows_that_are_selected_or_reported_on_are_left_out(tmp_path:
 
 def test_labelled_rows_hides_the_labels_of_the_others(tmp_path: Path) -> None:
     found = splits(tmp_path, folder(tmp_path, train=ROWS) / "train.csv", labelled_rows=20)
-    assert [len(p) for p in parts(found)] == [18, 60, 2, 20]
+    reported = len(found.reported)
+    assert [len(p) for p in parts(found)] == [18, 80 - reported, 2, reported]
     assert apart(found)
     assert set(found.unlabelled.labels.tolist()) == {None}
     assert [e.label for e in found.train.at(np.arange(len(found.train)))][:18] == (
@@ -157,3 +161,10 @@ def test_pairs_and_single_texts_do_not_mix(tmp_path: Path) -> None:
     assert apart(splits(tmp_path, path))
     with pytest.raises(DataError, match="second text"):
         splits(tmp_path, path, unlabelled=extra)
+
+
+def test_no_row_changes_sides_when_the_file_grows(tmp_path: Path) -> None:
+    few = splits(tmp_path, folder(tmp_path / "a", train=ROWS[:60]), dev_share=0.3)
+    many = splits(tmp_path, folder(tmp_path / "b", train=ROWS), dev_share=0.3)
+    assert texts(few.reported) <= texts(many.reported)
+    assert not texts(few.train) & texts(many.reported)

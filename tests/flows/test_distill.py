@@ -86,7 +86,7 @@ def test_students_learn_from_a_teacher_what_few_labels_do_not_tell(outcome: Outc
     students = [accuracy(outcome, run.scores_NK) for run in outcome.students]
     baselines = [accuracy(outcome, run.scores_NK) for run in outcome.baselines]
     assert teacher > 0.85
-    assert min(students) > 0.75
+    assert min(students) > 0.7
     assert sum(students) > sum(baselines) + 0.1
 
 

@@ -64,10 +64,11 @@ def write_yaml(path: Path, value: object) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
-def claim(folder: Path, config: dict[str, object]) -> None:
+def claim(folder: Path, config: dict[str, object], content: dict[str, str] | None = None) -> None:
     """Makes `folder` this run's, or finds that it already is.
 
-    Raises UsageError if the folder holds another run or other files.
+    `content` are fingerprints of what the config names by path, such as its data. Raises
+    UsageError if the folder holds another run or other files, or if that content has changed.
     """
     existing = folder / "config.yaml"
     if existing.exists():
@@ -78,11 +79,23 @@ def claim(folder: Path, config: dict[str, object]) -> None:
                 f"{folder} holds another run (its {', '.join(keys)} differ): "
                 "give another --out, or delete the folder"
             )
+        _same_content(folder, content or {})
         return
     if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise UsageError(f"{folder} exists and is not a run: give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(existing, json.loads(json.dumps(config)))
+
+
+def _same_content(folder: Path, content: dict[str, str]) -> None:
+    path = folder / "manifest.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    changed = [k for k, v in content.items() if held.get("content", content).get(k) != v]
+    if changed:
+        raise UsageError(
+            f"the {' and the '.join(changed)} changed since {folder} was started: "
+            "give another --out, or delete the folder"
+        )
 
 
 def _is_foreign(path: Path) -> bool:

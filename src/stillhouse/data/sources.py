@@ -84,14 +84,37 @@ class Splits:
     def train(self) -> Pool:
         return Pool([*self.labelled.parts, *self.unlabelled.parts])
 
+    @property
+    def fingerprint(self) -> str:
+        """Stands for every split's texts and labels."""
+        digest = hashlib.blake2b(digest_size=12)
+        for pool in (self.labelled, self.unlabelled, self.held_out, self.reported):
+            digest.update(pool.fingerprint.encode() + repr(pool.labels.tolist()).encode())
+        return digest.hexdigest()
 
-def _order(keys_N2: np.ndarray, purpose: str) -> np.ndarray:
-    """Positions in an order that depends on content only, another one for each purpose."""
+
+def _mix(keys_N2: np.ndarray, purpose: str) -> np.ndarray:
+    """A number a row, uniform over 64 bits, from its content and the purpose."""
     salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
     with np.errstate(over="ignore"):
         mixed = (keys_N2[:, 0] ^ np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(29)) ^ keys_N2[:, 1]) * np.uint64(0xBF58476D1CE4E5B9)
-    return np.argsort(mixed, kind="stable")
+        return mixed ^ (mixed >> np.uint64(32))
+
+
+def _order(keys_N2: np.ndarray, purpose: str) -> np.ndarray:
+    """Positions in an order that depends on content only, another one for each purpose."""
+    return np.argsort(_mix(keys_N2, purpose), kind="stable")
+
+
+def _share(part: Part, share: float, purpose: str) -> tuple[Part, Part]:
+    """About `share` of the rows of `part`, and the rest. Whether a row is chosen depends on its
+    own content alone: it stays where it is when the file grows, or another file holds it too."""
+    chosen = _mix(np.asarray(part.rows.keys[part.indices]), purpose) < share * 2.0**64
+    return (
+        Part(part.rows, part.indices[chosen], part.labelled),
+        Part(part.rows, part.indices[~chosen], part.labelled),
+    )
 
 
 def _cut(part: Part, count: int, purpose: str) -> tuple[Part, Part]:
@@ -193,7 +216,7 @@ def load(config: DataConfig, store: Path) -> Splits:
     if reported_rows is not None:
         reported, _ = _with_labels(_whole(reported_rows))
     else:
-        reported, train = _cut(train, round(len(train) * config.dev_share), "reported")
+        reported, train = _share(train, config.dev_share, "reported")
     before = len(train) + len(without)
     train, without = _outside(train, reported), _outside(without, reported)
     spare: list[Part] = [without]

@@ -54,6 +54,11 @@ class Setup:
     make: Callable[[int], PreTrainedModel]
     store: Path
 
+    @property
+    def content(self) -> dict[str, str]:
+        """Fingerprints of what the config names by path."""
+        return {"teacher": fingerprint(self.teacher), "data": self.splits.fingerprint}
+
 
 @dataclass
 class Outcome:
@@ -161,7 +166,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     progress = progress or Silent()
     started = time.perf_counter()
     setup = prepare(config)
-    claim(out, config.model_dump(mode="json"))
+    claim(out, config.model_dump(mode="json"), setup.content)
     for note in setup.splits.notes:
         progress.note(note)
     task, splits, training = setup.task, setup.splits, config.training
@@ -199,7 +204,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         "data": splits.train.fingerprint,
         "reported": splits.reported.fingerprint,
     }
-    write_json(out / "manifest.json", manifest(**facts))
+    write_json(out / "manifest.json", manifest(**facts, content=setup.content))
     students, baselines = [], []
     common = {
         "task": task,

@@ -63,7 +63,8 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         return model
 
     template = make()
-    claim(out, config.model_dump(mode="json"))
+    content = {"data": splits.fingerprint}
+    claim(out, config.model_dump(mode="json"), content)
     for note in splits.notes:
         progress.note(note)
     length = max_tokens(template, config.data.max_length)
@@ -83,6 +84,7 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     write_json(
         out / "manifest.json",
         manifest(
+            content=content,
             seeds=[config.seed],
             data=splits.labelled.fingerprint,
             reported=splits.reported.fingerprint,

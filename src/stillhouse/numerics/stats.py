@@ -85,11 +85,11 @@ def matthews(
 
 
 def pearson(x_N: Real[np.ndarray, " N"], y_N: Real[np.ndarray, " N"]) -> float:
-    """Pearson's correlation, in [-1, 1]. 0 where either side is constant."""
+    """Pearson's correlation, in [-1, 1]. 0 where either side is constant; NaN stays NaN."""
     if x_N.max() == x_N.min() or y_N.max() == y_N.min():
         return 0.0
     x_N, y_N = _unit(x_N.astype(np.float64)), _unit(y_N.astype(np.float64))
-    return max(-1.0, min(1.0, float(x_N @ y_N)))
+    return float(np.clip(x_N @ y_N, -1.0, 1.0))  # max and min would lose a NaN
 
 
 def spearman(x_N: Real[np.ndarray, " N"], y_N: Real[np.ndarray, " N"]) -> float:

@@ -28,6 +28,8 @@ class Regression:
                 values[i] = float(label)
             except ValueError:
                 raise DataError(f"a regression's labels are numbers, got {label!r}") from None
+            if not np.isfinite(values[i]):
+                raise DataError(f"a regression's labels are finite numbers, got {label!r}")
         return torch.from_numpy(values)
 
     def has_gold(self, gold_N: Tensor) -> Tensor:
