@@ -29,7 +29,7 @@ from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
-from stillhouse.training.steps import plain_step, text_forward
+from stillhouse.training.steps import TextForward, plain_step
 
 ROWS = 32
 
@@ -112,7 +112,7 @@ def _gradient(pair: _Pair, parts: int) -> Tensor:
         signal=Dense,
         has_gold=True,
     )
-    forward = text_forward(TrainingConfig(precision="float32"), fast=False)
+    forward = TextForward(TrainingConfig(precision="float32"), fast=False)
     batches = [pair.rows.batch(r) for r in np.array_split(np.arange(len(pair.rows)), parts)]
     plain_step(
         model,

@@ -23,7 +23,7 @@ from stillhouse.tasks.base import Dataset
 from stillhouse.tasks.classification import Classification
 from stillhouse.training.loop import fit
 from stillhouse.training.objective import build
-from stillhouse.training.steps import text_forward
+from stillhouse.training.steps import TextForward
 
 ROWS = tiny.sentences(60)
 
@@ -89,7 +89,7 @@ def test_every_example_gets_its_own_target(tmp_path: Path) -> None:
             source,
             config,
             seed=0,
-            forward=text_forward(config),
+            forward=TextForward(config),
             resume=tmp_path / "half",
             callbacks=[callback],
         )

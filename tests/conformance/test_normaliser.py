@@ -164,7 +164,7 @@ from stillhouse.core.config import TermConfig, TrainingConfig
 from stillhouse.core.types import Dense
 from stillhouse.training.loop import fit
 from stillhouse.training.metrics import MetricsLog
-from stillhouse.training.steps import text_forward
+from stillhouse.training.steps import TextForward
 from stillhouse.training.objective import build
 from test_normaliser import ROWS, Padded, objective, teacher
 from pathlib import Path
@@ -180,7 +180,7 @@ for embeddings in ("rows", "dense", "frozen"):
                             precision="float32", embeddings=embeddings, weight_decay=0.1)
     model = tiny.model(dropout=0.0)
     accelerator = Accelerator(cpu=True)
-    fit(model, data, objective(2), teacher(2), config, seed=0, forward=text_forward(config),
+    fit(model, data, objective(2), teacher(2), config, seed=0, forward=TextForward(config),
         log=MetricsLog(out / f"{embeddings}.jsonl"), accelerator=accelerator)
     if accelerator.is_main_process:
         save_file(model.state_dict(), out / f"{embeddings}.safetensors")

@@ -41,6 +41,7 @@ def test_inputs_equal_the_tokenizers_own(
         truncation=True,
         max_length=length,
         padding=True,
+        pad_to_multiple_of=4,
         return_tensors="pt",
     )
     found = encoded.inputs(asked)

@@ -6,28 +6,43 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.models.dropout import dropout, keep_mask
+from stillhouse.models.dropout import dropout, scaled_mask
+
+
+def kept(count: int, p: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    mask = scaled_mask(torch.Size([count]), p, np.random.default_rng(0), dtype)
+    return (mask > 0).double()
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
 def test_elements_are_kept_with_probability_one_minus_p(p: float) -> None:
-    kept = keep_mask(torch.Size([1000, 1000]), p, np.random.default_rng(0)).double()
+    found = kept(1_000_000, p).view(1000, 1000)
     spread = (p * (1 - p) / 1e6) ** 0.5
-    assert abs(kept.mean() - (1 - p)) < 5 * spread + 1 / 65536
+    assert abs(found.mean() - (1 - p)) < 5 * spread + 1 / 65536
     for axis in (0, 1):  # no row or column is favoured
-        means = kept.mean(axis)
+        means = found.mean(axis)
         assert means.std() == pytest.approx((p * (1 - p) / 1e3) ** 0.5, rel=0.15)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_the_mean_stays_though_bf16_rounds_the_scale(p: float) -> None:
+    mask = scaled_mask(torch.Size([4_000_000]), p, np.random.default_rng(0), torch.bfloat16)
+    spread = (p / (1 - p) / 4e6) ** 0.5
+    assert abs(mask.double().mean() - 1.0) < 5 * spread + 2 / 65536
+    assert abs(kept(1_000_000, p, torch.bfloat16).mean() - (1 - p)) < 0.004
+
+
 def test_neighbours_are_independent() -> None:
-    kept = keep_mask(torch.Size([1_000_000]), 0.5, np.random.default_rng(0)).double() - 0.5
+    found = kept(1_000_000, 0.5) - 0.5
     for lag in (1, 2, 3, 4, 8):
-        assert abs((kept[lag:] * kept[:-lag]).mean()) < 5 * 0.25 / 1e3
+        assert abs((found[lag:] * found[:-lag]).mean()) < 5 * 0.25 / 1e3
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 7)])
 def test_any_shape_is_drawn(shape: tuple[int, ...]) -> None:
-    assert keep_mask(torch.Size(shape), 0.5, np.random.default_rng(0)).shape == shape
+    assert (
+        scaled_mask(torch.Size(shape), 0.5, np.random.default_rng(0), torch.float32).shape == shape
+    )
 
 
 def test_kept_elements_are_scaled_so_that_the_mean_stays() -> None:

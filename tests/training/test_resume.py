@@ -23,7 +23,7 @@ from stillhouse.tasks.classification import Classification
 from stillhouse.training.loop import FitResult, fit
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import build
-from stillhouse.training.steps import text_forward
+from stillhouse.training.steps import TextForward
 
 
 class Pulled(Exception):
@@ -83,7 +83,7 @@ def train(
         tiny.Fixed(teacher_NK),
         config,
         seed=5,
-        forward=text_forward(config),
+        forward=TextForward(config),
         evaluate=evaluate,
         log=MetricsLog(out / "metrics.jsonl", run="student", seed=5),
         resume=out / "half.safetensors",

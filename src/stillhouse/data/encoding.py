@@ -23,6 +23,7 @@ from stillhouse.core.rundir import settle
 from stillhouse.data.sources import Pool
 
 CHUNK = 4096
+WIDTHS = 4
 PROBE = ("Stillhouse: 1,234.5 naïve cafés — don't \U0001f943", "second part, ünïcode 中文")
 
 
@@ -30,13 +31,15 @@ class Encoded:
     """A pool's token ids. `lengths` counts each row's tokens; `seconds` where its second segment
     begins (its length where there is none)."""
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    ) -> None:
         self.offsets = np.load(folder / "offsets.npy")
         self.seconds = np.load(folder / "seconds.npy")
         self.lengths = np.diff(self.offsets)
         empty = not len(self.lengths)  # which can't be mapped
         self.ids = np.empty(0, "<i4") if empty else np.memmap(folder / "ids.bin", "<i4", mode="r")
-        self.pad = pad_id(tokenizer)
+        self.pad, self.max_length = pad_id(tokenizer), max_length
         self.names = set(tokenizer.model_input_names)
 
     def __len__(self) -> int:
@@ -44,9 +47,12 @@ class Encoded:
 
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
         """The rows at `rows` padded on the right: input_ids, attention_mask, and token_type_ids
-        if the tokenizer uses them; each long, B x T."""
+        if the tokenizer uses them; each long, B x T. T is a multiple of 4 (or the most tokens a
+        row may have): few shapes, for which kernels are made once, and which they are good at."""
         lengths = self.lengths[rows]
-        inside = np.arange(lengths.max())[None, :] < lengths[:, None]
+        longest = int(lengths.max())
+        width = max(longest, min(-(-longest // WIDTHS) * WIDTHS, self.max_length))
+        inside = np.arange(width)[None, :] < lengths[:, None]
         ids = np.full(inside.shape, self.pad, dtype=np.int64)
         ids[inside] = np.concatenate(
             [self.ids[a:b] for a, b in zip(self.offsets[rows], self.offsets[rows + 1], strict=True)]
@@ -100,7 +106,7 @@ def encode(
             raise RunError(f"can't store tokens under {folder}: {error.strerror}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return Encoded(folder, tokenizer)
+    return Encoded(folder, tokenizer, max_length=max_length)
 
 
 def _write(

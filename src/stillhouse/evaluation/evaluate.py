@@ -9,7 +9,7 @@ from torch import nn
 from stillhouse.core.results import Bin, Interval
 from stillhouse.core.types import Predictions
 from stillhouse.data.batching import sorted_batches
-from stillhouse.models.forward import scores, training_mode
+from stillhouse.models.forward import fast_weights, has_fast_path, scores, training_mode
 from stillhouse.numerics import stats
 from stillhouse.tasks.base import Dataset, Task
 
@@ -27,9 +27,10 @@ def score_rows(
     device = next(model.parameters()).device
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with training_mode(model, on=False), torch.no_grad():
+        weights = fast_weights(model, precision) if fast and has_fast_path(model) else None
         for rows in sorted_batches(data.lengths, size=size, max_tokens=max_tokens):
             inputs = data.batch(rows).to(device).inputs
-            answers = scores(model, inputs, precision=precision, fast=fast)
+            answers = scores(model, inputs, precision=precision, fast=fast, weights=weights)
             found.append((rows, answers.cpu().numpy()))
     out = np.empty((len(data), found[0][1].shape[1]), np.float32)
     for rows, answers in found:

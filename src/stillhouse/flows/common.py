@@ -30,7 +30,7 @@ from stillhouse.training.loop import FitResult, fit
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
 from stillhouse.training.order import steps_per_epoch
-from stillhouse.training.steps import text_forward
+from stillhouse.training.steps import TextForward
 
 
 def store_root(cache: str | None) -> Path:
@@ -183,7 +183,7 @@ def train_once(
                 source,
                 config,
                 seed=seed,
-                forward=text_forward(config),
+                forward=TextForward(config),
                 evaluate=evaluate if len(held_out) else None,
                 log=log,
                 resume=half,

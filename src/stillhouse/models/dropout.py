@@ -11,12 +11,21 @@ import torch
 from torch import Tensor
 
 
-def keep_mask(shape: torch.Size, p: float, rng: np.random.Generator) -> Tensor:
-    """True with probability 1 - p (to 1/65,536), one draw an element."""
+def scaled_mask(
+    shape: torch.Size, p: float, rng: np.random.Generator, dtype: torch.dtype
+) -> Tensor:
+    """0 with probability p (to 1/65,536), else 1/(1-p), one draw an element.
+
+    In bf16 the scale is rounded to 8 bits, and p follows it: the mean stays 1."""
     count = shape.numel()
     words = rng.integers(0, 2**64, size=-(-count // 4), dtype=np.uint64)
     bits = torch.from_numpy(words.view(np.int16)[:count]).view(shape)
-    return bits >= round(p * 65536) - 32768
+    scale = torch.tensor(1.0 / (1.0 - p)).to(dtype)
+    first_kept = max(1, round((1.0 - 1.0 / float(scale)) * 65536)) - 32768
+    keep = bits.clamp_(first_kept - 1, first_kept).sub_(first_kept - 1)  # faster than comparing
+    if dtype == torch.bfloat16:
+        return keep.mul_(int(scale.view(torch.int16))).view(dtype)  # its bit pattern
+    return keep.to(dtype).mul_(scale)
 
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator | None) -> Tensor:
@@ -26,5 +35,4 @@ def dropout(x: Tensor, p: float, rng: np.random.Generator | None) -> Tensor:
         return x
     if x.device.type != "cpu":
         return torch.nn.functional.dropout(x, p, training=True)
-    scale = keep_mask(x.shape, p, rng).to(x.dtype).mul_(1.0 / (1.0 - p))
-    return x * scale
+    return x * scaled_mask(x.shape, p, rng, x.dtype)

@@ -6,6 +6,7 @@ Axes: N rows, K choices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from torch import nn
 
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
+from stillhouse.core.memory import keep_freed
 from stillhouse.core.types import Batch, Dense
 from stillhouse.data.batching import sorted_batches
-from stillhouse.models.forward import scores
+from stillhouse.models.forward import fast_weights, has_fast_path, scores
+from stillhouse.models.weights import Pair
 from stillhouse.signals.cache import AnswerCache
 from stillhouse.tasks.base import Dataset
 
@@ -40,14 +43,17 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.data = data
         self.fingerprint = fingerprint
-        self._precision, self._fast = precision, fast
+        self._precision, self._fast = precision, fast and has_fast_path(model)
+        self._weights: list[Pair] | None = None
 
     def signal(self, batch: Batch) -> Dense:
         device = next(self.model.parameters()).device
         inputs = self.data.batch(batch.rows).to(device).inputs
+        settings: dict[str, Any] = {"precision": self._precision, "fast": self._fast}
         with torch.no_grad():
-            found = scores(self.model, inputs, precision=self._precision, fast=self._fast)
-        return Dense(found)
+            if self._fast and self._weights is None:  # they never change
+                self._weights = fast_weights(self.model, self._precision)
+            return Dense(scores(self.model, inputs, weights=self._weights, **settings))
 
 
 def label(
@@ -61,6 +67,7 @@ def label(
 
     Rows are asked shortest first in batches that do not depend on how far an earlier try came.
     """
+    keep_freed()
     data = teacher.data
     asked = 0
     with cache.writing() as writer:

@@ -19,16 +19,18 @@ from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
+from stillhouse.core.memory import keep_freed
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Callback, LoopState, SignalSource
 from stillhouse.models.forward import training_mode
+from stillhouse.models.weights import Leaf
 from stillhouse.tasks.base import Dataset
 from stillhouse.training import checkpoint
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective, at
 from stillhouse.training.optim import Optimizer, learning_rate
 from stillhouse.training.order import step_batches, steps_per_epoch
-from stillhouse.training.steps import Forward, StepStats, plain_step
+from stillhouse.training.steps import Forward, StepStats, leaves_of, plain_step
 
 IMBALANCE = 100.0
 
@@ -79,22 +81,25 @@ def fit(
     `resume` is a checkpoint's path: read if it exists, written every `config.checkpoint_s`.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-    run = _Run(
-        model,
-        data,
-        objective,
-        source,
-        config,
-        seed,
-        forward,
-        evaluate,
-        log or MetricsLog(None),
-        resume,
-        accelerator,
-    )
-    with training_mode(model, on=True):
+    keep_freed()
+    model.to(accelerator.device)
+    with training_mode(model, on=True), leaves_of(forward, model) as leaves:
+        run = _Run(
+            model,
+            leaves,
+            data,
+            objective,
+            source,
+            config,
+            seed,
+            forward,
+            evaluate,
+            log or MetricsLog(None),
+            resume,
+            accelerator,
+        )
         run.train(callbacks, step_fn)
-    return run.finish()
+        return run.finish()
 
 
 class _Run:
@@ -103,6 +108,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
+        leaves: Sequence[Leaf],
         data: Dataset,
         objective: Objective,
         source: SignalSource | None,
@@ -114,12 +120,12 @@ class _Run:
         resume: Path | None,
         accelerator: Accelerator,
     ) -> None:
-        self.model = model.to(accelerator.device)
+        self.model = model
         self.data, self.objective, self.source = data, objective, source
         self.config, self.seed, self.forward, self.evaluate = config, seed, forward, evaluate
         self.log = log if accelerator.is_main_process else MetricsLog(None)
         self.resume, self.accelerator = resume, accelerator
-        self.optimizer = Optimizer(model, config)
+        self.optimizer = Optimizer(model, config, leaves)
         self.per_epoch = steps_per_epoch(data, config, seed)
         self.steps = config.steps or max(1, round(config.epochs * self.per_epoch))
         self.every = max(1, self.steps // config.evaluations) if evaluate is not None else 0
@@ -170,6 +176,7 @@ class _Run:
             rngs=rngs,
             total_rows=total,
             norms=norms,
+            parameters=self.optimizer.parameters,
         )
         if world > 1:
             self._reduce()

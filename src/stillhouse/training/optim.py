@@ -9,12 +9,13 @@ they are: no momentum drift and no decay for a word that did not occur.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
+from stillhouse.models.weights import Leaf, own_leaves
 
 
 class RowAdamW:
@@ -62,10 +63,12 @@ class RowAdamW:
 
 
 class Optimizer:
-    """AdamW for a model's trainable weights (decay on matrices only), RowAdamW for its input
+    """AdamW for the leaves (those of the model: decay on matrices only), RowAdamW for its input
     embedding if `config.embeddings` is 'rows'. Gradients are clipped over all of them together."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, leaves: Sequence[Leaf] | None = None
+    ) -> None:
         self.config = config
         table = _embedding(model)
         self.rows: RowAdamW | None = None
@@ -75,23 +78,23 @@ class Optimizer:
             table.sparse = True
             self.rows = RowAdamW(table.weight, weight_decay=config.weight_decay, betas=config.betas)
         self.dense = [
-            (name, p)
-            for name, p in model.named_parameters()
-            if p.requires_grad and not (self.rows and p is self.rows.table)
+            leaf
+            for leaf in (own_leaves(model) if leaves is None else leaves)
+            if leaf.tensor.requires_grad and not (self.rows and leaf.tensor is self.rows.table)
         ]
         groups = [
             {
-                "params": [p for _, p in self.dense if p.ndim >= 2],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [p for _, p in self.dense if p.ndim < 2], "weight_decay": 0.0},
+                "params": [leaf.tensor for leaf in self.dense if leaf.decays is decays],
+                "weight_decay": config.weight_decay if decays else 0.0,
+            }
+            for decays in (True, False)
         ]
         groups = [group for group in groups if group["params"]]
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
     @property
     def parameters(self) -> list[Tensor]:
-        found: list[Tensor] = [p for _, p in self.dense]
+        found = [leaf.tensor for leaf in self.dense]
         return [*found, self.rows.table] if self.rows else found
 
     def clip(self) -> Tensor:
@@ -99,7 +102,7 @@ class Optimizer:
         if self.rows is not None and self.rows.table.grad is not None:
             self.rows.table.grad = self.rows.table.grad.coalesce()
         gradients = _values(p.grad for p in self.parameters)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.stack([_norm(gradient) for gradient in gradients]).norm()
         if self.config.clip is not None:
             scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
@@ -117,7 +120,7 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as named tensors."""
         found: dict[str, Tensor] = {}
-        for name, p in self.dense:
+        for name, p, _ in self.dense:
             for key, value in self.adamw.state.get(p, {}).items():
                 found[f"{name}|{key}"] = value
         if self.rows is not None:
@@ -125,7 +128,7 @@ class Optimizer:
         return found
 
     def load(self, state: dict[str, Tensor]) -> None:
-        for name, p in self.dense:
+        for name, p, _ in self.dense:
             mine = {k.partition("|")[2]: v for k, v in state.items() if k.startswith(f"{name}|")}
             if mine:
                 self.adamw.state[p] = {key: value.clone() for key, value in mine.items()}
@@ -138,6 +141,16 @@ class Optimizer:
 def _values(gradients: Iterable[Tensor | None]) -> list[Tensor]:
     present = [g for g in gradients if g is not None]
     return [g.values() if g.is_sparse else g for g in present]
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """Its length; a long one row by row, which a CPU does in parallel."""
+    flat = gradient.reshape(-1)
+    even = len(flat) // 1024 * 1024
+    if even < 2**20:
+        return flat.norm()
+    parts = [flat[:even].view(-1, 1024).norm(dim=1), flat[even:]]
+    return torch.cat(parts).norm()
 
 
 def _embedding(model: nn.Module) -> nn.Embedding | None:

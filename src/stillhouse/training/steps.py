@@ -7,8 +7,10 @@ over processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +18,54 @@ from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.types import Batch, SignalSource, StudentOutput
-from stillhouse.models.forward import scores
+from stillhouse.models.forward import DTYPES, fast_layers, has_fast_path, scores
+from stillhouse.models.weights import FlatWeights, Leaf, flattened, own_leaves
 from stillhouse.training.objective import Objective, at
 
 Forward = Callable[[nn.Module, Batch, np.random.Generator], StudentOutput]
 
 
-def text_forward(config: TrainingConfig, *, fast: bool = True) -> Forward:
+class TextForward:
     """Scores of a transformers classifier in training, dropout drawn from the step's generator."""
 
-    def forward(model: nn.Module, batch: Batch, rng: np.random.Generator) -> StudentOutput:
+    def __init__(self, config: TrainingConfig, *, fast: bool = True) -> None:
+        self._precision, self._fast = config.precision, fast
+        self._flat: FlatWeights | None = None
+
+    @contextlib.contextmanager
+    def training(self, model: nn.Module) -> Iterator[list[Leaf]]:
+        """What an optimizer is to train inside the block: the model's parameters; with a fast
+        path, its blocks as two flat tensors."""
+        own = own_leaves(model)
+        if not (self._fast and has_fast_path(model)):
+            yield own
+            return
+        with flattened(fast_layers(model)) as flat:
+            inside = flat.parameters()
+            if not inside <= {id(leaf.tensor) for leaf in own}:  # some are frozen
+                yield own
+                return
+            self._flat = flat
+            try:
+                yield [leaf for leaf in own if id(leaf.tensor) not in inside] + flat.leaves()
+            finally:
+                self._flat = None
+
+    def __call__(self, model: nn.Module, batch: Batch, rng: np.random.Generator) -> StudentOutput:
+        settings: dict[str, Any] = {"precision": self._precision, "rng": rng, "fast": self._fast}
+        if self._flat is not None:
+            settings["weights"] = self._flat.pairs(DTYPES[self._precision])
+            return StudentOutput(scores(model, batch.inputs, **settings))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
-            found = scores(model, batch.inputs, precision=config.precision, rng=rng, fast=fast)
-        return StudentOutput(found)
+            return StudentOutput(scores(model, batch.inputs, **settings))
 
-    return forward
+
+def leaves_of(forward: Forward, model: nn.Module) -> contextlib.AbstractContextManager[list[Leaf]]:
+    """What to train of a model whose scores come from `forward`."""
+    if isinstance(forward, TextForward):
+        return forward.training(model)
+    return contextlib.nullcontext(own_leaves(model))
 
 
 @dataclass
@@ -56,10 +90,13 @@ def plain_step(
     rngs: Sequence[np.random.Generator],
     total_rows: int,
     norms: bool,
+    parameters: Sequence[Tensor] | None = None,
 ) -> StepStats:
     """Adds the step's gradient to the parameters. `total_rows` are all rows of the step, over all
-    micro-batches and processes. With `norms`, each term's own gradient norm is measured."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    micro-batches and processes. With `norms`, each term's own gradient norm over `parameters`
+    (else the model's) is measured."""
+    if parameters is None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     values = {term.name: torch.zeros((), device=device) for term in objective.terms}
     parts: dict[str, list[Tensor | None]] = {}
@@ -84,7 +121,7 @@ def _add_parts(
     parts: dict[str, list[Tensor | None]],
     objective: Objective,
     losses: list[Tensor],
-    parameters: list[nn.Parameter],
+    parameters: Sequence[Tensor],
 ) -> None:
     """Adds each weighted term's own gradient to what earlier micro-batches gave."""
     for term, loss in zip(objective.terms, losses, strict=True):

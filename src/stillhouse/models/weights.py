@@ -1,0 +1,177 @@
+"""An encoder's weights as its fast forward takes them: layers joined where one product does for
+several, all in one dtype.
+
+Casting, clipping and AdamW cost a small model more than its matrix products when each of its
+hundred tensors is an operation of its own. `FlatWeights` therefore keeps all matrices in one
+buffer and all vectors in another: each is cast at once, has one gradient, and is stepped at once.
+The model's own parameters become views of the buffers, so whoever reads or writes them (its own
+forward, `state_dict`, a callback) sees the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Joined = Sequence[nn.Module]  # linear layers of the same input, or one norm
+
+
+class Leaf(NamedTuple):
+    """A tensor that the optimizer trains."""
+
+    name: str
+    tensor: Tensor
+    decays: bool
+
+
+class Pair(NamedTuple):
+    """A layer's weight and bias. `slots`: where their gradients are to be written."""
+
+    weight: Tensor
+    bias: Tensor
+    slots: tuple[Tensor, Tensor] | None = None
+
+
+def own_leaves(model: nn.Module) -> list[Leaf]:
+    """A model's trainable parameters; matrices decay, vectors don't."""
+    return [Leaf(n, p, p.ndim >= 2) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def joined(layers: Sequence[Joined], dtype: torch.dtype) -> list[Pair]:
+    """The layers' weights and biases in `dtype`, differentiable."""
+
+    def join(parts: list[Any]) -> Tensor:
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+
+    return [
+        Pair(join([m.weight for m in group]), join([m.bias for m in group])) for group in layers
+    ]
+
+
+class FlatWeights:
+    """The layers' weights in two flat float32 buffers, which are what is trained."""
+
+    def __init__(self, layers: Sequence[Joined]) -> None:
+        weights = [[m.weight for m in group] for group in layers]
+        biases = [[m.bias for m in group] for group in layers]
+        matrix = [group[0].ndim >= 2 for group in weights]
+        self._matrices = _Buffer([w for w, m in zip(weights, matrix, strict=True) if m])
+        norms = [w for w, m in zip(weights, matrix, strict=True) if not m]
+        self._vectors = _Buffer([*norms, *biases])
+        self._matrix = matrix
+
+    def leaves(self) -> list[Leaf]:
+        named = (("matrices", self._matrices, True), ("vectors", self._vectors, False))
+        return [Leaf(name, buffer.values, decays) for name, buffer, decays in named]
+
+    def parameters(self) -> set[int]:
+        """The ids of the parameters that live in the buffers."""
+        return {id(p) for b in (self._matrices, self._vectors) for g in b.groups for p in g}
+
+    def pairs(self, dtype: torch.dtype) -> list[Pair]:
+        """The layers' weights and biases in `dtype`; their gradients go to the buffers."""
+        matrices, vectors = iter(self._matrices.views(dtype)), self._vectors.views(dtype)
+        norms, biases = iter(vectors), iter(vectors[len(vectors) - len(self._matrix) :])
+        found: list[Pair] = []
+        for is_matrix in self._matrix:
+            (weight, weight_slot), (bias, bias_slot) = (
+                next(matrices if is_matrix else norms),
+                next(biases),
+            )
+            found.append(Pair(weight, bias, (weight_slot, bias_slot)))
+        return found
+
+    def release(self) -> None:
+        """Gives every parameter its own memory back."""
+        for buffer in (self._matrices, self._vectors):
+            for group in buffer.groups:
+                for parameter in group:
+                    parameter.data = parameter.data.clone()
+
+
+class _Buffer:
+    """Groups of parameters, one after another in a flat tensor."""
+
+    def __init__(self, groups: list[list[nn.Parameter]]) -> None:
+        self.groups = groups
+        self.shapes = [torch.Size([sum(map(len, g)), *g[0].shape[1:]]) for g in groups]
+        members = [p for group in groups for p in group]
+        self.values = torch.cat([p.detach().flatten() for p in members]).requires_grad_()
+        for parameter, part in zip(
+            members, self.values.detach().split([p.numel() for p in members]), strict=True
+        ):
+            parameter.data = part.view(parameter.shape)
+
+    def views(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """Each group in `dtype`, and the slot for its gradient."""
+        slots = torch.empty(len(self.values), dtype=dtype, device=self.values.device)
+        values = _Unflatten.apply(self.values, slots, self.shapes)
+        return list(zip(values, _cut(slots, self.shapes), strict=True))
+
+
+def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+class _Unflatten(torch.autograd.Function):
+    """A flat tensor as tensors of the given shapes in the dtype of `slots`, a flat tensor to
+    collect their gradients in. Each of them may be used once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, flat: Tensor, slots: Tensor, shapes: list[torch.Size]
+    ) -> tuple[Tensor, ...]:
+        ctx.slots, ctx.shapes = slots, shapes
+        return tuple(_cut(flat.to(slots.dtype, copy=True), shapes))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:  # pyright: ignore
+        for slot, gradient in zip(_cut(ctx.slots, ctx.shapes), gradients, strict=True):
+            if gradient is None:
+                slot.zero_()
+            elif gradient.data_ptr() != slot.data_ptr():
+                slot.copy_(gradient)
+        return ctx.slots.to(torch.float32, copy=True), None, None
+
+
+class _Linear(torch.autograd.Function):
+    """`F.linear` whose gradients by weight and bias are written to their slots."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.slots = slots
+        return torch.mm(x, weight.t()).add_(bias)  # on a CPU faster than addmm
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore
+        x, weight = ctx.saved_tensors
+        by_weight, by_bias = ctx.slots
+        torch.mm(gradient.t(), x, out=by_weight)
+        torch.sum(gradient, 0, out=by_bias)
+        return torch.mm(gradient, weight), by_weight, by_bias, None
+
+
+def linear(x: Tensor, pair: Pair) -> Tensor:
+    """N x in -> N x out."""
+    if pair.slots is not None and x.device.type == "cpu" and torch.is_grad_enabled():
+        return _Linear.apply(x, pair.weight, pair.bias, pair.slots)  # pyright: ignore
+    return F.linear(x, pair.weight, pair.bias)
+
+
+@contextlib.contextmanager
+def flattened(layers: Sequence[Joined]) -> Iterator[FlatWeights]:
+    """The layers' weights in flat buffers inside the block, and back in their own after it."""
+    flat = FlatWeights(layers)
+    try:
+        yield flat
+    finally:
+        flat.release()
