@@ -65,18 +65,27 @@ def distill(
     *,
     student: StudentConfig | Mapping[str, Any] | str | None = None,
     out: str | Path = "run",
+    seeds: int | list[int] | None = None,
+    baseline: bool | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Run:
     """Distils `teacher` into `student` on `data`, beside the same student without the teacher.
 
-    `settings` are sections of DistillConfig (training={...}, proof={...}, ...). Raises
-    UsageError where the call is wrong and RunError where the run failed.
+    `seeds`: how many, or which (3 by default). `settings` are sections of DistillConfig
+    (training={"epochs": 5}, objective=[...], ...). Raises UsageError where the call is wrong and
+    RunError where the run failed.
     """
+    proof = dict(settings.pop("proof", {}))
+    if seeds is not None:
+        proof["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if baseline is not None:
+        proof["baseline"] = baseline
     values = {
         "teacher": str(teacher),
         "data": _section(DataConfig, data, "path"),
         "student": _section(StudentConfig, student, "model") if student is not None else {},
+        "proof": proof,
         **settings,
     }
     return run_distill(parse(DistillConfig, values), Path(out), progress=progress)

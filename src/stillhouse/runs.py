@@ -55,7 +55,12 @@ class Run:
         path = Path(out) / "record.json"
         if not path.is_file():
             raise UsageError(f"{out} is no finished run: it has no record.json")
-        return cls(Path(out), Record.model_validate_json(path.read_text(encoding="utf-8")))
+        try:
+            return cls(Path(out), Record.model_validate_json(path.read_text(encoding="utf-8")))
+        except ValueError:  # pydantic's and UTF-8's are both one
+            raise UsageError(
+                f"{path} is damaged: delete it, and run the run's command again"
+            ) from None
 
 
 def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None = None) -> Run:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny
+from stillhouse.cli import console
 from stillhouse.cli.main import app, main
 from stillhouse.core.results import Record
 
@@ -386,6 +390,47 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(
     assert err.count("\n") == 1, err
     assert says in err
     assert not (tmp_path / "o").exists()
+
+
+def test_tables_fit_a_terminal_of_80_columns(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(width=80, file=text, highlight=False))
+    record = Record.model_validate_json((small / "record.json").read_text())
+    big = {"parameters": 109_483_778, "bytes": 437_935_112, "latency_ms": 123.456}
+    console.record_table(
+        record.model_copy(update={"teacher": record.teacher.model_copy(update=big)})
+    )
+    console.efficiency_table({"a-teacher": record.teacher, "student": record.student})
+    assert "…" not in text.getvalue()
+    heads = [line for line in text.getvalue().splitlines() if "rows/s" in line]
+    assert len(heads) == 2
+    assert "109.5M" in text.getvalue()
+    assert "437.9 MB" in text.getvalue()
+
+
+def test_ctrl_c_is_one_line(
+    call: Call, teacher: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stillhouse.runs.run_distill", stop)
+    code, _, err = call("distill", "--teacher", teacher, "--data", reviews, "--out", tmp_path / "o")
+    assert (code, err) == (
+        130,
+        "stillhouse: stopped; the same command goes on from what was kept\n",
+    )
+
+
+def test_a_folder_of_exports_and_a_torn_record_are_one_line(
+    call: Call, small: Path, reviews: Path, tmp_path: Path
+) -> None:
+    code, _, err = call("evaluate", "--model", small / "onnx", "--data", reviews)
+    assert (code, "exported ONNX model" in err) == (2, True)
+    torn = shutil.copytree(small, tmp_path / "torn")
+    (torn / "record.json").write_text((small / "record.json").read_text()[:500])
+    code, _, err = call("report", torn, "--out", tmp_path / "r.html")
+    assert (code, err.count("\n")) == (2, 1)
 
 
 LIMITED = """

@@ -30,6 +30,8 @@ def refused(**changes: Any) -> str:
         ({"data": {"path": "d", "labelledrows": 3}}, "labelled_rows"),
         ({"objective": [{"kind": "soft", "temprature": 2}]}, "temperature"),
         ({"objective": [{"kind": "soft", "weight": {"start": 1, "ende": 2}}]}, "end"),
+        ({"student": {"keep": "alternating"}}, "alternate"),
+        ({"objective": [{"kind": "sotf"}]}, "soft"),
     ],
 )
 def test_an_unknown_setting_names_the_nearest_known_one(changes: dict[str, Any], near: str) -> None:
@@ -54,11 +56,18 @@ def test_an_unknown_setting_names_the_nearest_known_one(changes: dict[str, Any],
         {"student": {"model": "m", "layers": 2}},
         {"student": {"model": "m", "source": "s"}},
         {"student": 3},
+        {"training": {"dropout": 1.0}},
     ],
     ids=str,
 )
 def test_a_wrong_value_is_refused_in_one_line(changes: dict[str, Any]) -> None:
     assert refused(**changes)
+
+
+def test_a_wrong_number_is_named_as_the_user_wrote_it() -> None:
+    said = refused(student={"layers": "many"})
+    assert said.startswith("setting student.layers: ")
+    assert "constrained" not in refused(student={"layers": [1.5]})
 
 
 def test_a_config_survives_its_own_dump() -> None:

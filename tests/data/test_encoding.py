@@ -11,6 +11,7 @@ import torch
 
 import tiny
 from stillhouse.core.config import DataConfig
+from stillhouse.data import encoding
 from stillhouse.data.encoding import Encoded, encode, tokenizer_fingerprint
 from stillhouse.data.sources import Part, Pool, load
 
@@ -52,16 +53,24 @@ def test_inputs_equal_the_tokenizers_own(
     assert (encoded.lengths == length).any() == (length == 8)
 
 
-def test_a_stored_pool_is_not_encoded_again(tmp_path: Path) -> None:
-    rows, asked = pool(tmp_path, pairs=False), []
-    for _ in range(2):
-        encode(rows, tiny.tokenizer(), tmp_path / "tokens", max_length=16, progress=asked.append)
-    assert asked == [len(rows)]
-    encode(rows, tiny.tokenizer(), tmp_path / "tokens", max_length=12, progress=asked.append)
-    encode(
-        rows, tiny.tokenizer("roberta"), tmp_path / "tokens", max_length=16, progress=asked.append
-    )
-    assert len(asked) == 3
+def test_no_row_is_padded_beyond_what_a_model_takes(tmp_path: Path) -> None:
+    encoded = encode(pool(tmp_path, pairs=True), tiny.tokenizer(), tmp_path, max_length=6)
+    widest = np.flatnonzero(encoded.lengths == 6)
+    assert encoded.inputs(widest)["input_ids"].shape[1] == 6
+    short = np.array([encoded.lengths.argmin()])
+    assert encoded.inputs(short)["input_ids"].shape[1] <= 6
+
+
+def test_a_stored_pool_is_not_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, asked, written = pool(tmp_path, pairs=False), [], []
+    write = encoding._write
+    monkeypatch.setattr(encoding, "_write", lambda *a: (written.append(a), write(*a)))
+    for length in (16, 16, 12):
+        encode(rows, tiny.tokenizer(), tmp_path / "t", max_length=length, progress=asked.append)
+    assert len(written) == 2, "another length is another encoding"
+    assert asked == [len(rows)] * 3
 
 
 def test_two_runs_may_encode_the_same_pool_at_once(tmp_path: Path) -> None:
@@ -89,6 +98,12 @@ def test_the_fingerprint_follows_what_a_tokenizer_does() -> None:
     larger.add_tokens(["naïve"])
     assert tokenizer_fingerprint(larger) != plain
     assert tokenizer_fingerprint(tiny.tokenizer("distilbert")) == plain
+    left = tiny.tokenizer()
+    left.truncation_side = "left"
+    assert tokenizer_fingerprint(left) != plain
+    used = tiny.tokenizer()
+    used(["the film", "the"], padding=True, truncation=True, max_length=5)
+    assert tokenizer_fingerprint(used) == plain
     other = tiny.tokenizer("roberta")  # as many words, other ids
     assert len(other) == len(tiny.tokenizer())
     assert tokenizer_fingerprint(other) != plain

@@ -103,7 +103,12 @@ def test_bytes_that_are_not_utf8_arrive_as_lone_surrogates(tmp_path: Path) -> No
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2"),
         ("a.csv", b"text,text\na,b\n", "two columns of the same name"),
         ("a.parquet", b"PAR1 not really", "is not Parquet"),
-        ("a.xlsx", b"", "can't read .xlsx"),
+        ("a.xlsx", b"", "spreadsheet"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16"),
+        ("a.json", b'[{"text": "a"}]', "one JSON array"),
+        ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}\n", "line 1 is not JSON that can be read"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON that can be read"),
+        ("a.docx", b"", "can't read .docx"),
         ("noend", b"", "without suffix"),
     ],
 )

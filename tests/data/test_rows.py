@@ -54,10 +54,10 @@ def test_rows_left_out_are_counted_with_their_lines(tmp_path: Path) -> None:
     }
     assert rows.notes == [
         "data.csv: 2 broken rows left out (line 7, 8)",
-        "data.csv: 1 non-UTF-8 rows left out (line 9)",
-        "data.csv: 1 empty rows left out (line 10)",
+        "data.csv: 1 non-UTF-8 row left out (line 9)",
+        "data.csv: 1 empty row left out (line 10)",
         "data.csv: 2 duplicated rows left out (line 5, 11)",
-        "data.csv: 1 contradictory duplicated rows left out (line 6)",
+        "data.csv: 1 contradictory duplicated row left out (line 6)",
     ]
     assert list(rows.examples(rows.kept)) == [
         Example("fine film", None, "pos"),
@@ -101,7 +101,7 @@ def test_two_runs_may_store_the_same_rows_at_once(tmp_path: Path) -> None:
         (b"text,label\n", Columns(), r"no usable row \(it is empty\)"),
         (b"text,label\n,x\nb\n", Columns(), r"no usable row \(1 empty, 1 broken\)"),
         (b"", Columns(), r"no usable row \(it is empty\)"),
-        ("\ufefftext,label\na,x\n".encode("utf-16"), Columns(), "no text column"),
+        ("\ufefftext,label\na,x\n".encode("utf-16"), Columns(), "is UTF-16: save it as UTF-8"),
     ],
 )
 def test_data_that_cannot_be_used_is_one_printable_line(
@@ -111,7 +111,7 @@ def test_data_that_cannot_be_used_is_one_printable_line(
         store(tmp_path, content, columns=columns)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
-    assert not list((tmp_path / "store").iterdir())
+    assert not list((tmp_path / "store").glob("*"))
 
 
 def test_pairs_need_both_texts(tmp_path: Path) -> None:

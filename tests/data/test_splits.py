@@ -136,7 +136,7 @@ def test_pools_answer_by_position(tmp_path: Path) -> None:
         ({"unlabelled": "nothing.txt"}, "no file nothing.txt"),
         ({"text": "body"}, "no column 'body'; it has text, label"),
         ({"labelled_rows": 1}, "1 labelled rows to train on"),
-        ({"dev_share": 0.0}, "0 rows to report on"),
+        ({"dev_share": 0.0}, "of 100 usable rows 0 are"),
     ],
 )
 def test_what_cannot_be_split_is_one_line(
@@ -161,6 +161,22 @@ def test_pairs_and_single_texts_do_not_mix(tmp_path: Path) -> None:
     assert apart(splits(tmp_path, path))
     with pytest.raises(DataError, match="second text"):
         splits(tmp_path, path, unlabelled=extra)
+
+
+def test_texts_that_differ_in_case_or_spacing_only_never_part(tmp_path: Path) -> None:
+    """Whatever split one lands in, its twins are there or left out: in one file, and in two."""
+    twins = [(f"  {text.upper()} ", label) for text, label in ROWS]
+    spaced = [(text.replace(" ", "\u00a0 "), label) for text, label in ROWS]
+    more = tiny.sentences(200)[100:]
+    for name, given in (
+        ("a", {"train": ROWS + twins + spaced}),
+        ("b", {"train": more + twins, "dev": ROWS}),
+    ):
+        found = splits(tmp_path, folder(tmp_path / name, **given))
+        folded = [{" ".join(t.casefold().split()) for t in part} for part in parts(found)]
+        assert all(not (a & b) for a, b in itertools.combinations(folded, 2))
+        assert len(folded[0]) > 50
+        assert len(folded[3]) > 9
 
 
 def test_no_row_changes_sides_when_the_file_grows(tmp_path: Path) -> None:

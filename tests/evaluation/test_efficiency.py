@@ -29,6 +29,20 @@ def test_flops_by_hand() -> None:
     assert flops(model, {"vectors": torch.zeros(4, 6)}) == 2 * 4 * (6 * 5 + 5 * 3)
 
 
+def test_flops_count_the_products_of_attention() -> None:
+    """However they are computed: two of T x T x H a layer, two operations each."""
+    batch = {"input_ids": torch.ones(1, 12, dtype=torch.long)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    model = tiny.model(layers=2, hidden=32)
+    found = {}
+    for kind in ("eager", "sdpa"):
+        model.set_attn_implementation(kind)
+        found[kind] = flops(model, batch)
+    assert found["eager"] == found["sdpa"]
+    linear = 2 * 12 * (4 * 32 * 32 + 2 * 32 * 64) * 2 + 2 * (32 * 32 + 32 * 2)
+    assert found["sdpa"] == linear + 2 * 2 * 2 * 12 * 12 * 32
+
+
 def test_samples_are_rows_of_middling_length() -> None:
     data = tiny.vectors(100)
     data.source.lengths = np.arange(100)[::-1].copy()  # pyright: ignore
@@ -83,5 +97,8 @@ def test_a_runner_answers_without_dropout_or_gradient() -> None:
 def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     found = peak_memory(tiny.save(tmp_path), 16)
     assert found is not None
-    assert 0 < found < 2**31
+    assert 0 < found < 64e6, "a tiny model needs next to nothing beyond the libraries"
+    larger = peak_memory(tiny.save(tmp_path / "larger", hidden=768, layers=3), 16)
+    assert larger is not None
+    assert larger > found + 30e6
     assert peak_memory(tmp_path / "nothing", 16) is None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ import tiny
 from stillhouse.core.config import FinetuneConfig, parse
 from stillhouse.core.errors import UsageError
 from stillhouse.evaluation.evaluate import score_rows
-from stillhouse.flows.common import tidy
-from stillhouse.flows.distill import Outcome, distill, label_only
+from stillhouse.flows.common import TRAINED_ON, tidy
+from stillhouse.flows.distill import Outcome, distill, label_only, prepare
 from stillhouse.flows.finetune import Finetuned, finetune
 
 Distil = Callable[..., Any]
@@ -170,6 +171,50 @@ def test_a_named_students_new_head_is_the_same_every_time(
         torch.manual_seed(len(found))
         found.append(distill(config, tmp_path / name).best.scores_NK)
     assert (found[0] == found[1]).all()
+
+
+def test_a_named_students_new_head_is_another_one_for_each_seed(
+    distil: Distil, folders: Callable[..., Path]
+) -> None:
+    other = folders("bert", layers=1, labels=["a", "b", "c"])
+    setup = prepare(distil(student={"layers": None, "model": str(other)}))
+    first, second, again = (setup.make(seed) for seed in (0, 1, 0))
+    assert not torch.equal(first.classifier.weight, second.classifier.weight)
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    assert torch.equal(first.bert.pooler.dense.weight, second.bert.pooler.dense.weight)
+
+
+def test_a_teacher_that_knows_reported_rows_is_told(
+    taught: tuple[Finetuned, Path, Path], distil: Distil, tmp_path: Path
+) -> None:
+    """The reported rows of another file are the teacher's training rows, in capitals."""
+    found, teacher, data = taught
+    rows = [(e.text.upper(), e.label) for e in found.splits.labelled]
+    other = tiny.write_csv(tmp_path / "other" / "dev.csv", ["text", "label"], rows).parent
+    tiny.write_csv(other / "train.csv", ["text", "label"], tiny.sentences(560)[500:])
+    shutil.copytree(teacher, tmp_path / "teacher")
+    shutil.copy(found_folder(found), tmp_path / "teacher")
+    done = distill(distil(of=tmp_path / "teacher", data_file=other), tmp_path / "a")
+    count = len(done.setup.splits.reported)
+    assert any(f"trained on {count} of the {count} rows" in note for note in done.notes)
+    done = distill(distil(of=tmp_path / "teacher", data_file=data), tmp_path / "b")
+    assert not any("trained on" in note for note in done.notes)
+
+
+def found_folder(found: Finetuned) -> Path:
+    return found.trained.path.parent.parent / TRAINED_ON
+
+
+def test_a_teacher_no_better_than_chance_is_told(
+    taught: tuple[Finetuned, Path, Path], distil: Distil, tmp_path: Path
+) -> None:
+    """Its labels were swapped on the way."""
+    _, teacher, data = taught
+    swapped = {"negative": "positive", "positive": "negative"}
+    config = distil(of=teacher, data_file=data, data={"label_map": swapped})
+    assert any("label-map" in note for note in distill(config, tmp_path / "a").notes)
+    config = distil(of=teacher, data_file=data)
+    assert not any("label-map" in note for note in distill(config, tmp_path / "b").notes)
 
 
 def test_pairs_are_distilled(folders: Callable[..., Path], cache: Path, tmp_path: Path) -> None:

@@ -103,6 +103,29 @@ def test_a_head_for_other_labels_is_made_anew(folders: Folders) -> None:
     assert load_classifier(folder, labels=["value"]).config.problem_type == "regression"
 
 
+def test_a_stored_head_is_put_in_the_order_of_the_labels(folders: Folders) -> None:
+    stored = tiny.model().classifier
+    turned = load_classifier(str(folders("bert")), labels=tiny.SENTIMENT[::-1])
+    assert label_names(turned.config) == tiny.SENTIMENT[::-1]
+    assert torch.equal(turned.classifier.weight, stored.weight.flip(0))
+    assert torch.equal(turned.classifier.bias, stored.bias.flip(0))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_a_stored_head_of_as_many_other_labels_is_made_anew(folders: Folders, kind: str) -> None:
+    """Its rows stand for other things: kept, they would be answers under wrong names."""
+    stored = load_classifier(str(folders(kind)))
+    torch.manual_seed(5)
+    other = load_classifier(str(folders(kind)), labels=["spam", "ham"])
+    name = next(n for n, p in stored.named_parameters() if p.ndim == 2 and len(p) == 2
+                and n.startswith("classifier"))  # fmt: skip
+    assert not torch.isclose(other.get_parameter(name), stored.get_parameter(name)).any()
+    for mine, theirs in zip(
+        other.base_model.parameters(), stored.base_model.parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
 def test_the_fingerprint_follows_weights_and_settings_not_the_folder(
     folders: Folders, tmp_path: Path
 ) -> None:

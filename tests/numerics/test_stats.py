@@ -248,8 +248,11 @@ def test_gain_by_hand():
 def test_gain_of_a_model_over_itself_is_nothing():
     preds_SN, _, gold_N = simulated(rng(), seeds=3, rows=50, seed_sd=0.3)
     gain = paired_gain(accuracy, preds_SN, preds_SN, gold_N, rng=rng(), resamples=50)
-    assert gain == PairedGain(0.0, (0.0, 0.0), 1.0)
-    assert verdict(gain) == "no difference"
+    assert (gain.value, gain.p_value, verdict(gain)) == (0.0, 1.0, "no difference")
+    assert 2 / 50 < gain.interval[1] < 3 / 50  # what 50 rows without a difference can't exclude
+    values_SN = preds_SN.astype(float)
+    same = paired_gain(mean_value, values_SN, values_SN, gold_N, rng=rng(), resamples=50)
+    assert same == PairedGain(0.0, (0.0, 0.0), 1.0)
 
 
 def test_swapping_sides_mirrors_the_gain():
@@ -407,6 +410,30 @@ def test_a_difference_without_variance_is_not_certain():
     assert gain(4).p_value > 0.05  # four coin flips alike: 1/8
     assert verdict(gain(4)) == "no difference"
     assert verdict(gain(20)) == "helped"
+
+
+@pytest.mark.parametrize(("better", "worse"), [(4, 0), (5, 0), (9, 2), (12, 3), (30, 12)])
+def test_few_differing_rows_are_judged_as_by_the_exact_test(better, worse):
+    """With one seed: significant only where the exact McNemar test nearly is."""
+    rows = 400
+    student_N, baseline_N = np.ones(rows, int), np.ones(rows, int)
+    baseline_N[:better], student_N[better : better + worse] = 0, 0
+    gain = paired_gain(
+        accuracy, [student_N], [baseline_N], np.ones(rows, int), rng=rng(), resamples=4000
+    )
+    exact = scipy.stats.binomtest(better, better + worse).pvalue
+    assert gain.p_value == pytest.approx(exact, rel=0.5, abs=0.01)
+    assert (gain.p_value < 0.05) == (exact < 0.05)
+
+
+def test_an_interval_at_the_end_of_the_range_is_wilsons():
+    right_N, gold_N = np.ones(60, int), np.ones(60, int)
+    call = partial(bootstrap_interval, accuracy, gold_N=gold_N, rng=rng(), resamples=20)
+    low, high = call([right_N], bounds=(0.0, 1.0))
+    wilson = scipy.stats.binomtest(60, 60).proportion_ci(method="wilson")
+    assert (low, high) == (pytest.approx(wilson.low, abs=0.005), 1.0)
+    low, high = call([1 - right_N], bounds=(0.0, 1.0))
+    assert (low, high) == (0.0, pytest.approx(1 - wilson.low, abs=0.005))
 
 
 def test_an_overwhelming_gain_has_a_positive_p_value():

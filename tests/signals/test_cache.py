@@ -240,6 +240,7 @@ def test_a_request_is_the_same_after_a_kill(tmp_path: Path) -> None:
     again = opened(tmp_path)
     assert again.pending(keys_N2).tolist() == list(range(2, 10))
     assert again.pending(keys_N2[::-1].copy()).tolist() == [0, 1, 3, 4, 5, 7]
+    assert again.pending(keys_N2).tolist() == list(range(2, 10)), "another request came between"
 
 
 def test_a_cached_teacher_answers_rows_of_its_data(tmp_path: Path) -> None:

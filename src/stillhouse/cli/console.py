@@ -18,7 +18,7 @@ def print_json(value: object) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    made = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
@@ -30,6 +30,16 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def count(value: float | None) -> str:
+    """22,713,600 as 22.7M."""
+    if value is None:
+        return "-"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return f"{value:.0f}"
+
+
 def megabytes(value: int | None) -> str:
     return "-" if value is None else f"{value / 1e6:,.1f} MB"
 
@@ -38,7 +48,6 @@ def cost_cells(cost: Efficiency | ExportResult) -> list[str]:
     return [
         megabytes(cost.bytes),
         number(cost.latency_ms, ".2f"),
-        number(cost.latency_p95_ms, ".2f"),
         number(cost.throughput_per_s, ",.0f"),
     ]
 
@@ -58,23 +67,20 @@ def record_table(record: Record) -> None:
                 f"{model.score:.4f}",
                 f"{low:.3f} - {high:.3f}",
                 number(agreement, ".3f"),
-                f"{model.parameters:,}",
+                count(model.parameters),
                 *cost_cells(model),
             ]
         )
     for export in record.exports:
-        rows.append(
-            [f"student, {export.format}", f"{export.score:.4f}", "", "", "", *cost_cells(export)]
-        )
+        rows.append([export.format, f"{export.score:.4f}", "", "", "", *cost_cells(export)])
     columns = (
         record.metric,
         "score",
         "95 % interval",
-        "as teacher",
-        "parameters",
+        "agrees",
+        "params",
         "size",
         "p50 ms",
-        "p95 ms",
         "rows/s",
     )
     table(["model", *columns[1:]], rows)
@@ -85,12 +91,12 @@ def efficiency_table(found: dict[str, Efficiency]) -> None:
     rows = [
         [
             name,
-            f"{cost.parameters:,}",
-            number(None if cost.flops is None else cost.flops / 1e6, ",.1f"),
+            count(cost.parameters),
+            count(cost.flops),
             *cost_cells(cost),
             megabytes(cost.peak_memory_bytes),
         ]
         for name, cost in found.items()
     ]
-    columns = ("model", "parameters", "MFLOPs", "size", "p50 ms", "p95 ms", "rows/s", "memory")
+    columns = ("model", "params", "FLOPs", "size", "p50 ms", "rows/s", "memory")
     table(columns, rows)

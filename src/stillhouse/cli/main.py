@@ -1,6 +1,6 @@
 """The command's entry: user errors are one line on standard error.
 
-Exit codes: 0 done, 1 the run failed, 2 the call was wrong.
+Exit codes: 0 done, 1 the run failed, 2 the call was wrong, 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def _version(
         raise typer.Exit
 
 
+INTERRUPTED = 130  # as shells have it
+STOPPED = "stopped; the same command goes on from what was kept"
+
+
 def fail(message: str, code: int) -> int:
     print(f"stillhouse: {' '.join(message.split())}", file=sys.stderr)
     return code
@@ -55,11 +59,12 @@ def fail(message: str, code: int) -> int:
 def main() -> int:
     """Runs the command line; the exit code."""
     try:
-        return app(standalone_mode=False) or 0
+        code = app(standalone_mode=False) or 0
+        return fail(STOPPED, code) if code == INTERRUPTED else code
     except StillhouseError as error:
         return fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return fail("stopped; the same command goes on where this one was", 1)
+        return fail(STOPPED, INTERRUPTED)
     except OSError as error:
         return fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -60,7 +61,8 @@ class Schedule(Config):
 class TermConfig(Config):
     """One term of the objective.
 
-    soft: a divergence between teacher and student at a temperature, times T^2.
+    soft: a divergence between teacher and student at a temperature, times T^2 (T for total
+    variation); logit_mse is taken of the raw scores, whatever the temperature.
     hard: cross-entropy with the teacher's choice. gold: the data's own labels, where it has them.
     """
 
@@ -118,7 +120,7 @@ class TrainingConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     precision: Literal["bf16", "float32"] = "bf16"
     embeddings: Literal["rows", "dense", "frozen"] = "rows"
-    dropout: Share | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     select: Literal["best", "last"] = "best"
     evaluations: Positive = 6
     patience: Positive | None = None
@@ -203,11 +205,18 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        inner = ("constrained-", "list[", "function-", "tuple[")  # how pydantic names alternatives
+        loc = [str(part) for part in first["loc"]]
+        shown = [p for p in loc if not p.startswith(inner) and p not in ("int", "float")]
+        where = ".".join(shown)
         if first["type"] == "extra_forbidden":
             known = _known(kind, first["loc"][:-1])
             raise UsageError(unknown("setting", str(first["loc"][-1]), known)) from None
-        raise UsageError(f"setting {where or 'config'}: {first['msg']}") from None
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            known = re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
+            raise UsageError(unknown(where, first["input"], known)) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"setting {where or 'config'}: {message}") from None
 
 
 def _known(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:

@@ -53,9 +53,12 @@ class ModelResult(Efficiency):
 
 class TrainedResult(ModelResult):
     """A student or its baseline. `agreement` is the share of rows answered as the teacher does
-    (for regression: the Pearson correlation with its answers)."""
+    (for regression: the Pearson correlation with its answers). The shipped seed is the best on
+    the held-out rows; calibration and confusion are its."""
 
     seeds: list[float]
+    shipped_seed: int | None = None
+    shipped_score: float | None = None
     agreement: float | None = None
     retention: float | None = None
     best_steps: list[int] = []

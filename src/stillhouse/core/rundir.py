@@ -74,6 +74,9 @@ def claim(folder: Path, config: dict[str, object], content: dict[str, str] | Non
     if existing.exists():
         held = yaml.safe_load(existing.read_text(encoding="utf-8"))
         if held != json.loads(json.dumps(config)):
+            flows = held.get("flow"), config.get("flow")
+            if flows[0] != flows[1]:
+                raise UsageError(f"{folder} holds a {flows[0]} run: give another --out")
             keys = sorted(k for k in {*held, *config} if held.get(k) != config.get(k))
             raise UsageError(
                 f"{folder} holds another run (its {', '.join(keys)} differ): "

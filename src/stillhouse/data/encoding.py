@@ -6,6 +6,7 @@ Axes: B examples, T tokens.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -70,10 +71,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Stands for how a tokenizer encodes: its vocabulary and what it makes of a probe text."""
-    digest = hashlib.blake2b(digest_size=12)
-    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        digest.update(f"{token}\x1f{index}\x1e".encode("utf-8", "surrogatepass"))
+    """Stands for how a tokenizer encodes: its vocabulary and rules, the side it cuts, and what it
+    makes of a probe text."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore
+    rules |= {"truncation": tokenizer.truncation_side, "padding": None}  # set by each call
+    digest = hashlib.blake2b(json.dumps(rules).encode(), digest_size=12)
     for text in (PROBE, (PROBE[1], None)):
         digest.update(str(tokenizer(*text)["input_ids"]).encode())
     return digest.hexdigest()
@@ -96,7 +98,9 @@ def encode(
     """The pool's token ids, from disk if they were made before. Longest-first truncation."""
     name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{max_length}"
     folder = store / name
-    if not (folder / "ids.bin").exists():
+    if (folder / "ids.bin").exists():
+        progress(len(pool))
+    else:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=store))
         try:

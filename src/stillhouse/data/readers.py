@@ -58,6 +58,10 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 value = json.loads(raw.decode("utf-8", "surrogateescape"))
             except json.JSONDecodeError as error:
                 raise DataError(f"{path} line {line} is not JSON: {error.msg}") from None
+            except (ValueError, RecursionError):  # a number too long, brackets too deep
+                raise DataError(f"{path} line {line} is not JSON that can be read") from None
+            if isinstance(value, list) and line == 1:
+                raise DataError(f"{path} is one JSON array: write one object a line (JSONL)")
             if not isinstance(value, dict):
                 raise DataError(f'{path} line {line}: a row is an object such as {{"text": ...}}')
             yield line, value
@@ -101,6 +105,12 @@ def read(path: Path) -> Iterator[Row]:
     Raises DataError for a suffix we can't read, or a file whose form is broken.
     """
     reader = READERS.get(path.suffix.lower())
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise DataError(f"{path} is a spreadsheet: save it as CSV (UTF-8) first")
+    if reader is not None and path.suffix.lower() != ".parquet":
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise DataError(f"{path} is UTF-16: save it as UTF-8 first")
     if reader is None:
         raise DataError(
             f"{path}: can't read {path.suffix or 'a file without suffix'}; "
@@ -130,12 +140,19 @@ def find_splits(path: Path) -> dict[str, Path]:
     return found
 
 
-def hub_rows(name: str, split: str) -> Iterator[Row]:
-    """Rows of a hub data set 'name' or 'name:config', with class ids turned into their names."""
+def hub_rows(name: str, split: str) -> tuple[str, Iterator[Row]]:
+    """A fingerprint and the rows of a split of a hub data set 'name' or 'name:config'."""
     import datasets
 
     path, _, config = name.partition(":")
     data = datasets.load_dataset(path, config or None, split=split, streaming=False)
+    return data._fingerprint, _named(data)
+
+
+def _named(data: Any) -> Iterator[Row]:
+    """The rows of a data set, with class ids turned into their names."""
+    import datasets
+
     classes = {
         column: feature
         for column, feature in data.features.items()

@@ -1,7 +1,8 @@
 """Rows on disk: read once, checked, memory-mapped afterwards.
 
-Each row has a content key (a hash of its text and pair): splits, duplicates, leaks and cached
-answers go by it, never by position.
+Each row has a content key (a hash of its text and pair): duplicates and cached answers go by it,
+never by position. Its folded key is the same for texts that differ in case, white space or
+Unicode form only: splits and leaks go by that one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +32,7 @@ LABEL = ("label", "labels", "intent", "category", "class", "target", "score")
 SCHEMA = pa.schema([("text", pa.string()), ("pair", pa.string()), ("label", pa.string())])
 CHUNK = 8192
 SHOWN_LINES = 5
+FORMAT = 2  # of what is stored: rows of another one are read anew
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,20 @@ class Columns:
         """The columns as they are in a file. Raises DataError that lists what is there."""
         have = [name.encode(errors="replace").decode() for name in names]
 
+        lower = {name.lower(): name for name in reversed(have)}
+
         def pick(asked: str | None, usual: tuple[str, ...], *, need: str | None) -> str | None:
             if asked is not None:
                 if asked not in have:
                     raise DataError(f"{where} has no column {asked!r}; it has {', '.join(have)}")
                 return asked
-            found = next((name for name in usual if name in have), None)
+            found = next((lower[name] for name in usual if name in lower), None)
             if found is None and need:
+                hint = f"say which with --{need}-column"
+                if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
+                    hint = "its columns seem to be parted by another sign: save it with commas"
                 raise DataError(
-                    f"{where} has no {need} column; it has {', '.join(have) or 'none'}: "
-                    f"say which with --{need}-column"
+                    f"{where} has no {need} column; it has {', '.join(have) or 'none'}: {hint}"
                 )
             return found
 
@@ -71,6 +78,15 @@ def content_key(text: str, pair: str | None) -> bytes:
     return digest.digest()
 
 
+def _fold(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def folded_key(text: str, pair: str | None) -> bytes:
+    """The content key of the row's text without case, white space and Unicode form."""
+    return content_key(_fold(text), None if pair is None else _fold(pair))
+
+
 class Rows:
     """A checked file of rows, memory-mapped. `kept` are the usable ones: first of each content."""
 
@@ -79,6 +95,7 @@ class Rows:
         source = pa.memory_map(str(folder / "rows.arrow"))
         self.table = pa.ipc.open_file(source).read_all()
         self.keys = np.load(folder / "keys.npy", mmap_mode="r")
+        self.folded = np.load(folder / "folded.npy", mmap_mode="r")
         self.kept = np.load(folder / "kept.npy")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.dropped: dict[str, int] = summary["dropped"]
@@ -136,7 +153,8 @@ class _Problems:
             lines = self.lines[kind]
             more = ", ..." if count > len(lines) else ""
             listed = ", ".join(map(str, lines)) + more
-            return f"{where}: {count} {kind} rows left out (line {listed})"
+            row = "row" if count == 1 else "rows"
+            return f"{where}: {count} {kind} {row} left out (line {listed})"
 
         return [one(kind, count) for kind, count in self.counts.items()]
 
@@ -187,7 +205,7 @@ def _write(
     source: Iterable[Row], where: str, columns: Columns, folder: Path, *, labelled: bool
 ) -> None:
     problems = _Problems()
-    keys, lines = bytearray(), []
+    keys, folded, lines = bytearray(), bytearray(), []
     chunk: dict[str, list[str | None]] = {name: [] for name in SCHEMA.names}
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink:
         with pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -197,6 +215,7 @@ def _write(
                 for name, value in zip(SCHEMA.names, (text, pair, label), strict=True):
                     chunk[name].append(value)
                 keys += content_key(text, pair)
+                folded += folded_key(text, pair)
                 lines.append(line)
                 if len(chunk["text"]) == CHUNK:
                     writer.write_batch(pa.record_batch(chunk, schema=SCHEMA))
@@ -208,6 +227,7 @@ def _write(
         raise DataError(f"{where} has no usable row ({counted})")
     keys_N2 = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
     np.save(folder / "keys.npy", keys_N2)
+    np.save(folder / "folded.npy", np.frombuffer(bytes(folded), dtype="<u8").reshape(-1, 2))
     kept = _first_of_each(folder, keys_N2, np.asarray(lines, dtype=np.int64), problems)
     np.save(folder / "kept.npy", kept)
     summary = {"dropped": problems.counts, "notes": problems.notes(where)}

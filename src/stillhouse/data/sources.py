@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import numpy as np
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Example
-from stillhouse.data.readers import READERS, Row, find_splits, hub_rows, read
-from stillhouse.data.rows import Columns, Rows, ingest
+from stillhouse.data.readers import READERS, find_splits, hub_rows, read
+from stillhouse.data.rows import FORMAT, Columns, Rows, ingest
+
+FEW_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Pool:
     def __iter__(self) -> Iterator[Example]:
         for part in self.parts:
             yield from part.rows.examples(part.indices)
+
+    @property
+    def folded_N2(self) -> np.ndarray:
+        """Keys that are the same for texts which differ in case or white space only."""
+        keys = [np.asarray(part.rows.folded[part.indices]) for part in self.parts]
+        return np.concatenate(keys) if keys else np.empty((0, 2), "<u8")
 
     @property
     def fingerprint(self) -> str:
@@ -110,7 +118,7 @@ def _order(keys_N2: np.ndarray, purpose: str) -> np.ndarray:
 def _share(part: Part, share: float, purpose: str) -> tuple[Part, Part]:
     """About `share` of the rows of `part`, and the rest. Whether a row is chosen depends on its
     own content alone: it stays where it is when the file grows, or another file holds it too."""
-    chosen = _mix(np.asarray(part.rows.keys[part.indices]), purpose) < share * 2.0**64
+    chosen = _mix(Pool([part]).folded_N2, purpose) < share * 2.0**64
     return (
         Part(part.rows, part.indices[chosen], part.labelled),
         Part(part.rows, part.indices[~chosen], part.labelled),
@@ -119,7 +127,7 @@ def _share(part: Part, share: float, purpose: str) -> tuple[Part, Part]:
 
 def _cut(part: Part, count: int, purpose: str) -> tuple[Part, Part]:
     """`count` rows of `part` chosen by content, and the rest; both in file order."""
-    order = _order(np.asarray(part.rows.keys[part.indices]), purpose)
+    order = _order(Pool([part]).folded_N2, purpose)
     chosen, rest = np.sort(order[:count]), np.sort(order[count:])
     return (
         Part(part.rows, part.indices[chosen], part.labelled),
@@ -129,11 +137,15 @@ def _cut(part: Part, count: int, purpose: str) -> tuple[Part, Part]:
 
 def _outside(part: Part, *others: Part) -> Part:
     """`part` without the rows whose content is in one of `others`."""
-    taken = Pool(others).keys_N2
-    pairs = np.dtype([("a", "<u8"), ("b", "<u8")])
-    mine = np.ascontiguousarray(part.rows.keys[part.indices]).view(pairs).reshape(-1)
-    keep = ~np.isin(mine, np.ascontiguousarray(taken).view(pairs).reshape(-1))
+    keep = ~shared(Pool([part]).folded_N2, Pool(others).folded_N2)
     return Part(part.rows, part.indices[keep], part.labelled)
+
+
+def shared(mine_N2: np.ndarray, theirs_N2: np.ndarray) -> np.ndarray:
+    """Which of my folded keys are also among theirs."""
+    pairs = np.dtype([("a", "<u8"), ("b", "<u8")])
+    mine, theirs = (np.ascontiguousarray(k).view(pairs).reshape(-1) for k in (mine_N2, theirs_N2))
+    return np.isin(mine, theirs)
 
 
 def _file_fingerprint(path: Path, *settings: object) -> str:
@@ -145,7 +157,7 @@ def _file_fingerprint(path: Path, *settings: object) -> str:
 
 
 def _open(path: Path, columns: Columns, store: Path, *, labelled: bool) -> Rows:
-    fingerprint = _file_fingerprint(path, columns, labelled, path.suffix)
+    fingerprint = _file_fingerprint(path, columns, labelled, path.suffix, FORMAT)
     return ingest(read(path), str(path), columns, store / fingerprint, labelled=labelled)
 
 
@@ -155,16 +167,18 @@ def _open_hub(name: str, split: str, columns: Columns, store: Path) -> Rows | No
     path, _, config = name.partition(":")
     try:
         names = datasets.get_dataset_split_names(path, config or None)
+        source = hub_rows(name, split) if split in names else None
     except Exception as error:
         raise DataError(
             f"{name} is neither a file nor a folder here, and the hub gave no such data set "
             f"({type(error).__name__}): check the path"
         ) from error
-    if split not in names:
+    if source is None:
         return None
-    key = hashlib.blake2b(f"{name}\x1f{split}\x1f{columns}".encode(), digest_size=16).hexdigest()
-    source: Callable[[], Iterable[Row]] = lambda: hub_rows(name, split)  # noqa: E731
-    return ingest(source(), f"{name}[{split}]", columns, store / key, labelled=True)
+    fingerprint, rows = source
+    identity = f"{name}\x1f{split}\x1f{columns}\x1f{fingerprint}\x1f{FORMAT}"
+    key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    return ingest(rows, f"{name}[{split}]", columns, store / key, labelled=True)
 
 
 def _files(config: DataConfig, columns: Columns, store: Path) -> dict[str, Rows]:
@@ -231,7 +245,9 @@ def load(config: DataConfig, store: Path) -> Splits:
         train, spare = kept, [_outside(part, held_out) for part in spare]
     else:
         count = min(round(len(train) * config.held_out), config.held_out_rows)
-        held_out, train = _cut(train, count, "held out")
+        held_out, rest = _cut(train, count, "held out")
+        train = _outside(rest, held_out)
+        leaked += len(rest) - len(train)
     sources = list(files.values())
     if config.unlabelled:
         extra = _unlabelled(config, store)
@@ -262,7 +278,11 @@ def _check(
     sources: list[Rows],
 ) -> Splits:
     if len(reported) < 2:
-        raise DataError(f"{config.path}: {len(reported)} rows to report on; at least 2 are needed")
+        total = sum(map(len, (train, *spare, held_out, reported)))
+        raise DataError(
+            f"{config.path}: of {total} usable rows {len(reported)} are to report on; "
+            "at least 2 are needed: give more rows, or --set data.dev_share=0.5"
+        )
     if len(train) < 2:
         raise DataError(f"{config.path}: {len(train)} labelled rows to train on; need at least 2")
     if len({rows.table["pair"].null_count == 0 for rows in sources}) > 1:
@@ -275,6 +295,12 @@ def _check(
         for kind, count in rows.dropped.items():
             dropped[kind] = dropped.get(kind, 0) + count
     notes = [note for rows in sources for note in rows.notes]
+    if blank := len(spare[0]):
+        notes.append(
+            f"{config.path}: {blank} rows without a label, which only a teacher can answer"
+        )
+    if len(reported) < FEW_ROWS:
+        notes.append(f"{len(reported)} rows to report on are few: the intervals will be wide")
     if leaked:
         dropped["also reported or held out"] = leaked
         notes.append(f"{leaked} training rows left out: the same text is reported or held out")

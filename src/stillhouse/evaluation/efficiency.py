@@ -5,7 +5,6 @@ Models are timed in turns, so that a machine that slows down slows them all.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillhouse.core.results import Efficiency
@@ -93,7 +93,9 @@ def torch_runner(model: nn.Module) -> Runner:
 
 def flops(model: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Floating point operations of one forward on `inputs` (a multiply-add counts as two)."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # torch counts the products of attention in its plain form only
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with plain, FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     return int(counter.get_total_flops())
 
@@ -104,22 +106,28 @@ def folder_bytes(folder: Path) -> int:
 
 
 PROBE = """
-import json, resource, sys, torch
-from transformers import AutoModelForSequenceClassification
+import sys, tempfile, torch
+from transformers import AutoModelForSequenceClassification, BertConfig
 from transformers.utils import logging
 logging.disable_progress_bar()
-def peak():
+def status(name):
     with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
-ids = torch.ones(32, int(sys.argv[2]), dtype=torch.long)
-with torch.inference_mode():
-    model(input_ids=ids, attention_mask=torch.ones_like(ids))
-print(json.dumps(peak() - before))
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+def answer(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    ids = torch.ones(32, int(sys.argv[2]), dtype=torch.long)
+    with torch.inference_mode():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+with tempfile.TemporaryDirectory() as folder:  # what any model loads, of the libraries too
+    small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=9,
+                       intermediate_size=16)
+    AutoModelForSequenceClassification.from_config(small).save_pretrained(folder)
+    answer(folder)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the high-water mark is now what is held
+before = status("VmRSS")
+answer(sys.argv[1])
+print(status("VmHWM") - before)
 """
 
 
@@ -130,7 +138,7 @@ def peak_memory(folder: Path, tokens: int) -> int | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return None
-    return int(json.loads(done.stdout.strip().splitlines()[-1]))
+    return int(done.stdout.strip().splitlines()[-1])
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
 from stillhouse.training.order import steps_per_epoch
 from stillhouse.training.steps import TextForward
+
+TRAINED_ON = "trained-on.npy"  # in a fine-tuned model's folder: folded keys of its training rows
 
 
 def store_root(cache: str | None) -> Path:
@@ -88,10 +91,14 @@ def _regression(labels: set[str], metric: str | None) -> Regression:
 
 
 def _are_values(labels: set[str]) -> bool:
+    """Raises DataError for a NaN among numbers: is it a label that is missing?"""
     try:
         values = [float(label) for label in labels]
     except ValueError:
         return False
+    if not all(map(math.isfinite, values)):
+        odd = next(label for label in sorted(labels) if not math.isfinite(float(label)))
+        raise DataError(f"the label {odd!r} is among numbers: leave it empty where there is none")
     return any(not value.is_integer() for value in values)
 
 
@@ -165,7 +172,9 @@ def train_once(
     folder = out / "checkpoints"
     path = folder / f"{role}-{seed}.safetensors"
     found = checkpoint.load(path)
-    if found is None:
+    if found is not None:
+        progress.note(f"{role}, seed {seed}: trained before")
+    else:
         model = make()
         set_dropout(model, config.dropout)
         half = folder / f"{role}-{seed}.partial.safetensors"
@@ -173,6 +182,8 @@ def train_once(
         def evaluate(now: nn.Module) -> float:
             return task.score(predict(now, held_out, task, fast=True))[task.metric]
 
+        if half.exists():
+            progress.note(f"{role}, seed {seed}: goes on from its last checkpoint")
         log = MetricsLog(out / "metrics.jsonl", run=role, seed=seed)
         steps = config.steps or max(1, round(config.epochs * steps_per_epoch(data, config, seed)))
         with progress.stage(f"training {role}, seed {seed}", steps, "steps") as advance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json
 from stillhouse.core.seeding import generator, shape_seed
-from stillhouse.core.types import Dense
+from stillhouse.core.types import Batch, Dense
 from stillhouse.data.encoding import tokenizer_fingerprint
-from stillhouse.data.sources import Splits, load
+from stillhouse.data.sources import Splits, load, shared
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import (
+    TRAINED_ON,
     Trained,
     best_of,
     dataset,
@@ -104,19 +104,15 @@ def prepare(config: DistillConfig) -> Setup:
     check_metric(task, config.proof.metric)
     shape = config.student
     named = shape.model or shape.source
-    with torch.random.fork_rng(devices=[]):  # a head that the named model lacks is drawn here
-        torch.manual_seed(shape_seed(config.proof.seeds[0]))
-        source = (
-            load_classifier(named, labels=task.choices, trust_remote_code=trust)
-            if named
-            else teacher
-        )
     tokenizer = load_tokenizer(named, trust_remote_code=trust) if named else teacher_tokenizer
 
     def make(seed: int) -> PreTrainedModel:
-        if shape.model:
-            return copy.deepcopy(source)
-        return build(source, shape, seed=shape_seed(seed))
+        source = teacher
+        if named:
+            with torch.random.fork_rng(devices=[]):  # for a head that the named model lacks
+                torch.manual_seed(shape_seed(seed))
+                source = load_classifier(named, labels=task.choices, trust_remote_code=trust)
+        return source if shape.model else build(source, shape, seed=shape_seed(seed))
 
     student = make(config.proof.seeds[0])
     refuse_larger(student, teacher)
@@ -187,8 +183,10 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
 
     train, held_out = ready(splits.train, "training rows"), ready(splits.held_out, "held-out rows")
     reported = ready(splits.reported, "reported rows")
-    shared = setup.tokenizer is setup.teacher_tokenizer and length == teacher_length
-    for_teacher = train if shared else ready(splits.train, "rows for the teacher", of_teacher=True)
+    same_tokens = setup.tokenizer is setup.teacher_tokenizer and length == teacher_length
+    for_teacher = (
+        train if same_tokens else ready(splits.train, "rows for the teacher", of_teacher=True)
+    )
     source, teacher_s = ask_teacher(setup, for_teacher, progress)
     terms = default_objective(config, task)
     objective = objectives.build(
@@ -198,6 +196,9 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         [TermConfig(kind="gold")], choices=len(task.choices), signal=None, has_gold=True
     )
     labelled = train if not len(splits.unlabelled) else ready(splits.labelled, "labelled rows")
+    doubts = [*_seen_by_teacher(setup), *_no_better_than_chance(task, source, train)]
+    for doubt in doubts:
+        progress.note(doubt)
     facts = {
         "seeds": config.proof.seeds,
         "teacher": source.fingerprint,
@@ -227,7 +228,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
                 train_once("baseline", seed, make, labelled, alone, None, same, **common)
             )
     teacher_reported = (
-        reported if shared else ready(splits.reported, "reported rows", of_teacher=True)
+        reported if same_tokens else ready(splits.reported, "reported rows", of_teacher=True)
     )
     best = best_of(students)
     return Outcome(
@@ -241,8 +242,39 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         teacher_reported,
         teacher_s,
         time.perf_counter() - started,
-        list(setup.splits.notes),
+        [*setup.splits.notes, *doubts],
     )
+
+
+def _seen_by_teacher(setup: Setup) -> list[str]:
+    """A warning where rows to report on were the teacher's training rows, if it says which."""
+    path = Path(setup.config.teacher) / TRAINED_ON
+    if not path.is_file():
+        return []
+    reported_N2 = setup.splits.reported.folded_N2
+    count = int(shared(reported_N2, np.load(path)).sum())
+    if not count:
+        return []
+    return [
+        f"the teacher was trained on {count} of the {len(reported_N2)} rows to report on: "
+        "its score is flattered, and with it the student's"
+    ]
+
+
+def _no_better_than_chance(task: Task, source: CachedTeacher, train: Dataset) -> list[str]:
+    """A warning where the teacher answers the labelled rows no better than one class would."""
+    rows = np.flatnonzero(task.has_gold(train.gold_N).numpy())
+    if task.name != "classification" or not len(rows):
+        return []
+    gold_N = train.gold_N.numpy()[rows]
+    answers_N = source.signal(Batch({}, rows)).scores_NK.argmax(-1).numpy()
+    right, most = float((answers_N == gold_N).mean()), np.bincount(gold_N).max() / len(rows)
+    if right > most:
+        return []
+    return [
+        f"the teacher is right on {100 * right:.1f} % of the labelled rows, the commonest label "
+        f"on {100 * most:.1f} %: are its labels matched as you meant (--label-map)?"
+    ]
 
 
 def label_only(config: DistillConfig, *, progress: Progress | None = None) -> tuple[Path, int]:

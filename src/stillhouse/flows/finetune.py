@@ -6,16 +6,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import FinetuneConfig, TermConfig
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.rundir import atomic, claim, manifest, write_json
 from stillhouse.core.seeding import shape_seed
 from stillhouse.data.sources import Splits, load
 from stillhouse.flows.common import (
+    TRAINED_ON,
     Trained,
     dataset,
     gold_task,
@@ -90,6 +92,8 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
             reported=splits.reported.fingerprint,
         ),
     )
+    with atomic(out / TRAINED_ON) as temporary, temporary.open("wb") as file:
+        np.save(file, splits.labelled.folded_N2)
     trained = train_once(
         "teacher",
         config.seed,

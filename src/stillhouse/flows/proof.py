@@ -107,6 +107,8 @@ def _trained(
         reliability=bins,
         confusion=confusion(shipped, task),
         seeds=[s[task.metric] for s in scored],
+        shipped_seed=best.seed,
+        shipped_score=task.score(shipped)[task.metric],
         agreement=agreement,
         retention=score / teacher_score if teacher_score else None,
         best_steps=[run.fit.best_step for run in runs],

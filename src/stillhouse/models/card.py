@@ -18,7 +18,7 @@ tags: [distillation, stillhouse]
 |---|---|---|---|---|
 {rows}
 
-{usage}
+{shipped}{usage}
 ## How it was made
 
 {rows_train:,} training rows ({labelled:,} labelled, the others answered by the teacher only),
@@ -51,12 +51,19 @@ def model_card(record: Record, *, teacher: str) -> str:
         f"{m.parameters:,} | {_latency(m.latency_ms)} |"
         for m in found
     )
-    data = record.data
+    data, student = record.data, record.student
+    shipped = ""
+    if len(student.seeds) > 1 and student.shipped_score is not None:
+        shipped = (
+            f"Scores are means over {len(student.seeds)} seeds. These weights are of seed "
+            f"{student.shipped_seed}, the best on held-out rows: {student.shipped_score:.4f}.\n\n"
+        )
     return TEMPLATE.format(
         teacher=teacher,
         sentence=record.sentence,
         metric=record.metric,
         rows=rows,
+        shipped=shipped,
         usage=USAGE,
         rows_train=data.train,
         labelled=data.labelled,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -29,6 +30,8 @@ def resolve(name: str) -> Path | str:
     if (path / "student" / "config.json").is_file() and not (path / "config.json").exists():
         path = path / "student"  # a run's folder stands for its student
     if path.is_dir():
+        if any(path.glob("*.onnx")) and not any(path.glob("*.safetensors")):
+            raise ModelError(f"{name} holds an exported ONNX model: give the folder it came from")
         if not (path / "config.json").is_file():
             holds = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise ModelError(f"{name} is no model folder: it has no config.json, it holds {holds}")
@@ -72,14 +75,15 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 def load_classifier(
     name: str, *, labels: list[str] | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A sequence classifier in float32 and eval mode. With `labels`, its head is made for them
-    (and is fresh where the stored one is for others); without, it must be there.
-    Raises ModelError."""
+    """A sequence classifier in float32 and eval mode. With `labels`, its head is made for them:
+    the stored one where it has the same labels, in whatever order, else a fresh one (drawn from
+    torch's generator); without, it must be there. Raises ModelError."""
     source = resolve(name)
     settings: dict[str, Any] = {}
+    held: list[str] = []
     if labels is not None:
-        config = load_config(name, trust_remote_code=trust_remote_code)
-        if label_names(config) != labels:
+        held = label_names(load_config(name, trust_remote_code=trust_remote_code))
+        if held != labels:
             settings = head_settings(labels) | {"ignore_mismatched_sizes": True}
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -97,7 +101,30 @@ def load_classifier(
             f"{name} has no classification head (its weights lack "
             f"{', '.join(sorted(found['missing_keys'])[:3])}): fine-tune it first"
         )
+    if labels is not None and held != labels and len(held) == len(labels) > 1:
+        _relabel(model, held, labels)
     return model.eval()
+
+
+@torch.no_grad()
+def _relabel(model: PreTrainedModel, held: list[str], labels: list[str]) -> None:
+    """Puts a stored head's rows in the order of `labels`; one for other labels is made fresh."""
+    inside = {id(module) for module in model.base_model.modules()}
+    outputs = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == len(labels)
+    ]
+    (*_, head) = [module for module in outputs if id(module) not in inside] or outputs
+    if sorted(held) == sorted(labels):
+        order = [held.index(label) for label in labels]
+        for parameter in head.parameters():
+            parameter.copy_(parameter[order].clone())
+    else:
+        head.reset_parameters()
+        nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", 0.02))
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
 
 
 def head_settings(labels: list[str]) -> dict[str, Any]:

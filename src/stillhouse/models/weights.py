@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Joined = Sequence[nn.Module]  # linear layers of the same input, or one norm
+Joined = Sequence[Any]  # linear layers of the same input, or one norm
 
 
 class Leaf(NamedTuple):

@@ -7,8 +7,11 @@ was measured on and on the seeds it was trained with, and both enter every inter
 Seeds are few, so their variance is itself uncertain, and resampling them is too optimistic: with
 3 seeds a bootstrap of seeds has 2/3 of the right variance and none of the tail. So rows are
 bootstrapped, seeds get a Student t with S - 1 degrees of freedom, and the two half-widths are
-added in quadrature (MOVER: Zou and Donner 2008). Each end of this is exact (all noise in the
+added in quadrature (MOVER: Zou and Donner 2008). Each end of this is right (all noise in the
 rows, all noise in the seeds); between them it errs on the side of "no difference".
+
+Where no row differs a bootstrap sees no noise. An interval without width is then given the one
+that Wilson's interval for a share has there, and a gain's is never narrower than for one row.
 """
 
 # Axes: S seeds, N rows, K choices, R resamples, U distinct values.
@@ -154,8 +157,9 @@ def bootstrap_interval(
 
     Rows: percentiles of the metric over resampled rows, the same rows for every seed. Seeds: see
     the module's docstring. With one seed the interval covers the rows only. It is cut to
-    `bounds`, the metric's range. Raises ValueError for unequal lengths, fewer than 2 rows, a
-    level outside (0, 1), or a metric that is not finite.
+    `bounds`, the metric's range; with them, it has a width even if all rows are right.
+    Raises ValueError for unequal lengths, fewer than 2 rows, a level outside (0, 1), or a metric
+    that is not finite.
     """
     _check(resamples, level)
     preds_SN = _stack(preds, gold_N)
@@ -164,7 +168,11 @@ def bootstrap_interval(
     means_R = _resampled_scores(metric, preds_SN, gold_N, resamples, rng).mean(1)
     tail = (1 - level) / 2
     low, high = np.quantile(means_R, [tail, 1 - tail])
-    seeds = len(scores_S)
+    seeds, span = len(scores_S), bounds[1] - bounds[0]
+    if low == high and math.isfinite(span):
+        squared = _t_quantile(2 * tail, len(gold_N) - 1) ** 2
+        half = span * squared / (len(gold_N) + squared)
+        low, high = score - half, score + half
     if seeds > 1:
         seed_half = _t_quantile(2 * tail, seeds - 1) * math.sqrt(_seed_variance(scores_S))
         low = score - math.hypot(max(score - low, 0.0), seed_half)
@@ -199,16 +207,17 @@ def paired_gain(
     Paired by row (both sides are resampled on the same rows) and by seed. Let D_s be seed s's
     difference and C the covariance of the D_s over resampled rows. Then
 
-        half-width^2 = t(S-1)^2 var(D_s) / S  +  t(N-1)^2 (mean off-diagonal of C)
+        (half-width - 1 / SN)^2 = t(S-1)^2 var(D_s) / S  +  t(N-1)^2 (mean off-diagonal of C)
 
     with t(f) the two-sided quantile of Student's t at f degrees of freedom. The first part holds
     the seeds and the noise of one seed on one row, the second what the seeds have in common
     on a row; any metric will do, since C is bootstrapped. The p-value is the level at which the
-    interval's end reaches 0. Two floors: never narrower than the rows alone would give, and the
-    row part never below value^2 / N, so that a difference without any variance over a handful
-    of rows is not certain. With one seed only the rows count: the claim is then about these two
-    models, not about the recipes. Raises ValueError as bootstrap_interval does, and when the two
-    sides have different numbers of seeds.
+    interval's end reaches 0. 1 / SN is a continuity correction for classes, which are counted
+    (McNemar's test has it too); it is 0 for values. Two floors: never narrower than the rows
+    alone would give, and the row part never below value^2 / N (1 / N^2 for classes), so that a
+    difference without any variance over a handful of rows is not certain. With one seed only the
+    rows count: the claim is then about these two models, not about the recipes. Raises ValueError
+    as bootstrap_interval does, and when the two sides have different numbers of seeds.
     """
     _check(resamples, level)
     student_SN, baseline_SN = _stack(student, gold_N), _stack(baseline, gold_N)
@@ -221,7 +230,8 @@ def paired_gain(
     gains_S = _difference(_scores(metric, both_SN, gold_N))
     gains_RS = _difference(_resampled_scores(metric, both_SN, gold_N, resamples, rng))
     value = float(gains_S.mean())
-    half_width = _half_width(gains_S, gains_RS, rows=len(gold_N))
+    counted = np.issubdtype(both_SN.dtype, np.integer)
+    half_width = _half_width(gains_S, gains_RS, rows=len(gold_N), counted=counted)
     half = half_width(1 - level)
     return PairedGain(value, (value - half, value + half), _p_value(abs(value), half_width))
 
@@ -235,12 +245,15 @@ def verdict(gain: PairedGain) -> Literal["helped", "no difference", "hurt"]:
 
 
 def _half_width(
-    gains_S: NDArray[np.float64], gains_RS: NDArray[np.float64], *, rows: int
+    gains_S: NDArray[np.float64], gains_RS: NDArray[np.float64], *, rows: int, counted: bool
 ) -> Callable[[float], float]:
     """The interval's half-width as a function of 1 - level; the formula is in paired_gain."""
     seeds = len(gains_S)
     covariance_SS = np.cov(gains_RS, rowvar=False).reshape(seeds, seeds)
     row_variance = max(float(covariance_SS.mean()), float(gains_S.mean()) ** 2 / rows)
+    step = 0.0
+    if counted:
+        row_variance, step = max(row_variance, rows**-2), 1 / (seeds * rows)
     shared_variance = seed_variance = 0.0
     if seeds > 1:
         off_diagonal = covariance_SS.sum() - np.trace(covariance_SS)
@@ -251,14 +264,14 @@ def _half_width(
         row_t = _t_quantile(miss, rows - 1)
         seed_t = _t_quantile(miss, seeds - 1) if seeds > 1 else 0.0
         both = math.hypot(seed_t * math.sqrt(seed_variance), row_t * math.sqrt(shared_variance))
-        return max(both, row_t * math.sqrt(row_variance))
+        return step + max(both, row_t * math.sqrt(row_variance))
 
     return half_width
 
 
 def _p_value(distance: float, half_width: Callable[[float], float]) -> float:
     """The miss probability at which the half-width equals the distance from 0."""
-    if distance == 0:
+    if distance <= half_width(1.0):
         return 1.0
     if half_width(SMALLEST_P) <= distance:
         return SMALLEST_P

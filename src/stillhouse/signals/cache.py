@@ -144,10 +144,11 @@ class AnswerCache:
         batches: a teacher's low bits depend on which rows are asked together.
         """
         request = hashlib.blake2b(keys_N2.tobytes(), digest_size=12).hexdigest()
-        path = self.folder / "request.json"
-        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if held.get("request") != request:
-            held = {"request": request, "records": len(self)}
+        path = self.folder / f"request-{request}.json"
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            held = {"records": len(self)}
             write_json(path, held)
         positions = self.positions(keys_N2)
         return np.flatnonzero((positions < 0) | (positions >= held["records"]))
@@ -226,6 +227,7 @@ class CachedTeacher:
             raise RunError(f"the cache lacks {missing} of {len(keys_N2)} answers: label them first")
 
     def signal(self, batch: Batch) -> Dense:
-        device = next(iter(batch.inputs.values())).device
-        scores = self._cache.scores(self._positions[batch.rows])
-        return Dense(torch.from_numpy(scores).to(device))
+        scores_NK = torch.from_numpy(self._cache.scores(self._positions[batch.rows]))
+        for tensor in batch.inputs.values():
+            return Dense(scores_NK.to(tensor.device))
+        return Dense(scores_NK)

@@ -91,7 +91,9 @@ def _hard_classes(output: StudentOutput, signal: Signal | None, _: Batch, __: fl
 
 
 def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
-    """A divergence of softened scores, times T^2 so that T doesn't change the gradient's scale."""
+    """A divergence of softened scores, times T^2 so that T doesn't change the gradient's scale
+    (times T for total variation, whose gradient falls with 1 / T only)."""
+    power = 1 if config.divergence == "total_variation" else 2
     extra: dict[str, Any] = {
         name: value
         for name, value in (("beta", config.beta), ("alpha", config.alpha))
@@ -111,7 +113,7 @@ def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
         temperature = at(config.temperature, progress)
         softened = (d.soften(x, temperature) for x in (student_NK, teacher_NK))
         loss_N = divergence(*softened, **settings)
-        return loss_N * (temperature**2 if config.squared_temperature else 1.0), None
+        return loss_N * (temperature**power if config.squared_temperature else 1.0), None
 
     return rows
 
