@@ -169,7 +169,8 @@ def theirs(bench: Bench, student: nn.Module, seed: int, *, options: Collection[s
     config = bench.training.model_copy(update={"embeddings": "dense"})
     adamw: torch.optim.Optimizer = Optimizer(student, config).adamw  # of ours when dense
     if "fused" not in options:
-        adamw = torch.optim.AdamW(adamw.param_groups, betas=config.betas, fused=None)
+        groups = [{k: g[k] for k in ("params", "weight_decay")} for g in adamw.param_groups]
+        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
     rounds = int(config.epochs)
     steps = len(batches) * rounds
     rate = {"lr_lambda": lambda step: learning_rate(config, step, steps) / config.lr}

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,9 +101,9 @@ def test_both_losses_have_one_gradient(speed: ModuleType) -> None:
     torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("rival", ["textbrewer plain", "textbrewer cached"])
+@pytest.mark.parametrize("options", [[], ["fused"], ["fused", "cached"]], ids=str)
 def test_without_randomness_both_sides_train_the_same_student(
-    speed: ModuleType, given: list[str], tmp_path: Path, rival: str
+    speed: ModuleType, given: list[str], tmp_path: Path, options: list[str]
 ) -> None:
     """One batch an epoch, no dropout, float32: same schedule, optimizer, clipping and loss."""
     bench = loaded(speed, given, tmp_path / "store", rows=32, epochs=6)
@@ -113,7 +114,7 @@ def test_without_randomness_both_sides_train_the_same_student(
     data = bench.dataset(bench.pool, tmp_path / "store")
     before = score_rows(bench.student, data)
     _, mine = speed.timed(bench, speed.CONTENDERS["stillhouse dense"], 0)
-    _, theirs = speed.timed(bench, speed.CONTENDERS[rival], 1)
+    _, theirs = speed.timed(bench, partial(speed.theirs, options=options), 1)
     moved = abs(score_rows(mine, data) - before).max()
     apart = abs(score_rows(mine, data) - score_rows(theirs, data)).max()
     assert moved > 0.1
