@@ -67,7 +67,8 @@ from stillhouse.core.types import Batch, Callback, Dense, SignalSource, StudentO
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.models.load import fingerprint
 from stillhouse.models.mlp import MLPClassifier, MLPConfig
-from stillhouse.numerics.stats import PairedGain, accuracy, paired_gain
+from stillhouse.numerics.metrics import accuracy
+from stillhouse.numerics.stats import PairedGain, paired_gain
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import LiveTeacher, label
 from stillhouse.tasks.base import Dataset

@@ -10,7 +10,7 @@ from stillhouse.core.results import Bin, Interval
 from stillhouse.core.types import Predictions
 from stillhouse.data.batching import sorted_batches
 from stillhouse.models.forward import fast_weights, has_fast_path, scores, training_mode
-from stillhouse.numerics import stats
+from stillhouse.numerics import metrics, stats
 from stillhouse.tasks.base import Dataset, Task
 
 
@@ -75,7 +75,7 @@ def calibration(predictions: Predictions) -> tuple[float | None, list[Bin]]:
     """Expected calibration error and its bins; None for a regression."""
     if predictions.probabilities_NK is None:
         return None, []
-    error, bins = stats.calibration_error(predictions.probabilities_NK, predictions.gold_N)
+    error, bins = metrics.calibration_error(predictions.probabilities_NK, predictions.gold_N)
     return error, [Bin(confidence=c, accuracy=a, count=n) for c, a, n in bins]
 
 
@@ -83,6 +83,6 @@ def confusion(predictions: Predictions, task: Task) -> list[list[int]] | None:
     """Counts by gold row and answered column; None for a regression."""
     if predictions.probabilities_NK is None:
         return None
-    return stats.confusion(
+    return metrics.confusion(
         predictions.answers_N, predictions.gold_N, classes=len(task.choices)
     ).tolist()

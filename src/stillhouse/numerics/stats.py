@@ -1,4 +1,4 @@
-"""Metrics over predictions, their intervals, and whether one model helped over another.
+"""Intervals of metrics over predictions, and whether one model helped over another.
 
 Predictions are class indices (ints), or values (floats) for regression. A model trained with
 several seeds has one prediction array a seed; how sure we can be of it depends on the rows it
@@ -14,7 +14,7 @@ Where no row differs a bootstrap sees no noise. An interval without width is the
 that Wilson's interval for a share has there, and a gain's is never narrower than for one row.
 """
 
-# Axes: S seeds, N rows, K choices, R resamples, U distinct values.
+# Axes: S seeds, N rows, R resamples.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Real
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
@@ -32,115 +32,6 @@ from scipy.special import stdtrit
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 Predictions = Real[np.ndarray, "S N"] | Sequence[Real[np.ndarray, " N"]]
 SMALLEST_P = 1e-100
-
-
-def accuracy(pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"]) -> float:
-    """Share of rows answered right, in [0, 1]."""
-    return float(np.mean(pred_N == gold_N))
-
-
-def agreement(pred_a_N: Int[np.ndarray, " N"], pred_b_N: Int[np.ndarray, " N"]) -> float:
-    """Share of rows that two models answer alike, right or wrong, in [0, 1]."""
-    return accuracy(pred_a_N, pred_b_N)
-
-
-def confusion(
-    pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"], *, classes: int
-) -> Int[np.ndarray, "K K"]:
-    """Counts of rows by gold class (down) and predicted class (across).
-
-    Raises ValueError for a class outside 0 .. classes - 1.
-    """
-    low, high = min(pred_N.min(), gold_N.min()), max(pred_N.max(), gold_N.max())
-    if low < 0 or high >= classes:
-        raise ValueError(f"classes must be in 0..{classes - 1}, got {low}..{high}")
-    cells_N = gold_N.astype(np.int64) * classes + pred_N
-    return np.bincount(cells_N, minlength=classes * classes).reshape(classes, classes)
-
-
-def macro_f1(
-    pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"], *, classes: int
-) -> float:
-    """Mean over classes of 2 TP / (2 TP + FP + FN), in [0, 1].
-
-    A class that is neither gold nor predicted in any row is left out of the mean.
-    """
-    table_KK = confusion(pred_N, gold_N, classes=classes)
-    seen_K = table_KK.sum(0) + table_KK.sum(1)
-    present_K = seen_K > 0
-    return float(np.mean(2 * np.diag(table_KK)[present_K] / seen_K[present_K]))
-
-
-def matthews(
-    pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"], *, classes: int
-) -> float:
-    """Correlation R_K between predicted and gold class, in [-1, 1]. Gorodkin 2004 eq. 8.
-
-    For two classes this is the Matthews coefficient. 0 where either side is constant.
-    """
-    table_KK = confusion(pred_N, gold_N, classes=classes).astype(np.float64)
-    gold_K, pred_K, rows = table_KK.sum(1), table_KK.sum(0), table_KK.sum()
-    gold_spread, pred_spread = rows**2 - gold_K @ gold_K, rows**2 - pred_K @ pred_K
-    if gold_spread == 0 or pred_spread == 0:
-        return 0.0
-    covariance = np.trace(table_KK) * rows - gold_K @ pred_K
-    return float(covariance / math.sqrt(gold_spread) / math.sqrt(pred_spread))
-
-
-def pearson(x_N: Real[np.ndarray, " N"], y_N: Real[np.ndarray, " N"]) -> float:
-    """Pearson's correlation, in [-1, 1]. 0 where either side is constant; NaN stays NaN."""
-    if x_N.max() == x_N.min() or y_N.max() == y_N.min():
-        return 0.0
-    x_N, y_N = _unit(x_N.astype(np.float64)), _unit(y_N.astype(np.float64))
-    return float(np.clip(x_N @ y_N, -1.0, 1.0))  # max and min would lose a NaN
-
-
-def spearman(x_N: Real[np.ndarray, " N"], y_N: Real[np.ndarray, " N"]) -> float:
-    """Spearman's rank correlation, ties at their mean rank, in [-1, 1]. 0 where constant."""
-    return pearson(_ranks(x_N), _ranks(y_N))
-
-
-METRICS: dict[str, Callable[..., float]] = {
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-    "matthews": matthews,
-    "pearson": pearson,
-    "spearman": spearman,
-}
-
-
-def calibration_error(
-    probs_NK: Float[np.ndarray, "N K"], gold_N: Int[np.ndarray, " N"], *, bins: int = 15
-) -> tuple[float, list[tuple[float, float, int]]]:
-    """Expected calibration error in [0, 1], and its bins: (mean confidence, accuracy, count).
-
-    Guo et al. 2017 sec. 2: |confidence - accuracy| of the top class, over bins of equal width
-    closed on the right, weighted by count. Empty bins are left out of the list. Raises
-    ValueError for bins < 1 or a probability outside [0, 1].
-    """
-    if bins < 1:
-        raise ValueError(f"bins must be >= 1, got {bins}")
-    confidence_N = probs_NK.max(-1).astype(np.float64)
-    # Softmax in float32 may end a rounding above 1; NaN fails the comparison.
-    if not (probs_NK.min() >= 0 and confidence_N.max() <= 1 + 1e-5):
-        raise ValueError(
-            f"probabilities must be in [0, 1], got {probs_NK.min()}..{confidence_N.max()}"
-        )
-    right_N = probs_NK.argmax(-1) == gold_N
-    edges = np.arange(1, bins) / bins
-    bin_N: NDArray[np.intp] = np.searchsorted(edges, confidence_N, side="left")
-    table: list[tuple[float, float, int]] = []
-    for index in np.unique(bin_N):
-        inside_N = bin_N == index
-        table.append(
-            (
-                float(confidence_N[inside_N].mean()),
-                float(right_N[inside_N].mean()),
-                int(inside_N.sum()),
-            )
-        )
-    gaps = [count * abs(confidence - right) for confidence, right, count in table]
-    return math.fsum(gaps) / len(gold_N), table
 
 
 def bootstrap_interval(
@@ -336,16 +227,3 @@ def _check(resamples: int, level: float) -> None:
         raise ValueError(f"resamples must be >= 2, got {resamples}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
-
-
-def _ranks(x_N: NDArray[Any]) -> NDArray[np.float64]:
-    """Ranks from 1, ties at their mean: scipy's rankdata, without its overhead on short rows."""
-    _, which_N, count_U = np.unique(x_N, return_inverse=True, return_counts=True)
-    return (np.cumsum(count_U) - (count_U - 1) / 2)[which_N]
-
-
-def _unit(x_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """x minus its mean, at length 1. Scaled by its largest entry first, against underflow."""
-    x_N = x_N - x_N.mean()
-    x_N = x_N / np.abs(x_N).max()
-    return x_N / np.linalg.norm(x_N)

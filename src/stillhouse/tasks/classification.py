@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import NO_LABEL, Predictions
-from stillhouse.numerics import stats
+from stillhouse.numerics import metrics
 
 
 def match_labels(teacher: list[str], data: set[str], label_map: dict[str, str]) -> list[str]:
@@ -48,9 +48,9 @@ class Classification:
         self.choices = choices
         self.metric = metric or "accuracy"
         self._metrics = {
-            "accuracy": lambda a, g: stats.accuracy(a, g),
-            "macro_f1": lambda a, g: stats.macro_f1(a, g, classes=len(choices)),
-            "matthews": lambda a, g: stats.matthews(a, g, classes=len(choices)),
+            "accuracy": lambda a, g: metrics.accuracy(a, g),
+            "macro_f1": lambda a, g: metrics.macro_f1(a, g, classes=len(choices)),
+            "matthews": lambda a, g: metrics.matthews(a, g, classes=len(choices)),
         }
 
     def gold(self, labels: np.ndarray) -> Tensor:

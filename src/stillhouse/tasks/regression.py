@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Predictions
-from stillhouse.numerics import stats
+from stillhouse.numerics import metrics
 
 
 class Regression:
@@ -17,7 +17,7 @@ class Regression:
     def __init__(self, metric: str | None = None) -> None:
         self.choices = ["value"]
         self.metric = metric or "pearson"
-        self._metrics = {"pearson": stats.pearson, "spearman": stats.spearman}
+        self._metrics = {"pearson": metrics.pearson, "spearman": metrics.spearman}
 
     def gold(self, labels: np.ndarray) -> Tensor:
         values = np.full(len(labels), np.nan, dtype=np.float32)
@@ -48,7 +48,7 @@ class Regression:
         }
 
     def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float:
-        return stats.pearson(mine_N, theirs_N)
+        return metrics.pearson(mine_N, theirs_N)
 
     def show(self, answer: float) -> str:
         return f"{answer:.2f}"
