@@ -79,11 +79,9 @@ class FlatWeights:
         norms, biases = iter(vectors), iter(vectors[len(vectors) - len(self._matrix) :])
         found: list[Pair] = []
         for is_matrix in self._matrix:
-            (weight, weight_slot), (bias, bias_slot) = (
-                next(matrices if is_matrix else norms),
-                next(biases),
-            )
-            found.append(Pair(weight, bias, (weight_slot, bias_slot)))
+            weight, slot = next(matrices if is_matrix else norms)
+            bias, bias_slot = next(biases)
+            found.append(Pair(weight, bias, (slot, bias_slot)))
         return found
 
     def release(self) -> None:
