@@ -2,8 +2,8 @@
 
     python benchmarks/million_rows.py --teacher TEACHER --rows 1000000 --out million.json
 
-Generates support tickets (about one in a hundred repeats; those are left out), then runs
-`stillhouse distill` on them in a process of its own and reads that process's high-water mark.
+Generates support tickets (one in twelve of a million repeats another; those are left out), runs
+`stillhouse distill` on them in a process of its own, and reads that process's high-water mark.
 TEACHER is a classifier of the demo's eight intents, such as stillhouse-demo/teacher.
 """
 

@@ -90,7 +90,8 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
 def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Run:
     progress = progress or Terminal()
     if (out / "record.json").is_file():
-        content = {"data": load(config.data, store_root(config.cache) / "rows").fingerprint}
+        splits = load(config.data, store_root(config.cache) / "rows")
+        content = finetuning.content_of(config, splits)
         return _finished(out, config.model_dump(mode="json"), content, progress)
     done = finetuning.finetune(config, out, progress=progress)
     save_model(done.model, done.tokenizer, out)

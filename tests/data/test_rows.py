@@ -91,6 +91,16 @@ def test_two_runs_may_store_the_same_rows_at_once(tmp_path: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == ["rows"]
 
 
+def test_a_text_column_that_is_not_read_is_told(tmp_path: Path) -> None:
+    content = b"question,sentence,label\nwhy,because,x\nwho,she,y\n"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    rows = store(tmp_path / "a", content)
+    assert rows.notes == ["data.csv: question not read (--text-column, --pair-column say what is)"]
+    asked = store(tmp_path / "b", content, columns=Columns(text="question", pair="sentence"))
+    assert asked.notes == []
+
+
 @pytest.mark.parametrize(
     ("content", "columns", "says"),
     [

@@ -179,6 +179,15 @@ def test_texts_that_differ_in_case_or_spacing_only_never_part(tmp_path: Path) ->
         assert len(folded[3]) > 9
 
 
+def test_no_unlabelled_row_is_also_held_out(tmp_path: Path) -> None:
+    """Labelled in one spelling, unlabelled in another: the second may not be trained on."""
+    twins = [(text.upper(), "") for text, _ in ROWS]
+    found = splits(tmp_path, folder(tmp_path, train=ROWS + twins) / "train.csv")
+    folded = [{t.casefold() for t in part} for part in parts(found)]
+    assert folded[2]
+    assert not folded[2] & (folded[0] | folded[1])
+
+
 def test_no_row_changes_sides_when_the_file_grows(tmp_path: Path) -> None:
     few = splits(tmp_path, folder(tmp_path / "a", train=ROWS[:60]), dev_share=0.3)
     many = splits(tmp_path, folder(tmp_path / "b", train=ROWS), dev_share=0.3)

@@ -217,6 +217,17 @@ def test_a_teacher_no_better_than_chance_is_told(
     assert not any("label-map" in note for note in distill(config, tmp_path / "b").notes)
 
 
+def test_a_student_whose_model_changed_is_not_gone_on_with(
+    distil: Distil, folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    named = shutil.copytree(folders("bert", layers=2), tmp_path / "named")
+    config = distil(student={"layers": 1, "source": str(named)})
+    distill(config, tmp_path / "run")
+    tiny.save(named, layers=2, seed=7)
+    with pytest.raises(UsageError, match="the student's model changed"):
+        distill(config, tmp_path / "run")
+
+
 def test_pairs_are_distilled(folders: Callable[..., Path], cache: Path, tmp_path: Path) -> None:
     rows = tiny.sentences(80)
     pairs = [(a, b, ["other", "same"][x == y]) for (a, x), (b, y) in itertools.pairwise(rows)]

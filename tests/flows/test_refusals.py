@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_wrong_settings(refused: Refused, changes: dict[str, Any], says: str) ->
 def test_a_folder_that_is_no_model(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     refused("is no model folder: it has no config.json", of=tmp_path / "photos")
+
+
+def test_a_model_and_a_tokenizer_that_pad_otherwise(
+    refused: Refused, teacher: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(teacher, tmp_path / "t")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 3}))
+    refused("pads with id", teacher=str(folder))
+    many = shutil.copytree(teacher, tmp_path / "m")
+    kind = {"problem_type": "multi_label_classification"}
+    (many / "config.json").write_text(json.dumps(config | kind))
+    refused("multi-label", teacher=str(many))
 
 
 def test_a_folder_with_pickled_weights(refused: Refused, teacher: Path, tmp_path: Path) -> None:

@@ -126,6 +126,19 @@ def test_a_stored_head_of_as_many_other_labels_is_made_anew(folders: Folders, ki
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("labels", [None, ["a", "b", "c"]], ids=["teacher", "student"])
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 1}, {"num_hidden_layers": 3}])
+def test_weights_that_are_not_the_configs_are_refused(
+    folders: Folders, tmp_path: Path, change: dict[str, int], labels: list[str] | None
+) -> None:
+    """They would be left out, or random, without a word."""
+    folder = shutil.copytree(folders("bert", layers=2), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=r"not those its config|lack"):
+        load_classifier(str(folder), labels=labels)
+
+
 def test_the_fingerprint_follows_weights_and_settings_not_the_folder(
     folders: Folders, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from stillhouse.core.config import TrainingConfig
+from stillhouse.core.errors import RunError
 from stillhouse.core.types import Batch
 from stillhouse.models.forward import DTYPES, fast_layers, fast_weights, scores
 from stillhouse.models.weights import flattened, own_leaves
@@ -122,6 +123,30 @@ def test_a_frozen_layer_stays() -> None:
     assert "matrices" not in names
     assert len(names) == len(own_leaves(model))
     assert torch.equal(frozen, before)
+
+
+def test_another_model_in_the_block_answers_with_its_own_weights() -> None:
+    config = TrainingConfig(precision="float32")
+    one, other, forward = tiny.model(seed=1), tiny.model(seed=2), TextForward(config)
+    expected = forward(other, batch(), drawn()).scores_NK
+    with forward.training(one):
+        assert torch.equal(forward(other, batch(), drawn()).scores_NK, expected)
+
+
+def test_a_block_used_twice_is_trained_as_one() -> None:
+    model = tiny.model(layers=2)
+    model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
+    config = TrainingConfig(precision="float32", embeddings="dense")
+    assert "matrices" not in step(model, TextForward(config), config)
+
+
+def test_replaced_memory_is_refused() -> None:
+    """What is then trained would not be what is saved."""
+    model, forward = tiny.model(), TextForward(TrainingConfig())
+    with forward.training(model):
+        model.classifier.weight.data = model.classifier.weight.data.clone()
+        with pytest.raises(RunError, match="in place"):
+            forward(model, batch(), drawn())
 
 
 def test_parameters_share_the_buffers_inside_and_own_their_memory_after() -> None:

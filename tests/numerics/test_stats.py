@@ -293,6 +293,9 @@ def test_an_interval_at_the_end_of_the_range_is_wilsons():
     low, high = call([right_N], bounds=(0.0, 1.0))
     wilson = scipy.stats.binomtest(60, 60).proportion_ci(method="wilson")
     assert (low, high) == (pytest.approx(wilson.low, abs=0.005), 1.0)
+    nearly_N = right_N.copy()
+    nearly_N[0] = 0
+    assert call([nearly_N], bounds=(0.0, 1.0))[0] < low, "an error more, yet surer"
     low, high = call([1 - right_N], bounds=(0.0, 1.0))
     assert (low, high) == (0.0, pytest.approx(1 - wilson.low, abs=0.005))
 

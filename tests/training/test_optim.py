@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tiny
 from stillhouse.core.config import TrainingConfig
+from stillhouse.core.errors import RunError
 from stillhouse.training.optim import Optimizer, RowAdamW, learning_rate
 
 
@@ -154,6 +155,24 @@ def test_a_restored_state_goes_on_bit_for_bit(embeddings: Any) -> None:
             held.step(0.02)
     for name, tensor in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
+
+
+def test_a_state_of_other_tensors_is_refused() -> None:
+    model = Lookup()
+    optimizer = Optimizer(model, config(embeddings="rows"))
+    drive(model, optimizer, [[1, 2]])
+    with pytest.raises(RunError, match="another version"):
+        Optimizer(Lookup(), config(embeddings="frozen")).load(optimizer.state())
+
+
+def test_a_table_that_was_frozen_stays_and_may_be_dense_again() -> None:
+    model = Lookup()
+    model.table.weight.requires_grad_(False)
+    optimizer = Optimizer(model, config(embeddings="rows"))
+    assert optimizer.rows is None
+    model.table.weight.requires_grad_(True)
+    Optimizer(model, config(embeddings="rows"))
+    drive(model, Optimizer(model, config(embeddings="dense")), [[1, 2]])
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class ProofConfig(Config):
     metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"] | None = None
     seeds: list[int] = [0, 1, 2]
     baseline: bool = True
-    resamples: Positive = 2000
+    resamples: Annotated[int, Field(ge=2)] = 2000
     efficiency: bool = True
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ class FinetuneConfig(Config):
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
-    resamples: Positive = 2000
+    resamples: Annotated[int, Field(ge=2)] = 2000
     cache: str | None = None
     trust_remote_code: bool = False
     keep_checkpoints: bool = False

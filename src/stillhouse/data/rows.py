@@ -28,11 +28,12 @@ from stillhouse.data.readers import Row
 
 TEXT = ("text", "sentence", "sentence1", "premise", "question1", "content", "review", "message")
 PAIR = ("pair", "sentence2", "hypothesis", "question2", "text_pair")
+OTHER = ("question", "passage", "context", "answer", "query", "title", "body", "document")
 LABEL = ("label", "labels", "intent", "category", "class", "target", "score")
 SCHEMA = pa.schema([("text", pa.string()), ("pair", pa.string()), ("label", pa.string())])
 CHUNK = 8192
 SHOWN_LINES = 5
-FORMAT = 2  # of what is stored: rows of another one are read anew
+FORMAT = 3  # of what is stored: rows of another one are read anew
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class _Problems:
     def __init__(self) -> None:
         self.lines: dict[str, list[int]] = {}
         self.counts: dict[str, int] = {}
+        self.unread: list[str] = []
 
     def add(self, kind: str, line: int) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -156,7 +158,11 @@ class _Problems:
             row = "row" if count == 1 else "rows"
             return f"{where}: {count} {kind} {row} left out (line {listed})"
 
-        return [one(kind, count) for kind, count in self.counts.items()]
+        found = [one(kind, count) for kind, count in self.counts.items()]
+        if self.unread:
+            names = ", ".join(self.unread)
+            found.append(f"{where}: {names} not read (--text-column, --pair-column say what is)")
+        return found
 
 
 def _clean(value: Any) -> str | None:
@@ -178,6 +184,14 @@ def _is_utf8(*values: str | None) -> bool:
     return True
 
 
+def _unread(row: Iterable[str], found: Columns, asked: Columns) -> list[str]:
+    """Columns that look like texts and are not read, where none were asked for by name."""
+    if asked.text is not None or asked.pair is not None:
+        return []
+    read = (found.text, found.pair, found.label)
+    return [name for name in row if name not in read and name.lower() in (*TEXT, *PAIR, *OTHER)]
+
+
 def _usable(
     source: Iterable[Row], where: str, columns: Columns, problems: _Problems, *, labelled: bool
 ) -> Iterator[tuple[int, str, str | None, str | None]]:
@@ -186,6 +200,12 @@ def _usable(
     for line, row in source:
         if found is None:
             found = columns.find((n for n in row if n[:1] != "\x00"), where, labelled=labelled)
+            problems.unread = _unread(row, found, columns)
+        elif found.pair is None and columns.text is None and any(name in row for name in PAIR):
+            raise DataError(
+                f"{where} line {line} has a second text, which its first row lacks: say which "
+                "columns to read with --text-column and --pair-column"
+            )
         if "\x00fields" in row:
             problems.add("broken", line)
             continue

@@ -247,7 +247,9 @@ def load(config: DataConfig, store: Path) -> Splits:
         count = min(round(len(train) * config.held_out), config.held_out_rows)
         held_out, rest = _cut(train, count, "held out")
         train = _outside(rest, held_out)
-        leaked += len(rest) - len(train)
+        leaked += len(rest) - len(train) + sum(map(len, spare))
+        spare = [_outside(part, held_out) for part in spare]
+        leaked -= sum(map(len, spare))
     sources = list(files.values())
     if config.unlabelled:
         extra = _unlabelled(config, store)

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import TrainingConfig
-from stillhouse.core.errors import DataError
+from stillhouse.core.errors import DataError, ModelError
 from stillhouse.core.progress import Progress
 from stillhouse.core.types import SignalSource
-from stillhouse.data.encoding import encode
+from stillhouse.data.encoding import encode, pad_id
 from stillhouse.data.sources import Pool
 from stillhouse.evaluation.evaluate import predict, score_rows
 from stillhouse.models.load import label_names
@@ -54,6 +54,8 @@ def teacher_task(
 ) -> Task:
     """The task a teacher's head fits, its choices named as the data names them."""
     heads: int = config.num_labels  # pyright: ignore[reportAttributeAccessIssue]
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        raise DataError("a multi-label teacher (several labels a row) can't be distilled")
     kind = ("regression" if heads == 1 else "classification") if asked == "auto" else asked
     if kind == "regression":
         if heads != 1:
@@ -121,9 +123,25 @@ def dataset(
 def max_tokens(model: nn.Module, asked: int) -> int:
     """`asked`, or fewer where the model has fewer positions."""
     config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None) or asked
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:  # none, or no limit
+        return asked
     offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta") else 0
     return min(asked, positions - offset)
+
+
+def check_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError where rows padded by the tokenizer would mislead the model."""
+    if tokenizer.padding_side != "right":
+        raise ModelError(
+            "the tokenizer pads on the left: only models padded on the right work here"
+        )
+    theirs = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if theirs is not None and theirs != pad_id(tokenizer):
+        raise ModelError(
+            f"the tokenizer pads with id {pad_id(tokenizer)}, the model's config says {theirs}: "
+            "make pad_token_id in config.json and the tokenizer's pad token the same"
+        )
 
 
 def set_dropout(model: nn.Module, share: float | None) -> None:

@@ -25,6 +25,7 @@ from stillhouse.flows.common import (
     TRAINED_ON,
     Trained,
     best_of,
+    check_padding,
     dataset,
     load_trained,
     max_tokens,
@@ -32,7 +33,12 @@ from stillhouse.flows.common import (
     teacher_task,
     train_once,
 )
-from stillhouse.models.load import fingerprint, load_classifier, load_tokenizer
+from stillhouse.models.load import (
+    fingerprint,
+    folder_fingerprint,
+    load_classifier,
+    load_tokenizer,
+)
 from stillhouse.models.student import build, refuse_larger
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label
@@ -57,7 +63,14 @@ class Setup:
     @property
     def content(self) -> dict[str, str]:
         """Fingerprints of what the config names by path."""
-        return {"teacher": fingerprint(self.teacher), "data": self.splits.fingerprint}
+        found = {
+            "teacher": fingerprint(self.teacher),
+            "teacher's tokenizer": tokenizer_fingerprint(self.teacher_tokenizer),
+            "data": self.splits.fingerprint,
+        }
+        if named := self.config.student.model or self.config.student.source:
+            found["student's model"] = folder_fingerprint(named)
+        return found
 
 
 @dataclass
@@ -116,6 +129,8 @@ def prepare(config: DistillConfig) -> Setup:
 
     student = make(config.proof.seeds[0])
     refuse_larger(student, teacher)
+    check_padding(teacher, teacher_tokenizer)
+    check_padding(student, tokenizer)
     objectives.build(
         default_objective(config, task),
         choices=len(task.choices),

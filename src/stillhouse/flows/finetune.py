@@ -19,6 +19,7 @@ from stillhouse.data.sources import Splits, load
 from stillhouse.flows.common import (
     TRAINED_ON,
     Trained,
+    check_padding,
     dataset,
     gold_task,
     load_trained,
@@ -26,7 +27,12 @@ from stillhouse.flows.common import (
     store_root,
     train_once,
 )
-from stillhouse.models.load import head_settings, load_classifier, load_tokenizer
+from stillhouse.models.load import (
+    folder_fingerprint,
+    head_settings,
+    load_classifier,
+    load_tokenizer,
+)
 from stillhouse.tasks.base import Dataset, Task
 from stillhouse.training import objective as objectives
 
@@ -41,6 +47,11 @@ class Finetuned:
     trained: Trained
     reported: Dataset
     total_s: float
+
+
+def content_of(config: FinetuneConfig, splits: Splits) -> dict[str, str]:
+    """Fingerprints of what the config names by path."""
+    return {"data": splits.fingerprint, "model": folder_fingerprint(config.model)}
 
 
 def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Finetuned:
@@ -65,7 +76,8 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         return model
 
     template = make()
-    content = {"data": splits.fingerprint}
+    check_padding(template, tokenizer)
+    content = content_of(config, splits)
     claim(out, config.model_dump(mode="json"), content)
     for note in splits.notes:
         progress.note(note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def load_classifier(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _hub_error(name, error) from error
+    _check_weights(name, model, found)
     if labels is None and found["missing_keys"]:
         raise ModelError(
             f"{name} has no classification head (its weights lack "
@@ -104,6 +106,22 @@ def load_classifier(
     if labels is not None and held != labels and len(held) == len(labels) > 1:
         _relabel(model, held, labels)
     return model.eval()
+
+
+def _check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
+    """Raises ModelError where weights of the encoder itself are missing, too many, or of another
+    shape than the config says: they would be random, or left out, in silence."""
+    inside = f"{model.base_model_prefix}."
+    other = [k if isinstance(k, str) else k[0] for k in found["mismatched_keys"]]
+    lost = [k for k in (*found["missing_keys"], *other) if k.startswith(inside)]
+    lost = [k for k in lost if "pooler" not in k]  # a masked language model has none
+    extra = [k for k in found["unexpected_keys"] if re.search(r"\.(layers?|h|block)\.\d+\.", k)]
+    if lost or extra:
+        first = (lost or extra)[0]
+        raise ModelError(
+            f"{name}: its weights are not those its config.json describes ({len(lost)} missing or "
+            f"of another shape, {len(extra)} too many, {first} among them): save the model again"
+        )
 
 
 @torch.no_grad()
@@ -154,6 +172,19 @@ def has_head(name: str) -> bool:
             if any(key.startswith(("classifier.", "score.", "head.")) for key in tensors.keys()):  # noqa: SIM118
                 return True
     return False
+
+
+def folder_fingerprint(name: str) -> str:
+    """Stands for the files of a model folder; a hub name stands for itself."""
+    source = resolve(name)
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(source, str):
+        return source
+    for path in sorted([*source.glob("*.safetensors"), *source.glob("*.json")]):
+        if path.name not in ("record.json", "manifest.json"):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def fingerprint(model: torch.nn.Module) -> str:

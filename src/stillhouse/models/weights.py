@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.core.errors import RunError
+
 Joined = Sequence[Any]  # linear layers of the same input, or one norm
 
 
@@ -40,6 +42,12 @@ class Pair(NamedTuple):
 def own_leaves(model: nn.Module) -> list[Leaf]:
     """A model's trainable parameters; matrices decay, vectors don't."""
     return [Leaf(n, p, p.ndim >= 2) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def shares_layers(layers: Sequence[Joined]) -> bool:
+    """Whether a layer occurs twice, so that it has one weight but would get two places."""
+    every = [id(layer) for group in layers for layer in group]
+    return len(set(every)) < len(every)
 
 
 def joined(layers: Sequence[Joined], dtype: torch.dtype) -> list[Pair]:
@@ -74,7 +82,10 @@ class FlatWeights:
         return {id(p) for b in (self._matrices, self._vectors) for g in b.groups for p in g}
 
     def pairs(self, dtype: torch.dtype) -> list[Pair]:
-        """The layers' weights and biases in `dtype`; their gradients go to the buffers."""
+        """The layers' weights and biases in `dtype`; their gradients go to the buffers. Raises
+        RunError if someone gave a parameter other memory: it would no longer be trained."""
+        for buffer in (self._matrices, self._vectors):
+            buffer.check()
         matrices, vectors = iter(self._matrices.views(dtype)), self._vectors.views(dtype)
         norms, biases = iter(vectors), iter(vectors[len(vectors) - len(self._matrix) :])
         found: list[Pair] = []
@@ -104,6 +115,11 @@ class _Buffer:
             members, self.values.detach().split([p.numel() for p in members]), strict=True
         ):
             parameter.data = part.view(parameter.shape)
+        self._places = [(parameter, parameter.data_ptr()) for parameter in members]
+
+    def check(self) -> None:
+        if any(parameter.data_ptr() != place for parameter, place in self._places):
+            raise RunError("a parameter's data was replaced in training: change it in place")
 
     def views(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Each group in `dtype`, and the slot for its gradient."""

@@ -10,8 +10,8 @@ bootstrapped, seeds get a Student t with S - 1 degrees of freedom, and the two h
 added in quadrature (MOVER: Zou and Donner 2008). Each end of this is right (all noise in the
 rows, all noise in the seeds); between them it errs on the side of "no difference".
 
-Where no row differs a bootstrap sees no noise. An interval without width is then given the one
-that Wilson's interval for a share has there, and a gain's is never narrower than for one row.
+Where hardly a row differs a bootstrap sees too little noise. Near the ends of the metric's range an
+interval reaches as far as Wilson's for a share, and a gain's is never narrower than for one row.
 """
 
 # Axes: S seeds, N rows, R resamples.
@@ -60,15 +60,30 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(means_R, [tail, 1 - tail])
     seeds, span = len(scores_S), bounds[1] - bounds[0]
-    if low == high and math.isfinite(span):
-        squared = _t_quantile(2 * tail, len(gold_N) - 1) ** 2
-        half = span * squared / (len(gold_N) + squared)
-        low, high = score - half, score + half
+    if math.isfinite(span):
+        low, high = _at_least_wilson(low, high, score, bounds, len(gold_N), 2 * tail)
     if seeds > 1:
         seed_half = _t_quantile(2 * tail, seeds - 1) * math.sqrt(_seed_variance(scores_S))
         low = score - math.hypot(max(score - low, 0.0), seed_half)
         high = score + math.hypot(max(high - score, 0.0), seed_half)
     return max(float(low), bounds[0]), min(float(high), bounds[1])
+
+
+def _at_least_wilson(
+    low: float, high: float, score: float, bounds: tuple[float, float], rows: int, miss: float
+) -> tuple[float, float]:
+    """Close to an end of the range (within five rows' worth) the bootstrap is too narrow: there
+    the interval reaches as far as Wilson's for a share."""
+    span = bounds[1] - bounds[0]
+    share = (score - bounds[0]) / span
+    if min(share, 1 - share) * rows >= 5:
+        return low, high
+    squared = _t_quantile(miss, rows - 1) ** 2
+    middle = (share + squared / (2 * rows)) / (1 + squared / rows)
+    half = math.sqrt(squared * (share * (1 - share) / rows + squared / (4 * rows**2)))
+    half /= 1 + squared / rows
+    ends = (bounds[0] + span * (middle + sign * half) for sign in (-1, 1))
+    return min(low, next(ends)), max(high, next(ends))
 
 
 @dataclass(frozen=True)

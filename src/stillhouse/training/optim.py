@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
+from stillhouse.core.errors import RunError
 from stillhouse.models.weights import Leaf, own_leaves
 
 
@@ -74,8 +75,10 @@ class Optimizer:
         self.rows: RowAdamW | None = None
         if table is not None and config.embeddings == "frozen":
             table.weight.requires_grad_(False)
-        if table is not None and config.embeddings == "rows" and _only_input(model, table):
-            table.sparse = True
+        if table is not None:
+            trained = config.embeddings == "rows" and table.weight.requires_grad
+            table.sparse = trained and _only_input(model, table)
+        if table is not None and table.sparse:
             self.rows = RowAdamW(table.weight, weight_decay=config.weight_decay, betas=config.betas)
         self.dense = [
             leaf
@@ -128,6 +131,13 @@ class Optimizer:
         return found
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Raises RunError for a state of other tensors."""
+        mine = {leaf.name for leaf in self.dense} | ({"rows"} if self.rows else set())
+        if state and {key.partition("|")[0] for key in state} - mine:
+            raise RunError(
+                "the checkpoint is of another version or kind of machine: delete the run's "
+                "checkpoints folder, and run again"
+            )
         for name, p, _ in self.dense:
             mine = {k.partition("|")[2]: v for k, v in state.items() if k.startswith(f"{name}|")}
             if mine:

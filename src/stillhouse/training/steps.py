@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.types import Batch, SignalSource, StudentOutput
 from stillhouse.models.forward import DTYPES, fast_layers, has_fast_path, scores
-from stillhouse.models.weights import FlatWeights, Leaf, flattened, own_leaves
+from stillhouse.models.weights import FlatWeights, Leaf, flattened, own_leaves, shares_layers
 from stillhouse.training.objective import Objective, at
 
 Forward = Callable[[nn.Module, Batch, np.random.Generator], StudentOutput]
@@ -31,13 +31,14 @@ class TextForward:
     def __init__(self, config: TrainingConfig, *, fast: bool = True) -> None:
         self._precision, self._fast = config.precision, fast
         self._flat: FlatWeights | None = None
+        self._model: nn.Module | None = None
 
     @contextlib.contextmanager
     def training(self, model: nn.Module) -> Iterator[list[Leaf]]:
         """What an optimizer is to train inside the block: the model's parameters; with a fast
         path, its blocks as two flat tensors."""
         own = own_leaves(model)
-        if not (self._fast and has_fast_path(model)):
+        if not (self._fast and has_fast_path(model)) or shares_layers(fast_layers(model)):
             yield own
             return
         with flattened(fast_layers(model)) as flat:
@@ -45,17 +46,18 @@ class TextForward:
             if not inside <= {id(leaf.tensor) for leaf in own}:  # some are frozen
                 yield own
                 return
-            self._flat = flat
+            self._flat, self._model = flat, model
             try:
                 yield [leaf for leaf in own if id(leaf.tensor) not in inside] + flat.leaves()
             finally:
-                self._flat = None
+                self._flat = self._model = None
 
     def __call__(self, model: nn.Module, batch: Batch, rng: np.random.Generator) -> StudentOutput:
         settings: dict[str, Any] = {"precision": self._precision, "rng": rng, "fast": self._fast}
-        if self._flat is not None:
+        if self._flat is not None and model is self._model:
             settings["weights"] = self._flat.pairs(DTYPES[self._precision])
-            return StudentOutput(scores(model, batch.inputs, **settings))
+            if next(model.parameters()).device.type == "cpu":  # all its dropout is from `rng`
+                return StudentOutput(scores(model, batch.inputs, **settings))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
             return StudentOutput(scores(model, batch.inputs, **settings))
