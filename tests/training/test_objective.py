@@ -86,6 +86,18 @@ def test_temperature_softens_both_sides_and_its_square_is_a_factor() -> None:
         torch.testing.assert_close(found.sum, expected * factor)
 
 
+@pytest.mark.parametrize("divergence", tiny.DIVERGENCES)
+def test_a_high_temperature_does_not_change_the_gradients_scale(divergence: str) -> None:
+    """T^2 makes up for what a divergence loses by softening; T does for total variation."""
+    norms = []
+    for temperature in (40.0, 80.0):
+        scores_NK, theirs_NK = random(5, 3, 0).requires_grad_(), random(5, 3, 1)
+        (term,) = one(tiny.soft(divergence, temperature=temperature)).terms
+        found = term(StudentOutput(scores_NK), Dense(theirs_NK), batch(torch.zeros(5).long()), 0.0)
+        norms.append(float(torch.autograd.grad(found.sum, scores_NK)[0].norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
 def test_a_temperature_may_move() -> None:
     config = tiny.soft(temperature={"shape": "linear", "start": 4.0, "end": 2.0})
     (term,) = one(config).terms
