@@ -157,6 +157,15 @@ def test_a_restored_state_goes_on_bit_for_bit(embeddings: Any) -> None:
         assert torch.equal(second.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("length", [7, 2**20, 2**20 + 37, 3 * 2**19 + 1023])
+def test_the_length_of_a_long_gradient_has_all_its_elements(length: int) -> None:
+    model = nn.Linear(length, 1, bias=False)
+    model.weight.grad = torch.randn(1, length, generator=torch.Generator().manual_seed(0))
+    model.weight.grad[0, -3:] = 1e4  # in the part that makes no whole row
+    expected = model.weight.grad.double().norm()
+    assert float(Optimizer(model, config()).clip()) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_a_state_of_other_tensors_is_refused() -> None:
     model = Lookup()
     optimizer = Optimizer(model, config(embeddings="rows"))
