@@ -16,9 +16,9 @@
 What the paper does not say and we took: Adam, its rates, epochs and batches; the dropout rate; the
 max-norm (squared length 15, that of the dropout work it cites, Hinton et al. 2012); the
 temperature of the runs without 3s (20, as in the first experiment); how much hard labels weigh
-beside the soft targets (nothing, here). Rates, dropout
-and that weight were chosen with --tune, which trains on the first 50,000 training cases and reports
-on the last 10,000: it does not even open the test files. The dropout work's own rates (0.2 on
+beside the soft targets (nothing, here). Rates, dropout and that weight were chosen with --tune,
+which trains on the first 50,000 training cases and reports on the last 10,000: it does not even
+open the test files. The dropout work's own rates (0.2 on
 inputs, 0.5 on hidden units) did worse there in as many epochs; to have them:
 --set input_dropout=0.2 --set dropout=0.5.
 

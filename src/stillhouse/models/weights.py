@@ -1,8 +1,8 @@
 """An encoder's weights as its fast forward takes them: layers joined where one product does for
 several, all in one dtype.
 
-Casting, clipping and AdamW cost a small model more than its matrix products when each of its
-hundred tensors is an operation of its own. `FlatWeights` therefore keeps all matrices in one
+Casting, clipping and AdamW take a good part of a small model's step when each of its many
+tensors is an operation of its own. `FlatWeights` therefore keeps all matrices in one
 buffer and all vectors in another: each is cast at once, has one gradient, and is stepped at once.
 The model's own parameters become views of the buffers, so whoever reads or writes them (its own
 forward, `state_dict`, a callback) sees the same numbers.
