@@ -76,6 +76,94 @@ class TermConfig(Config):
     alpha: float | None = None
 
 
+Pairs = list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]]
+
+
+class InnerTermConfig(Config):
+    """A term between inner layers of the student and of the teacher.
+
+    layers: which student layer learns from which of the teacher's. uniform: m from m L_T / L_S;
+    top: m from m + L_T - L_S; bottom: m from m; skip and last: as uniform and top without the
+    student's last layer; final: last from last; or pairs [student, teacher], from 1 (0: the
+    embeddings). Left out: what the term's paper uses.
+    projection: a learnt matrix from the student's width to the teacher's, trained along and thrown
+    away. auto: where the widths differ.
+    variant: where a paper and its code differ. heads, of: for relations. normalise: for patience.
+    """
+
+    kind: Literal[
+        "hint",
+        "patience",
+        "embedding",
+        "hidden",
+        "attention",
+        "attention_kl",
+        "relations",
+        "cosine",
+        "gram",
+    ]
+    weight: Schedule = Schedule(start=1.0)
+    variant: Literal["paper", "reference"] = "paper"
+    layers: Literal["uniform", "top", "bottom", "skip", "last", "final"] | Pairs | None = None
+    projection: Literal["auto", "always", "never"] | None = None
+    of: tuple[Literal["queries", "keys", "values"], ...] | None = None
+    heads: Positive | None = None
+    normalise: bool | None = None
+
+
+AnyTerm = TermConfig | InnerTermConfig
+
+
+class MaskingConfig(Config):
+    """Which tokens a masked language model has to guess, drawn anew for every batch.
+
+    `share` of the tokens that are not special; of these `mask` become the mask token and
+    `random` a random one, the rest stay. frequency_power: -0.7 makes rare tokens likelier, as
+    their count in the corpus to that power.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mask: Share = 0.8
+    random: Share = 0.1
+    frequency_power: Annotated[float, Field(ge=-2, le=0)] | None = None
+
+    @model_validator(mode="after")
+    def _parts(self) -> MaskingConfig:
+        if self.mask + self.random > 1:
+            raise ValueError(f"mask and random are shares: {self.mask} + {self.random} is over 1")
+        return self
+
+
+class CorpusConfig(Config):
+    """Running text: a .txt file, or a folder with train.txt and perhaps valid.txt and test.txt.
+
+    packed: documents one after another, cut into blocks of `length` tokens; else each document by
+    itself, cut where it is longer. A line is a document.
+    """
+
+    path: str
+    length: Annotated[int, Field(ge=8)] = 128
+    packed: bool = True
+    held_out: Share = 0.02
+    reported: Share = 0.05
+    rows: Positive | None = None
+
+
+class AugmentConfig(Config):
+    """TinyBERT's augmentation: `copies` variants of each row, in which a word is replaced with
+    probability `share` by one of `candidates` words: a masked language model's best guesses for
+    a word of one piece (`model`), the nearest words by embedding for the others, or for all
+    where there is no `model`. vectors: a text file of word vectors (GloVe's form) instead of the
+    teacher's embeddings."""
+
+    copies: Positive = 20
+    share: Share = 0.4
+    candidates: Positive = 15
+    model: str | None = None
+    vectors: str | None = None
+    seed: int = 0
+
+
 class StudentConfig(Config):
     """The student's shape: fewer of the teacher's layers (or of `source`'s), a fresh smaller one,
     or a named model."""

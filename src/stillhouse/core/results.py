@@ -98,6 +98,44 @@ class Disagreement(Result):
     student_confidence: float | None = None
 
 
+class StageResult(Result):
+    """One stage of the student's training, over all seeds. `score` is the held-out `metric` of the
+    kept weights, mean over seeds. `gradient_share`: each term's part of the sum of the terms'
+    gradient norms, mean over seeds and logged steps."""
+
+    name: str
+    data: str
+    rows: int
+    terms: list[str]
+    steps: int
+    best_steps: list[int]
+    seconds: float
+    metric: str | None = None
+    score: float | None = None
+    gradient_share: dict[str, float] = {}
+
+
+class Ablation(Result):
+    """The same run without one term. `gain` is the whole run minus this one."""
+
+    stage: str
+    without: str
+    score: float
+    interval: Interval
+    seeds: list[float]
+    gain: Gain
+    verdict: Verdict
+
+
+class Similarity(Result):
+    """Linear CKA between the states of student layers (rows) and teacher layers (columns), from
+    0, the embeddings' output, on `tokens` tokens of held-out rows."""
+
+    tokens: int
+    student: list[list[float]]
+    baseline: list[list[float]] | None = None
+
+
 class DataSummary(Result):
     """How many rows went where, and what was left out."""
 
@@ -139,3 +177,7 @@ class Record(Result):
     disagreements: list[Disagreement] = []
     warnings: list[str] = []
     temperature: float | None = None
+    stages: list[StageResult] = []
+    ablations: list[Ablation] = []
+    similarity: Similarity | None = None
+    diagnosis: list[str] = []

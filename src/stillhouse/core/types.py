@@ -2,14 +2,14 @@
 
     data -> source.signal(batch) -> objective(student(batch), signal) -> loop
 
-Axes: N scored rows, K choices, B examples, T tokens, D vector width.
+Axes: N scored rows, K choices, B examples, T tokens, H hidden, A heads, D width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,31 +26,65 @@ class Batch:
     """Examples as tensors: a model's inputs, who they are, and gold answers where there are any."""
 
     inputs: Mapping[str, Tensor]
-    rows: Int[np.ndarray, " N"]  # positions in the data set, for looking signals up
+    rows: Int[np.ndarray, " B"]  # positions in the data set, for looking signals up
     gold_N: Tensor | None = (
         None  # long with NO_LABEL where unlabelled; float with NaN in regression
     )
+    scored_N: Tensor | None = None  # where a row is a token: its place in B x T, flat
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
         move = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         gold = None if self.gold_N is None else self.gold_N.to(device, non_blocking=True)
-        return Batch(move, self.rows, gold)
+        scored = None if self.scored_N is None else self.scored_N.to(device, non_blocking=True)
+        return Batch(move, self.rows, gold, scored)
+
+
+What = Literal["hidden", "queries", "keys", "values", "scores", "probabilities", "module"]
+
+
+@dataclass(frozen=True, order=True)
+class Tap:
+    """A place inside a model: something of block `layer` (from 1; hidden 0: what the embeddings
+    give to the first block), or the output of the module of a dotted `name`.
+
+    hidden: B x T x H. queries, keys, values: B x A x T x D, as they are multiplied (with rotary
+    positions applied). scores: B x A x T x T, queries x keys, scaled, before any mask and the
+    softmax. probabilities: the softmax of the masked scores, before dropout.
+    """
+
+    what: What
+    layer: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class States:
+    """What was read inside a model, and which tokens are real."""
+
+    found: Mapping[Tap, Tensor]
+    mask_BT: Tensor  # bool
+
+    def __getitem__(self, tap: Tap) -> Tensor:
+        return self.found[tap]
 
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """A model's outputs as N scored rows over K choices (K = 1: a regression's value)."""
+    """A model's outputs as N scored rows over K choices (K = 1: a regression's value), and what
+    was read inside it."""
 
     scores_NK: Float[Tensor, "N K"]
+    states: States | None = None
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Scores of every choice, as the teacher gave them."""
+    """Scores of every choice, as the teacher gave them, and what was read inside it."""
 
     scores_NK: Float[Tensor, "N K"]
+    states: States | None = None
 
     def __post_init__(self) -> None:
         if not torch.isfinite(self.scores_NK).all():
@@ -66,9 +100,10 @@ class Labels:
     """The teacher's choice only: what a label-only teacher gives."""
 
     labels_N: Int[Tensor, " N"]
+    states: States | None = None
 
 
-Signal = Dense | Labels
+Signal = Dense | Labels | States
 
 
 @dataclass(frozen=True)
@@ -96,6 +131,7 @@ class Predictions:
     answers_N: np.ndarray
     probabilities_NK: np.ndarray | None
     gold_N: np.ndarray
+    logp_N: np.ndarray | None = None  # log-probability of the gold answer, nats, where that is all
 
 
 @dataclass(frozen=True)
