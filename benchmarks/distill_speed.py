@@ -45,11 +45,13 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from stillhouse.core.config import DistillConfig, Schedule, TermConfig, TrainingConfig, parse
+from stillhouse.core.config import DistillConfig, TrainingConfig
 from stillhouse.core.errors import DataError, StillhouseError
 from stillhouse.core.progress import Silent
 from stillhouse.core.rundir import manifest, write_json
 from stillhouse.core.seeding import generator
+from stillhouse.core.settings import parse
+from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Dense, Example, SignalSource
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import predict

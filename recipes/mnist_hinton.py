@@ -49,20 +49,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stillhouse.core.config import (
-    Config,
-    LabelConfig,
-    Schedule,
-    TermConfig,
-    TrainingConfig,
-    override,
-    parse,
-)
+from stillhouse.core.config import LabelConfig, TrainingConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import StillhouseError, UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json, write_text
 from stillhouse.core.seeding import generator, shape_seed
+from stillhouse.core.settings import override, parse
+from stillhouse.core.terms import Config, Schedule, TermConfig
 from stillhouse.core.types import Batch, Callback, Dense, SignalSource, StudentOutput
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.models.load import fingerprint

@@ -26,7 +26,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from stillhouse.core.config import DistillConfig, TermConfig, parse
+from stillhouse.core.config import DistillConfig
+from stillhouse.core.settings import parse
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.models.load import head_settings
 from stillhouse.tasks.base import Dataset

@@ -15,18 +15,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.core.config import (
-    Config,
-    DataConfig,
-    DistillConfig,
-    FinetuneConfig,
-    StudentConfig,
-    parse,
-)
+from stillhouse.core.config import DataConfig, DistillConfig, FinetuneConfig, StudentConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency
+from stillhouse.core.settings import parse
+from stillhouse.core.terms import Config
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.evaluate import calibration, interval, predict

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from stillhouse.core.config import DistillConfig, FinetuneConfig, parse
+from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.rundir import write_text
+from stillhouse.core.settings import parse
 from stillhouse.data.builtin import tickets
 from stillhouse.runs import Run, run_distill, run_finetune
 

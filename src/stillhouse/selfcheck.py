@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.core.config import DistillConfig, LabelConfig, Schedule, TermConfig, TrainingConfig
+from stillhouse.core.config import DistillConfig, LabelConfig, TrainingConfig
 from stillhouse.core.errors import StillhouseError
+from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
 from stillhouse.data.sources import Part, Pool

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from stillhouse.core.config import TermConfig
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.training.objective import build
 from stillhouse.training.steps import plain_step

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from stillhouse.core.config import TermConfig
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.training.objective import build
 

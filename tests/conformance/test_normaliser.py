@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tiny
-from stillhouse.core.config import TermConfig
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.tasks.base import Dataset
 from stillhouse.training.objective import Objective, build

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stillhouse.core.config import DistillConfig, StudentConfig, override, parse, read_yaml
+from stillhouse.core.config import DistillConfig, StudentConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.settings import override, parse, read_yaml
 
 LEAST: dict[str, Any] = {"teacher": "t", "data": {"path": "d.csv"}}
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import tiny
-from stillhouse.core.config import FinetuneConfig, parse
+from stillhouse.core.config import FinetuneConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.settings import parse
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import TRAINED_ON, tidy
 from stillhouse.flows.distill import Outcome, distill, label_only, prepare

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.core.config import override, parse
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Silent
+from stillhouse.core.settings import override, parse
 from stillhouse.core.types import LoopState
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.numerics.divergences import forward_kl

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import tiny
-from stillhouse.core.config import FinetuneConfig, parse
+from stillhouse.core.config import FinetuneConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.settings import parse
 from stillhouse.flows.distill import distill
 from stillhouse.flows.finetune import finetune
 

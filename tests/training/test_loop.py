@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from stillhouse.core.config import TermConfig, TrainingConfig
+from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense, LoopState, StudentOutput
 from stillhouse.training.loop import FitResult, fit
 from stillhouse.training.metrics import MetricsLog

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import tiny
-from stillhouse.core.config import Schedule, TermConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Batch, Dense, Labels, StudentOutput
 from stillhouse.training.objective import Objective, at, build
 

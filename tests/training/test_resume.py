@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from stillhouse.core.config import DataConfig, TermConfig, TrainingConfig
+from stillhouse.core.config import DataConfig, TrainingConfig
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Dense, LoopState
 from stillhouse.data.encoding import encode
 from stillhouse.data.sources import load

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from stillhouse.cli import console, options
-from stillhouse.core.config import DistillConfig, parse
+from stillhouse.core.config import DistillConfig
+from stillhouse.core.settings import parse
 
 
 def evaluate(

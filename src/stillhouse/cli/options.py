@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from stillhouse.core.config import override, read_yaml
 from stillhouse.core.errors import UsageError
+from stillhouse.core.settings import override, read_yaml
 
 Data = Annotated[
     str | None,

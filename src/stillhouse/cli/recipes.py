@@ -14,8 +14,9 @@ import yaml
 
 from stillhouse.cli import console, options
 from stillhouse.cli.runs import finish
-from stillhouse.core.config import DistillConfig, FinetuneConfig, override, parse
+from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.errors import RunError, UsageError, unknown
+from stillhouse.core.settings import override, parse
 
 app = typer.Typer(help="Complete named configs.", no_args_is_help=True, rich_markup_mode=None)
 

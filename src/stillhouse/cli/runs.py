@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse.cli import console, options
-from stillhouse.core.config import DistillConfig, FinetuneConfig, parse
+from stillhouse.core.config import DistillConfig, FinetuneConfig
+from stillhouse.core.settings import parse
 
 
 def _data(

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from stillhouse.core.errors import UsageError, unknown
-
-C = TypeVar("C", bound=BaseModel)
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from stillhouse.core.terms import AnyTerm, Config, Positive, Schedule, Share, TermConfig
 
 
 class DataConfig(Config):
-    """Where rows come from. `unlabelled` rows have text only; the teacher answers them."""
+    """Where rows come from. `unlabelled` rows have text only; the teacher answers them. For a
+    masked language model `path` is running text, cut into blocks of `max_length` tokens."""
 
     path: str
     unlabelled: str | None = None
@@ -36,82 +24,8 @@ class DataConfig(Config):
     dev_share: Share = 0.2
     labelled_rows: Positive | None = None
     max_length: Positive = 128
-    label_map: dict[str, str] = {}
-
-
-class Schedule(Config):
-    """A value that moves from `start` to `end` over the run's steps."""
-
-    shape: Literal["constant", "linear", "cosine"] = "constant"
-    start: float
-    end: float | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _number(cls, value: object) -> object:
-        return {"start": value} if isinstance(value, int | float) else value
-
-    @model_validator(mode="after")
-    def _needs_end(self) -> Schedule:
-        if self.shape != "constant" and self.end is None:
-            raise ValueError(f"a {self.shape} schedule needs 'end'")
-        return self
-
-
-class TermConfig(Config):
-    """One term of the objective.
-
-    soft: a divergence between teacher and student at a temperature, times T^2 (T for total
-    variation); logit_mse is taken of the raw scores, whatever the temperature.
-    hard: cross-entropy with the teacher's choice. gold: the data's own labels, where it has them.
-    """
-
-    kind: Literal["soft", "hard", "gold"]
-    weight: Schedule = Schedule(start=1.0)
-    divergence: str = "forward_kl"
-    temperature: Schedule = Schedule(start=1.0)
-    squared_temperature: bool = True
-    standardise: bool = False
-    beta: float | None = None
-    alpha: float | None = None
-
-
-Pairs = list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]]
-
-
-class InnerTermConfig(Config):
-    """A term between inner layers of the student and of the teacher.
-
-    layers: which student layer learns from which of the teacher's. uniform: m from m L_T / L_S;
-    top: m from m + L_T - L_S; bottom: m from m; skip and last: as uniform and top without the
-    student's last layer; final: last from last; or pairs [student, teacher], from 1 (0: the
-    embeddings). Left out: what the term's paper uses.
-    projection: a learnt matrix from the student's width to the teacher's, trained along and thrown
-    away. auto: where the widths differ.
-    variant: where a paper and its code differ. heads, of: for relations. normalise: for patience.
-    """
-
-    kind: Literal[
-        "hint",
-        "patience",
-        "embedding",
-        "hidden",
-        "attention",
-        "attention_kl",
-        "relations",
-        "cosine",
-        "gram",
-    ]
-    weight: Schedule = Schedule(start=1.0)
-    variant: Literal["paper", "reference"] = "paper"
-    layers: Literal["uniform", "top", "bottom", "skip", "last", "final"] | Pairs | None = None
-    projection: Literal["auto", "always", "never"] | None = None
-    of: tuple[Literal["queries", "keys", "values"], ...] | None = None
-    heads: Positive | None = None
-    normalise: bool | None = None
-
-
-AnyTerm = TermConfig | InnerTermConfig
+    label_map: dict[str, str] = Field(default_factory=dict)
+    packed: bool = True
 
 
 class MaskingConfig(Config):
@@ -166,15 +80,18 @@ class AugmentConfig(Config):
 
 class StudentConfig(Config):
     """The student's shape: fewer of the teacher's layers (or of `source`'s), a fresh smaller one,
-    or a named model."""
+    or a named model. family distilbert: taken layers of a BERT without its token types and
+    pooler. fresh: nothing of the teacher's weights but the shape."""
 
     layers: Positive | list[Positive] | None = None
     keep: Literal["alternate", "first", "last"] = "alternate"
+    family: Literal["same", "distilbert"] = "same"
     source: str | None = None
     model: str | None = None
     width: Positive | None = None
     ffn: Positive | None = None
     heads: Positive | None = None
+    fresh: bool = False
 
     @model_validator(mode="after")
     def _one_kind(self) -> StudentConfig:
@@ -182,6 +99,10 @@ class StudentConfig(Config):
             raise ValueError("give either 'model' or a shape (layers, width, ffn, heads), not both")
         if self.model is not None and self.source is not None:
             raise ValueError("give either 'model' or 'source', not both")
+        if self.fresh and self.model is not None:
+            raise ValueError("a named model is not fresh: give its shape instead")
+        if self.family == "distilbert" and (self.model or self.width or self.ffn or self.heads):
+            raise ValueError("family distilbert takes layers of its source, no other shape")
         if isinstance(self.layers, list):
             if not self.layers or sorted(set(self.layers)) != self.layers:
                 raise ValueError(f"an explicit list of layers must rise, got {self.layers}")
@@ -217,20 +138,23 @@ class TrainingConfig(Config):
 
 
 class LabelConfig(Config):
-    """How the teacher is asked."""
+    """How the teacher is asked. states: inner states are read as they are needed (live), or kept
+    on disk in bf16 or int8, which takes room and saves the teacher's forward in every epoch."""
 
     batch_size: Positive = 64
     max_tokens: Positive = 8192
     precision: Literal["bf16", "float32"] = "bf16"
     check_rows: Positive = 64
+    states: Literal["live", "bf16", "int8"] = "live"
 
 
 class ProofConfig(Config):
-    """What is measured and compared at the end."""
+    """What is measured and compared at the end. ablation: also train without each term."""
 
     metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"] | None = None
-    seeds: list[int] = [0, 1, 2]
+    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     baseline: bool = True
+    ablation: bool = False
     resamples: Annotated[int, Field(ge=2)] = 2000
     efficiency: bool = True
 
@@ -252,14 +176,45 @@ SOFT_AND_GOLD = (
 )
 
 
+class StageConfig(Config):
+    """One part of a training, with its own data, terms, schedule and stop.
+
+    rows: which of the run's rows; augment: with variants of them, which the teacher answers.
+    corpus: running text instead of rows; the encoder is then trained as a masked language model.
+    teacher: another model for this stage, such as the pretrained one. What `training` leaves out
+    is the run's.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
+    objective: Annotated[tuple[AnyTerm, ...], Field(min_length=1)]
+    training: TrainingConfig = TrainingConfig()
+    rows: Literal["all", "labelled", "unlabelled"] = "all"
+    augment: AugmentConfig | None = None
+    corpus: CorpusConfig | None = None
+    masking: MaskingConfig = MaskingConfig()
+    teacher: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> StageConfig:
+        if self.corpus and (self.augment or self.rows != "all"):
+            raise ValueError("a stage trains on a corpus or on rows (rows, augment), not both")
+        if self.teacher and not self.corpus:
+            raise ValueError("only a stage on a corpus may have its own teacher")
+        return self
+
+
 class DistillConfig(Config):
+    """`objective` and `training` are of a run of one stage; `stages` are several."""
+
     flow: Literal["distill"] = "distill"
-    task: Literal["auto", "classification", "regression"] = "auto"
+    task: Literal["auto", "classification", "regression", "masked_lm"] = "auto"
     teacher: str
     data: DataConfig
     student: StudentConfig = StudentConfig()
-    objective: tuple[TermConfig, ...] = SOFT_AND_GOLD
+    objective: tuple[AnyTerm, ...] = SOFT_AND_GOLD
     training: TrainingConfig = TrainingConfig()
+    stages: tuple[StageConfig, ...] = ()
+    masking: MaskingConfig = MaskingConfig()
     label: LabelConfig = LabelConfig()
     proof: ProofConfig = ProofConfig()
     export: ExportConfig = ExportConfig()
@@ -267,101 +222,49 @@ class DistillConfig(Config):
     trust_remote_code: bool = False
     keep_checkpoints: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        """Gives every stage the run's training settings where it has none of its own."""
+        if not isinstance(values, dict) or not isinstance(values.get("stages"), list | tuple):
+            return values
+        shared = values.get("training") or {}
+        shared = shared if isinstance(shared, dict) else shared.model_dump()
+        stages = []
+        for stage in values["stages"]:
+            own = stage.model_dump() if isinstance(stage, StageConfig) else stage
+            if isinstance(own, dict) and isinstance(own.get("training", {}), dict):
+                own = {**own, "training": {**shared, **own.get("training", {})}}
+            stages.append(own)
+        return {**values, "stages": stages}
+
     @model_validator(mode="after")
     def _terms(self) -> DistillConfig:
-        if not any(term.kind in ("soft", "hard") for term in self.objective):
+        if self.stages and self.objective != SOFT_AND_GOLD:
+            raise ValueError("give either an objective or stages, which have their own")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        if not any(term.kind != "gold" for stage in self.plan for term in stage.objective):
             raise ValueError("the objective uses no answer of the teacher: add a soft or hard term")
         return self
+
+    @property
+    def plan(self) -> tuple[StageConfig, ...]:
+        """The stages; of a run of one, that one."""
+        own = {"objective": self.objective, "training": self.training, "masking": self.masking}
+        return self.stages or (StageConfig(name="distil", **own),)
 
 
 class FinetuneConfig(Config):
     flow: Literal["finetune"] = "finetune"
-    task: Literal["auto", "classification", "regression"] = "auto"
+    task: Literal["auto", "classification", "regression", "masked_lm"] = "auto"
     model: str
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
+    masking: MaskingConfig = MaskingConfig()
     seed: int = 0
     resamples: Annotated[int, Field(ge=2)] = 2000
     cache: str | None = None
     trust_remote_code: bool = False
     keep_checkpoints: bool = False
-
-
-def parse(kind: type[C], values: Mapping[str, Any]) -> C:
-    """`values` as a checked config. Raises UsageError with one line on the first thing wrong."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        inner = ("constrained-", "list[", "function-", "tuple[")  # how pydantic names alternatives
-        loc = [str(part) for part in first["loc"]]
-        shown = [p for p in loc if not p.startswith(inner) and p not in ("int", "float")]
-        where = ".".join(shown)
-        if first["type"] == "extra_forbidden":
-            known = _known(kind, first["loc"][:-1])
-            raise UsageError(unknown("setting", str(first["loc"][-1]), known)) from None
-        if first["type"] == "literal_error" and isinstance(first["input"], str):
-            known = re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
-            raise UsageError(unknown(where, first["input"], known)) from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"setting {where or 'config'}: {message}") from None
-
-
-def _known(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
-    """Names of the settings of the section at `path`."""
-    for part in path:
-        if isinstance(part, str) and part in kind.model_fields:
-            kind = next(_sections(kind.model_fields[part].annotation), kind)
-    return list(kind.model_fields)
-
-
-def _sections(annotation: object) -> Iterator[type[BaseModel]]:
-    """The configs in an annotation: of a section itself, or of a tuple of sections."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _sections(inner)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A config file's settings, unchecked."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"there is no config file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} holds no settings")
-    return values
-
-
-def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """`values` with each 'a.b=value' of `settings` put in; values are read as YAML."""
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set takes name=value, as in training.lr=3e-5; got {setting!r}")
-        *sections, last = name.split(".")
-        place = values
-        for section in sections:
-            inner = place.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise UsageError(f"--set {name}: {section} is not a section")
-            place = inner
-        place[last] = _value(text)
-    return values
-
-
-def _value(text: str) -> Any:
-    """YAML's reading of `text`, and numbers such as 3e-5, which YAML 1.1 takes for words."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--set: can't read the value {text!r}") from None
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

@@ -106,6 +106,16 @@ class Labels:
 Signal = Dense | Labels | States
 
 
+Unit = Literal["scored", "examples"]  # what a term is a mean over: scored rows, or whole texts
+
+
+def states_of(signal: Signal | None) -> States:
+    """What was read inside the teacher."""
+    found = signal if isinstance(signal, States) or signal is None else signal.states
+    assert found is not None, "the source reads what the objective needs"
+    return found
+
+
 @dataclass(frozen=True)
 class SumCount:
     """A sum over rows and how many they were. The loop divides, once per optimizer step."""
@@ -117,7 +127,7 @@ class SumCount:
 @runtime_checkable
 class SignalSource(Protocol):
     @property
-    def kind(self) -> type[Dense] | type[Labels]: ...
+    def kind(self) -> type[Dense] | type[Labels] | type[States]: ...
     @property
     def fingerprint(self) -> str: ...
 

@@ -9,38 +9,42 @@ from torch import nn
 from stillhouse.core.results import Bin, Interval
 from stillhouse.core.types import Predictions
 from stillhouse.data.batching import sorted_batches
-from stillhouse.models.forward import fast_weights, has_fast_path, scores, training_mode
+from stillhouse.models.forward import fast_weights, has_fast_path, run, training_mode
 from stillhouse.numerics import metrics, stats
-from stillhouse.tasks.base import Dataset, Task
+from stillhouse.tasks.base import Data, Task
 
 
 def score_rows(
     model: nn.Module,
-    data: Dataset,
+    data: Data,
+    task: Task,
     *,
     fast: bool = False,
     size: int = 64,
     max_tokens: int = 16_384,
     precision: str = "float32",
 ) -> np.ndarray:
-    """Scores of every row, float32, N x K, in the data's order. Eval mode, no gradient."""
+    """What the task keeps of the scores of every row, float32, N x S, in the data's order. Eval
+    mode, no gradient."""
     device = next(model.parameters()).device
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    out: np.ndarray | None = None
     with training_mode(model, on=False), torch.no_grad():
         weights = fast_weights(model, precision) if fast and has_fast_path(model) else None
         for rows in sorted_batches(data.lengths, size=size, max_tokens=max_tokens):
-            inputs = data.batch(rows).to(device).inputs
-            answers = scores(model, inputs, precision=precision, fast=fast, weights=weights)
-            found.append((rows, answers.cpu().numpy()))
-    out = np.empty((len(data), found[0][1].shape[1]), np.float32)
-    for rows, answers in found:
-        out[rows] = answers
+            batch = data.batch(rows).to(device)
+            answers = run(model, batch, precision=precision, fast=fast, weights=weights)
+            assert batch.gold_N is not None
+            kept = task.reduce(answers.scores_NK, batch.gold_N).cpu().numpy()
+            if out is None:
+                out = np.empty((len(data.gold_N), kept.shape[1]), np.float32)
+            out[data.places(rows)] = kept
+    assert out is not None, "an empty split is never scored"
     return out
 
 
-def predict(model: nn.Module, data: Dataset, task: Task, *, fast: bool = False) -> Predictions:
+def predict(model: nn.Module, data: Data, task: Task, *, fast: bool = False) -> Predictions:
     """The model's answers by its own float32 forward (`fast`: by the equal fast path)."""
-    return task.predictions(score_rows(model, data, fast=fast), data.gold_N)
+    return task.predictions(score_rows(model, data, task, fast=fast), data.gold_N)
 
 
 def interval(

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.config import SOFT_AND_GOLD, DistillConfig, TermConfig
+from stillhouse.core.config import SOFT_AND_GOLD, DistillConfig
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json
 from stillhouse.core.seeding import generator, shape_seed
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Splits, load, shared

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from stillhouse.core.config import FinetuneConfig, TermConfig
+from stillhouse.core.config import FinetuneConfig
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import atomic, claim, manifest, write_json
 from stillhouse.core.seeding import shape_seed
+from stillhouse.core.terms import TermConfig
 from stillhouse.data.sources import Splits, load
 from stillhouse.flows.common import (
     TRAINED_ON,

@@ -1,167 +1,147 @@
-"""Scores of a classifier for a batch: the model's own forward, or a faster equal for encoders.
+"""A model's outputs for a batch: by its own forward, or by the faster equal of `encoder.py`.
 
-The fast path computes what BertForSequenceClassification and RobertaForSequenceClassification
-compute, from the same parameters. It is faster because only the first token's state is read by
-their heads: the last block therefore needs keys and values of all tokens, but queries, output
-and feed-forward of the first token only. Its activations stay in one dtype, so nothing is cast
-back and forth, and its dropout draws cheap random numbers. tests/models/test_forward.py compares
-it with the model's own forward.
+Rows are scored by a classifier's head, or (masked language models) by the vocabulary's head on
+the batch's scored tokens only.
 
-Axes: B examples, T tokens, N = B x T, H hidden, K choices.
+Axes: N scored rows, K choices.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillhouse.models.dropout import dropout
-from stillhouse.models.weights import Joined, Pair, joined, linear
+from stillhouse.core.types import Batch, States, StudentOutput, Tap
+from stillhouse.models.encoder import FAMILIES, Notes, Random, encode, encoder_layers
+from stillhouse.models.masked import vocabulary_scores
+from stillhouse.models.taps import reading
+from stillhouse.models.weights import Joined, Pair, joined
 
-Random = np.random.Generator | None
-Pairs = Iterator[Pair]
-
-
-def _norm(x: Tensor, pair: Pair, eps: float) -> Tensor:
-    return F.layer_norm(x, (x.shape[-1],), pair.weight, pair.bias, eps)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p: float, rng: Random) -> Tensor:
-    """Attention of queries over keys; q, k, v: A x tokens x width of a head, A = B x heads.
-    Scores are laid out keys x queries: a softmax over the last axis is slow for short rows."""
-    scores = torch.bmm(k, q.transpose(1, 2)).mul_(q.shape[-1] ** -0.5)
-    if bias is not None:
-        scores = scores.view(len(bias), -1, *scores.shape[1:]).add_(bias).view(scores.shape)
-    weights = scores.softmax(1, dtype=torch.float32).to(q.dtype)
-    return torch.bmm(dropout(weights, p, rng).transpose(1, 2), v)
-
-
-def _split(x: Tensor, rows: int, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """N x parts H -> each part as A x tokens x width of a head."""
-    x = x.view(rows, len(x) // rows, parts, heads, -1).permute(2, 0, 3, 1, 4)
-    return x.reshape(parts, rows * heads, x.shape[3], -1).unbind(0)
-
-
-def _block(
-    x: Tensor, rows: int, bias: Tensor | None, pairs: Pairs, config: Any, rng: Random, *, last: bool
-) -> Tensor:
-    """N x H -> N x H, N = B x T; the last block gives the first tokens' states only, B x H."""
-    heads, p, eps = config.num_attention_heads, config.hidden_dropout_prob, config.layer_norm_eps
-    if last:
-        kept = x.view(rows, -1, x.shape[-1])[:, 0]
-        (q,) = _split(linear(kept, next(pairs)), rows, 1, heads)
-        k, v = _split(linear(x, next(pairs)), rows, 2, heads)
-    else:
-        kept = x
-        q, k, v = _split(linear(x, next(pairs)), rows, 3, heads)
-    context = _attend(q, k, v, bias, config.attention_probs_dropout_prob, rng)
-    context = context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(kept.shape)
-    attended = _norm(dropout(linear(context, next(pairs)), p, rng) + kept, next(pairs), eps)
-    inner = F.gelu(linear(attended, next(pairs)))
-    return _norm(dropout(linear(inner, next(pairs)), p, rng) + attended, next(pairs), eps)
-
-
-def _embed(embeddings: Any, inputs: Mapping[str, Tensor], positions: Tensor, rng: Random) -> Tensor:
-    ids = inputs["input_ids"]
-    types = inputs.get("token_type_ids")
-    table = embeddings.token_type_embeddings.weight
-    type_states = table[0] if types is None else F.embedding(types, table)
-    words = embeddings.word_embeddings(ids)
-    x = words + F.embedding(positions, embeddings.position_embeddings.weight) + type_states
-    norm = embeddings.LayerNorm
-    x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return dropout(x.flatten(0, 1), embeddings.dropout.p, rng)
-
-
-def _encode(
-    encoder: Any, inputs: Mapping[str, Tensor], positions: Tensor, pairs: Pairs,
-    dtype: torch.dtype, rng: Random,
-) -> Tensor:  # fmt: skip
-    """The first token's last state, B x H."""
-    x = _embed(encoder.embeddings, inputs, positions, rng).to(dtype)
-    mask, bias = inputs["attention_mask"], None
-    if not bool(mask.all()):
-        bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
-    last = len(encoder.encoder.layer) - 1
-    for i in range(last + 1):
-        x = _block(x, len(mask), bias, pairs, encoder.config, rng, last=i == last)
-    return x
-
-
-def _head_dropout(config: Any) -> float:
-    own = getattr(config, "classifier_dropout", None)
-    return config.hidden_dropout_prob if own is None else own
-
-
-def _bert(
-    model: Any, inputs: Mapping[str, Tensor], pairs: Pairs, dtype: torch.dtype, rng: Random
-) -> Tensor:
-    ids = inputs["input_ids"]
-    positions = torch.arange(ids.shape[1], device=ids.device)
-    first = _encode(model.bert, inputs, positions, pairs, dtype, rng)
-    pooled = torch.tanh(linear(first, next(pairs)))
-    return linear(dropout(pooled, _head_dropout(model.config), rng), next(pairs))
-
-
-def _roberta(
-    model: Any, inputs: Mapping[str, Tensor], pairs: Pairs, dtype: torch.dtype, rng: Random
-) -> Tensor:
-    ids, pad = inputs["input_ids"], model.config.pad_token_id
-    real = ids.ne(pad).long()
-    first = _encode(model.roberta, inputs, real.cumsum(1) * real + pad, pairs, dtype, rng)
-    p = _head_dropout(model.config)
-    hidden = torch.tanh(linear(dropout(first, p, rng), next(pairs)))
-    return linear(dropout(hidden, p, rng), next(pairs))
-
-
-FAST: dict[str, Callable[..., Tensor]] = {
-    "bert": _bert,
-    "roberta": _roberta,
-    "xlm-roberta": _roberta,
-}
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+NOTHING: frozenset[Tap] = frozenset()
+
+
+def _is_classifier(model: nn.Module) -> bool:
+    return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def has_fast_path(model: nn.Module) -> bool:
     config: Any = getattr(model, "config", None)
-    if config is None or getattr(config, "model_type", None) not in FAST:
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    if family is None:
         return False
-    plain_class = type(model).__name__.endswith("ForSequenceClassification")
     return (
-        plain_class
-        and config.hidden_act == "gelu"
+        (_is_classifier(model) or type(model).__name__.endswith("ForMaskedLM"))
+        and getattr(config, family.activation) == "gelu"
         and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
         and not getattr(config, "is_decoder", False)
     )
 
 
-def fast_layers(model: Any) -> list[Joined]:
-    """The layers of a model's blocks and head, in the order its fast path takes them."""
-    base = model.base_model
-    found: list[Joined] = []
-    last = len(base.encoder.layer) - 1
-    for i, block in enumerate(base.encoder.layer):
-        own, output = block.attention.self, block.attention.output
-        if i == last:
-            found += [[own.query], [own.key, own.value]]
-        else:
-            found += [[own.query, own.key, own.value]]
-        found += [[output.dense], [output.LayerNorm], [block.intermediate.dense]]
-        found += [[block.output.dense], [block.output.LayerNorm]]
-    head = model.classifier
-    pooled = [[base.pooler.dense], [head]] if model.config.model_type == "bert" else None
-    return found + (pooled or [[head.dense], [head.out_proj]])
+def highest(reads: Collection[Tap]) -> int:
+    """The last block that must run for what is read."""
+    return max((tap.layer for tap in reads), default=0)
 
 
-def fast_weights(model: nn.Module, precision: str) -> list[Pair]:
-    """What `scores` takes as `weights`: to be made once where a model answers many batches."""
-    return joined(fast_layers(model), DTYPES[precision])
+def fast_layers(model: Any, stop: int | None = None) -> list[Joined]:
+    """The layers of a model's blocks and (a classifier's) head, in the order its fast path takes
+    them; with `stop`, of its first blocks only."""
+    layers = encoder_layers(model.base_model, stop)
+    if stop is not None or not _is_classifier(model):
+        return layers
+    return layers + FAMILIES[model.config.model_type].head_layers(model)
+
+
+def fast_weights(model: nn.Module, precision: str, stop: int | None = None) -> list[Pair]:
+    """What `run` takes as `weights`: to be made once where a model answers many batches."""
+    return joined(fast_layers(model, stop), DTYPES[precision])
+
+
+def run(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    precision: str,
+    rng: Random = None,
+    fast: bool = True,
+    weights: Sequence[Pair] | None = None,
+    reads: Collection[Tap] = NOTHING,
+    scored: bool = True,
+) -> StudentOutput:
+    """Scores in float32, and what `reads` name. `precision` is bf16 or float32; with a generator,
+    dropout is on. Without `scored`, there are no scores, and nothing is computed for them.
+
+    The model's own forward is used where there is no fast path; its dropout follows
+    `model.training` and torch's generator. `weights` are those of the fast path, if made before.
+    """
+    batch = _accepted(model, batch)
+    inputs = batch.inputs
+    if fast and has_fast_path(model) and readable_fast(reads):
+        stop = None if scored else highest(reads)
+        pairs = iter(fast_weights(model, precision, stop) if weights is None else weights)
+        return _fast(model, batch, pairs, precision, rng, frozenset(reads), stop)
+    device = next(iter(inputs.values())).device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with reading(model, reads) if reads else contextlib.nullcontext({}) as found:
+            scores_NK = _own_scores(model, batch) if scored else _unscored(model, batch)
+    return StudentOutput(scores_NK.float(), _states(found, inputs) if reads else None)
+
+
+def readable_fast(reads: Collection[Tap]) -> bool:
+    return all(tap.what != "module" for tap in reads)
+
+
+def _accepted(model: Any, batch: Batch) -> Batch:
+    """The batch without token types where a model has no embeddings for them."""
+    if "token_type_ids" not in batch.inputs or hasattr(model.config, "type_vocab_size"):
+        return batch
+    inputs = {name: t for name, t in batch.inputs.items() if name != "token_type_ids"}
+    return Batch(inputs, batch.rows, batch.gold_N, batch.scored_N)
+
+
+def _fast(
+    model: Any, batch: Batch, pairs: Iterator[Pair], precision: str, rng: Random,
+    reads: frozenset[Tap], stop: int | None,
+) -> StudentOutput:  # fmt: skip
+    inputs, dtype, notes = batch.inputs, DTYPES[precision], Notes(reads)
+    if stop is not None:
+        encode(model.base_model, inputs, pairs, dtype, rng, notes, stop=stop)
+        return StudentOutput(torch.zeros(len(batch.rows), 0), _states(notes.found, inputs))
+    classifies = _is_classifier(model)
+    last = encode(model.base_model, inputs, pairs, dtype, rng, notes, first_only=classifies)
+    if classifies:
+        scores_NK = FAMILIES[model.config.model_type].head(model, last, pairs, rng)
+    else:
+        with torch.autocast(last.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            scores_NK = vocabulary_scores(model, last[_scored(batch)])
+    states = _states(notes.found, inputs) if reads else None
+    return StudentOutput(scores_NK.float(), states)
+
+
+def _own_scores(model: Any, batch: Batch) -> Tensor:
+    if batch.scored_N is None:
+        return model(**batch.inputs).logits
+    hidden = model.base_model(**batch.inputs).last_hidden_state
+    return vocabulary_scores(model, hidden.flatten(0, 1)[batch.scored_N])
+
+
+def _unscored(model: Any, batch: Batch) -> Tensor:
+    model.base_model(**batch.inputs)
+    return torch.zeros(len(batch.rows), 0)
+
+
+def _scored(batch: Batch) -> Tensor:
+    assert batch.scored_N is not None, "a masked language model scores chosen tokens"
+    return batch.scored_N
+
+
+def _states(found: Mapping[Tap, Tensor], inputs: Mapping[str, Tensor]) -> States:
+    return States(dict(found), inputs["attention_mask"].bool())
 
 
 def scores(
@@ -173,19 +153,9 @@ def scores(
     fast: bool = True,
     weights: Sequence[Pair] | None = None,
 ) -> Tensor:
-    """Scores in float32, B x K. `precision` is bf16 or float32; with a generator, dropout is on.
-
-    The model's own forward is used where there is no fast path; its dropout follows
-    `model.training` and torch's generator. `weights` are those of the fast path, if made before.
-    """
-    if fast and has_fast_path(model):
-        pairs = fast_weights(model, precision) if weights is None else weights
-        answer = FAST[model.config.model_type]  # pyright: ignore
-        return answer(model, inputs, iter(pairs), DTYPES[precision], rng).float()
-    device = next(iter(inputs.values())).device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        output = model(**inputs)
-    return output.logits.float()
+    """A classifier's scores of `inputs`, float32, N x K; see `run`."""
+    batch = Batch(inputs, np.arange(len(next(iter(inputs.values())))))
+    return run(model, batch, precision=precision, rng=rng, fast=fast, weights=weights).scores_NK
 
 
 @contextlib.contextmanager

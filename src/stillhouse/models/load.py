@@ -47,7 +47,7 @@ def resolve(name: str) -> Path | str:
     return name
 
 
-def _hub_error(name: str, error: Exception) -> ModelError:
+def hub_error(name: str, error: Exception) -> ModelError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if not Path(name).exists():
         return ModelError(f"no folder {name} here, and the hub gave no model of that name: {first}")
@@ -59,7 +59,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise _hub_error(name, error) from error
+        raise hub_error(name, error) from error
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -67,7 +67,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     try:
         found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise _hub_error(name, error) from error
+        raise hub_error(name, error) from error
     if not found.is_fast:
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json): convert it first")
     return found
@@ -96,8 +96,8 @@ def load_classifier(
             **settings,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _hub_error(name, error) from error
-    _check_weights(name, model, found)
+        raise hub_error(name, error) from error
+    check_weights(name, model, found)
     if labels is None and found["missing_keys"]:
         raise ModelError(
             f"{name} has no classification head (its weights lack "
@@ -108,7 +108,7 @@ def load_classifier(
     return model.eval()
 
 
-def _check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
+def check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
     """Raises ModelError where weights of the encoder itself are missing, too many, or of another
     shape than the config says: they would be random, or left out, in silence."""
     inside = f"{model.base_model_prefix}."

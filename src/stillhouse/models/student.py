@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+)
 
 from stillhouse.core.config import StudentConfig
 from stillhouse.core.errors import ModelError
@@ -42,16 +47,27 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
+def _like(source: PreTrainedModel, config: Any, seed: int = 0) -> PreTrainedModel:
+    """An untrained model of the class of `source`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(source)._from_config(config)  # pyright: ignore
+
+
+def _check_inside(layers: list[int], total: int) -> None:
+    if layers and not (layers[0] >= 1 and layers[-1] <= total):
+        raise ModelError(f"layers {layers} are not all among the source's 1 to {total}")
+
+
 def take_layers(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
     """A model with only `layers` of `source`; every weight that both have is copied."""
     name, module = blocks(source)
-    if layers and not (layers[0] >= 1 and layers[-1] <= len(module)):
-        raise ModelError(f"layers {layers} are not all among the source's 1 to {len(module)}")
+    _check_inside(layers, len(module))
     config = copy.deepcopy(source.config)
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
         config.layer_types = [source.config.layer_types[k - 1] for k in layers]
-    student = AutoModelForSequenceClassification.from_config(config)
+    student = _like(source, config)
     weights = {}
     position = {f"{name}.{k - 1}.": f"{name}.{i}." for i, k in enumerate(layers)}
     for key, tensor in source.state_dict().items():
@@ -82,10 +98,8 @@ def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTraine
             f"a width of {config.hidden_size} is not a multiple of "
             f"{config.num_attention_heads} heads: set student.heads"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = AutoModelForSequenceClassification.from_config(config)
-    if config.hidden_size == source.config.hidden_size:
+    student = _like(source, config, seed)
+    if config.hidden_size == source.config.hidden_size and not shape.fresh:
         student.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
     return student.eval()
 
@@ -104,17 +118,82 @@ def _heads(config: Any, width: int) -> int:
     return max(1, width // size)
 
 
+# BERT's names in a block, and DistilBERT's.
+NAMES = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+
+
+def distilbert(source: PreTrainedModel, layers: list[int], seed: int) -> PreTrainedModel:
+    """A DistilBERT with `layers` of a BERT: no token types, no pooler (Sanh et al. 2019, sec. 3).
+
+    The vector of the first token type, which every token of a single text got, is added to the
+    positions rather than lost. A classifier's head is fresh: it would have read the pooler.
+    """
+    old: Any = source.config
+    if old.model_type != "bert":
+        raise ModelError(f"family distilbert is made of a BERT, not of a {old.model_type}")
+    if old.hidden_act != "gelu":
+        raise ModelError(f"family distilbert has gelu, this BERT has {old.hidden_act}")
+    _check_inside(layers, old.num_hidden_layers)
+    masked = type(source).__name__.endswith("ForMaskedLM")
+    names = ("id2label", "label2id", "problem_type", "pad_token_id")
+    config = DistilBertConfig(
+        vocab_size=old.vocab_size,
+        max_position_embeddings=old.max_position_embeddings,
+        dim=old.hidden_size,
+        n_layers=len(layers),
+        n_heads=old.num_attention_heads,
+        hidden_dim=old.intermediate_size,
+        dropout=old.hidden_dropout_prob,
+        attention_dropout=old.attention_probs_dropout_prob,
+        initializer_range=old.initializer_range,
+        **({} if masked else {name: getattr(old, name) for name in names}),
+    )
+    kind = DistilBertForMaskedLM if masked else DistilBertForSequenceClassification
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student: Any = kind._from_config(config)
+    with torch.no_grad():
+        mine, theirs = student.distilbert.embeddings, source.base_model.embeddings
+        mine.word_embeddings.load_state_dict(theirs.word_embeddings.state_dict())
+        types = theirs.token_type_embeddings.weight
+        mine.position_embeddings.weight.copy_(theirs.position_embeddings.weight + types[0])
+        mine.LayerNorm.load_state_dict(theirs.LayerNorm.state_dict())
+        blocks_of = source.base_model.encoder.layer
+        for block, k in zip(student.distilbert.transformer.layer, layers, strict=True):
+            for name, new in NAMES.items():
+                held = blocks_of[k - 1].get_submodule(name).state_dict()
+                block.get_submodule(new).load_state_dict(held)
+        if masked:
+            head = source.cls.predictions  # pyright: ignore
+            student.vocab_transform.load_state_dict(head.transform.dense.state_dict())
+            student.vocab_layer_norm.load_state_dict(head.transform.LayerNorm.state_dict())
+            student.vocab_projector.bias.copy_(head.decoder.bias)
+    return student.eval()
+
+
 def build(source: PreTrainedModel, shape: StudentConfig, *, seed: int = 0) -> PreTrainedModel:
     """A student of `shape` from `source`. With no shape at all: half of its layers, alternate."""
     total = source.config.num_hidden_layers
     if shape.width or shape.ffn or shape.heads:
-        student = fresh(source, shape, seed)
-    elif isinstance(shape.layers, list):
-        student = take_layers(source, shape.layers)
+        return fresh(source, shape, seed)
+    if isinstance(shape.layers, list):
+        layers = shape.layers
     else:
-        count = shape.layers or max(1, total // 2)
-        student = take_layers(source, choose_layers(total, count, shape.keep))
-    return student
+        layers = choose_layers(total, shape.layers or max(1, total // 2), shape.keep)
+    if shape.family == "distilbert":
+        student = distilbert(source, layers, seed)
+    else:
+        student = take_layers(source, layers)
+    return _like(student, student.config, seed).eval() if shape.fresh else student
 
 
 def parameters(model: nn.Module) -> int:

@@ -39,9 +39,10 @@ class Pair(NamedTuple):
     slots: tuple[Tensor, Tensor] | None = None
 
 
-def own_leaves(model: nn.Module) -> list[Leaf]:
+def own_leaves(model: nn.Module, prefix: str = "") -> list[Leaf]:
     """A model's trainable parameters; matrices decay, vectors don't."""
-    return [Leaf(n, p, p.ndim >= 2) for n, p in model.named_parameters() if p.requires_grad]
+    named = model.named_parameters()
+    return [Leaf(prefix + n, p, p.ndim >= 2) for n, p in named if p.requires_grad]
 
 
 def shares_layers(layers: Sequence[Joined]) -> bool:

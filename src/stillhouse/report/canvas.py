@@ -22,8 +22,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 ROLES = ("ink", "soft", "rule", "paper", "teacher", "student", "baseline", "export")
 TERMS = tuple(f"term-{number}" for number in range(1, 7))
-PAINT = {name: f"#fe{number:02x}ef" for number, name in enumerate((*ROLES, *TERMS))}
+VERDICTS = ("helped", "none", "hurt")
+PAINT = {name: f"#fe{number:02x}ef" for number, name in enumerate((*ROLES, *TERMS, *VERDICTS))}
 VARIABLE = {paint: f"var(--{name})" for name, paint in PAINT.items()}
+# Told apart by dash as well as by colour.
+DASHES = {"student": "-", "baseline": (0, (5, 2)), "teacher": (0, (1.2, 1.6))}
 
 # Points, which are also the units of the SVG's viewBox: wide enough for a curve, and narrow enough
 # that text drawn at 10 is still read at about 10 pixels on a telephone.

@@ -13,23 +13,26 @@ RAISED = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 )
 ELLIPSIS = "\u2026"
+SIGNIFICANT = ("perplexity",)  # metrics that are no share: shown with three significant digits
 
 
-def score(value: float) -> str:
+def score(value: float, metric: str = "") -> str:
     """Three decimals for shares and correlations, fewer for large values."""
     if not math.isfinite(value):
         return "not a number"
+    if metric in SIGNIFICANT:
+        return significant(value).replace("-", MINUS)
     digits = 3 if abs(value) < 10 else 1
     return f"{value:.{digits}f}".replace("-", MINUS)
 
 
-def signed(value: float) -> str:
-    text = score(value)
+def signed(value: float, metric: str = "") -> str:
+    text = score(value, metric)
     return text if text.startswith(MINUS) or not math.isfinite(value) else f"+{text}"
 
 
-def interval(bounds: tuple[float, float]) -> str:
-    return f"{score(bounds[0])} to {score(bounds[1])}"
+def interval(bounds: tuple[float, float], metric: str = "") -> str:
+    return f"{score(bounds[0], metric)} to {score(bounds[1], metric)}"
 
 
 def p_value(value: float) -> str:

@@ -16,7 +16,8 @@ from stillhouse.core.results import Record
 from stillhouse.core.rundir import write_text
 from stillhouse.report import format as fmt
 from stillhouse.report import metrics, page, view
-from stillhouse.report.page import Figure, RunPage
+from stillhouse.report.page import RunPage
+from stillhouse.report.parts import Figure
 
 DISAGREEMENTS = 30
 TEXT_LIMIT = 600
@@ -77,6 +78,7 @@ def page_of(runs: Sequence[Run]) -> str:
     return template.render(
         runs=[_Part(n, r, p) for n, r, p in zip(names, runs, pages, strict=True)],
         several=several,
+        inside=any(each.inside for each in pages),
         compared=_compared(records) if several else [],
         alike=len({_rows_scored(record) for _, record in records}) == 1,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Step:
     step: int
     loss: float | None
     terms: Mapping[str, TermPoint]
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Evaluation:
     step: int
     split: str
     score: float
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,17 @@ def _step(row: Mapping[str, Any]) -> Step:
         for name, term in (row.get("terms") or {}).items()
     }
     return Step(
-        str(row["run"]), int(row["seed"]), int(row["step"]), _number(row.get("loss")), terms
+        str(row["run"]),
+        int(row["seed"]),
+        int(row["step"]),
+        _number(row.get("loss")),
+        terms,
+        _stage(row),
     )
+
+
+def _stage(row: Mapping[str, Any]) -> str:
+    return str(row.get("stage") or "")
 
 
 def _evaluation(row: Mapping[str, Any]) -> Evaluation:
@@ -109,6 +120,7 @@ def _evaluation(row: Mapping[str, Any]) -> Evaluation:
         int(row["step"]),
         str(row.get("split", HELD_OUT)),
         float(row["score"]),
+        _stage(row),
     )
 
 
@@ -141,6 +153,14 @@ def thin(line: Line, limit: int = 160) -> Line:
     steps = [line.steps[start : start + size] for start in starts]
     values = [line.values[start : start + size] for start in starts]
     return Line([part[-1] for part in steps], [sum(part) / len(part) for part in values])
+
+
+def part(metrics: Metrics, chosen: Callable[[str], bool], *, later: int) -> Metrics:
+    """The lines of the stages whose names are `chosen`, their steps moved `later`."""
+    return Metrics(
+        [replace(row, step=row.step + later) for row in metrics.steps if chosen(row.stage)],
+        [replace(row, step=row.step + later) for row in metrics.evaluations if chosen(row.stage)],
+    )
 
 
 def score_series(metrics: Metrics, roles: Sequence[str]) -> list[Series]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from stillhouse.core.results import ModelResult, Record
-from stillhouse.report import figures, view
+from stillhouse.report import ablations, curves, figures, heatmap, stages, terms, view
 from stillhouse.report import format as fmt
+from stillhouse.report.ablations import Row as AblationRow
 from stillhouse.report.metrics import (
     Metrics,
     Series,
@@ -18,20 +17,14 @@ from stillhouse.report.metrics import (
     score_series,
     term_series,
 )
+from stillhouse.report.parts import Figure, drawn
+from stillhouse.report.stages import GRADIENT_NOTE, LOSS_NOTE, ROLES, seeds_note
+from stillhouse.report.stages import Row as StageRow
 from stillhouse.report.view import Confusion, Entry, Group, Headline
 
 LEGEND = {"teacher": "Teacher", "student": "Student", "baseline": "Baseline", "export": "Export"}
-ROLES = ("student", "baseline", "teacher")
 HEAT_MAP_UP_TO = 30
 MEGABYTE = 1e6
-
-
-@dataclass(frozen=True)
-class Figure:
-    title: str
-    svg: Markup
-    note: str
-    wide: bool
 
 
 @dataclass(frozen=True)
@@ -45,33 +38,50 @@ class RunPage:
     groups: Sequence[Group]
     gain: Figure | None
     costs: Sequence[Figure]
+    stages: Sequence[StageRow]
     curves: Sequence[Figure]
     terms: Sequence[Figure]
+    ablations: Sequence[AblationRow]
+    worth: Sequence[Figure]
+    layers: Sequence[Figure]
     answers: Sequence[Figure]
     confusions: Sequence[Confusion]
+
+    @property
+    def inside(self) -> bool:
+        """Whether the page has a part that runs of one stage, on answers only, have not."""
+        return bool(self.stages or self.ablations or self.layers or self.record.diagnosis)
 
 
 def build(record: Record, metrics: Metrics, *, key: str) -> RunPage:
     matrix = record.student.confusion or []
     many = len(matrix) > HEAT_MAP_UP_TO
+    staged = len(record.stages) > 1
     return RunPage(
         key=key,
         record=record,
         headlines=view.headlines(record),
         entries=view.entries(record),
         groups=view.groups(record),
-        gain=_drawn("Gain", figures.gain(record.gain, key=f"{key}-gain")) if record.gain else None,
+        gain=_gain(record, key),
         costs=cost_figures([("", record)], key=key),
-        curves=_curves(record, metrics, key),
-        terms=_terms(metrics, key),
+        stages=stages.rows(record) if stages.told(record) else [],
+        curves=stages.figures(record, metrics, key=key)
+        if staged
+        else _curves(record, metrics, key),
+        terms=[] if staged else _terms(record, metrics, key),
+        ablations=ablations.rows(record),
+        worth=[ablations.figure(record, key=key)] if record.ablations else [],
+        layers=heatmap.figures(record, key=key),
         answers=[*_reliability(record, key), *([] if many else _confusion(record, key))],
         confusions=view.confusions(matrix, view.label_names(record, matrix)) if many else [],
     )
 
 
-def _drawn(title: str, svg: str, note: str = "", *, wide: bool = False) -> Figure:
-    # Safe: matplotlib escapes the text it draws, and canvas the label.
-    return Figure(title, Markup(svg), note, wide)
+def _gain(record: Record, key: str) -> Figure | None:
+    if record.gain is None:
+        return None
+    return drawn("Gain", figures.gain(record.gain, key=f"{key}-gain", metric=record.metric))
 
 
 def cost_figures(records: Sequence[tuple[str, Record]], *, key: str) -> list[Figure]:
@@ -91,7 +101,7 @@ def cost_figures(records: Sequence[tuple[str, Record]], *, key: str) -> list[Fig
             xlabel=xlabel,
             roles=roles if len(records) > 1 else None,
         )
-        return [_drawn(f"{metric} against {short}", svg)]
+        return [drawn(f"{metric} against {short}", svg)]
 
     return [
         *figure("latency", "Median latency, ms", lambda entry: entry.model.latency_ms),
@@ -128,23 +138,23 @@ def _curves(record: Record, metrics: Metrics, key: str) -> list[Figure]:
     names = view.role_names(record)
     made: list[Figure] = []
     if scores := score_series(metrics, ROLES):
-        svg = figures.held_out_score(scores, names, key=f"{key}-score")
-        made.append(_drawn("Score on held-out rows", svg, _seeds_note(scores)))
+        svg = curves.held_out_score(scores, names, key=f"{key}-score")
+        made.append(drawn("Score on held-out rows", svg, seeds_note(scores)))
     if losses := loss_series(metrics, ROLES):
-        svg = figures.training_loss(losses, names, key=f"{key}-loss")
-        note = "Heights compare only between runs with the same objective."
-        note = note if len(losses) > 1 else ""
-        made.append(_drawn("Training loss", svg, note))
+        svg = curves.training_loss(losses, names, key=f"{key}-loss")
+        note = LOSS_NOTE if len(losses) > 1 else ""
+        made.append(drawn("Training loss", svg, note))
     return made
 
 
-def _seeds_note(series: Sequence[Series]) -> str:
-    several = any(len(each.seeds) > 1 for each in series)
-    return "Thin lines are single seeds, thick lines their mean." if several else ""
-
-
-def _terms(metrics: Metrics, key: str) -> list[Figure]:
+def _terms(record: Record, metrics: Metrics, key: str) -> list[Figure]:
     made: list[Figure] = []
+
+    def names(series: Sequence[Series]) -> dict[str, str]:
+        found = [each.name for each in series]
+        if not stages.told(record):
+            return {name: name for name in found}
+        return terms.names(dict.fromkeys([*terms.of(record), *found]))
 
     def value(point: TermPoint) -> float | None:
         return point.value
@@ -153,33 +163,32 @@ def _terms(metrics: Metrics, key: str) -> list[Figure]:
         return point.gradient_norm
 
     if values := term_series(metrics, "student", value):
-        svg = figures.term_values(values, key=f"{key}-values")
-        made.append(_drawn("Value of each term", svg, "Before its weight."))
+        svg = curves.term_values(values, names(values), key=f"{key}-values")
+        made.append(drawn("Value of each term", svg, "Before its weight."))
     if gradients := term_series(metrics, "student", gradient):
-        svg = figures.term_gradients(gradients, key=f"{key}-gradients")
-        note = "A term whose gradient is far below the others' hardly steers the student."
-        made.append(_drawn("Gradient norm of each term", svg, note))
+        svg = curves.term_gradients(gradients, names(gradients), key=f"{key}-gradients")
+        made.append(drawn("Gradient norm of each term", svg, GRADIENT_NOTE))
     return made
 
 
 def _reliability(record: Record, key: str) -> list[Figure]:
     names = view.role_names(record)
     models = {"teacher": record.teacher, "student": record.student, "baseline": record.baseline}
-    drawn = {role: m for role, m in models.items() if m and any(b.count for b in m.reliability)}
-    if not drawn:
+    known = {role: m for role, m in models.items() if m and any(b.count for b in m.reliability)}
+    if not known:
         return []
     legend = {
         role: names[role]
         + ("" if m.calibration_error is None else f", ECE {fmt.score(m.calibration_error)}")
-        for role, m in drawn.items()
+        for role, m in known.items()
     }
-    bins = {role: m.reliability for role, m in drawn.items()}
+    bins = {role: m.reliability for role, m in known.items()}
     svg = figures.reliability(bins, legend, key=f"{key}-reliability")
     note = (
         "On the diagonal, confidence is worth what it says; below it, the model is too sure. "
         "A larger dot stands for more rows."
     )
-    return [_drawn("Is its confidence right?", svg, note)]
+    return [drawn("Is its confidence right?", svg, note)]
 
 
 def _confusion(record: Record, key: str) -> list[Figure]:
@@ -189,4 +198,4 @@ def _confusion(record: Record, key: str) -> list[Figure]:
     labels = view.label_names(record, matrix)
     svg = figures.confusion(matrix, labels, key=f"{key}-confusion")
     note = "One row a gold label; a cell is stronger the more of its row it holds."
-    return [_drawn("What it takes for what", svg, note, wide=len(matrix) > 8)]
+    return [drawn("What it takes for what", svg, note, wide=len(matrix) > 8)]

@@ -12,6 +12,8 @@ EXPORT_NAMES = {"onnx": "ONNX", "onnx-int8": "ONNX int8"}
 ACRONYMS = {"f1": "F1", "auc": "AUC", "rmse": "RMSE", "mse": "MSE", "mae": "MAE", "bleu": "BLEU"}
 AGREEMENT = "Agreement with the teacher"
 TOP_CONFUSIONS = 20
+TASKS = {"masked_lm": "masked language model"}
+LOWER_IS_BETTER = ("perplexity",)
 Model = ModelResult | ExportResult
 
 
@@ -78,10 +80,10 @@ def groups(record: Record) -> list[Group]:
     models = [entry.model for entry in entries(record)]
     extra = dict.fromkeys(name for m in models if isinstance(m, ModelResult) for name in m.metrics)
     quality: list[tuple[str, Callable[[Model], Cell]]] = [
-        (metric_name(record.metric), _score),
-        ("Score of each seed", _seeds),
+        (_row_name(record.metric), _score(record.metric)),
+        ("Score of each seed", _seeds(record.metric)),
         *([(AGREEMENT, _agreement)] if record.teacher else []),
-        *((metric_name(name), _metric(name)) for name in extra if name != record.metric),
+        *((_row_name(name), _metric(name)) for name in extra if name != record.metric),
         ("Calibration error (ECE)", _calibration),
         ("Agreement with its PyTorch model", _parity),
         ("Largest difference from it", _difference),
@@ -105,15 +107,30 @@ def metric_name(name: str) -> str:
     return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
 
 
-def _score(model: Model) -> Cell:
-    detail = fmt.interval(model.interval) if isinstance(model, ModelResult) else ""
-    return Cell(fmt.score(model.score), detail)
+def _row_name(metric: str) -> str:
+    return metric_name(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else "")
 
 
-def _seeds(model: Model) -> Cell:
-    if isinstance(model, TrainedResult) and len(model.seeds) > 1:
-        return Cell(" · ".join(map(fmt.score, model.seeds)))
-    return Cell("")
+def task_name(task: str) -> str:
+    return TASKS.get(task, task.replace("_", " "))
+
+
+def _score(metric: str) -> Callable[[Model], Cell]:
+    def cell(model: Model) -> Cell:
+        known = isinstance(model, ModelResult)
+        detail = fmt.interval(model.interval, metric) if known else ""
+        return Cell(fmt.score(model.score, metric), detail)
+
+    return cell
+
+
+def _seeds(metric: str) -> Callable[[Model], Cell]:
+    def cell(model: Model) -> Cell:
+        if isinstance(model, TrainedResult) and len(model.seeds) > 1:
+            return Cell(" · ".join(fmt.score(seed, metric) for seed in model.seeds))
+        return Cell("")
+
+    return cell
 
 
 def _agreement(model: Model) -> Cell:
@@ -131,7 +148,7 @@ def _metric(name: str) -> Callable[[Model], Cell]:
         if not isinstance(model, ModelResult):
             return Cell("")
         value = model.metrics.get(name)
-        return Cell(None if value is None else fmt.score(value))
+        return Cell(None if value is None else fmt.score(value, name))
 
     return cell
 
@@ -177,10 +194,11 @@ def headlines(record: Record) -> list[Headline]:
     student, teacher = record.student, record.teacher
     metric = metric_name(record.metric).lower()
     if teacher is None:
-        quality = Headline(fmt.score(student.score), metric, fmt.interval(student.interval))
+        detail = fmt.interval(student.interval, record.metric)
+        quality = Headline(fmt.score(student.score, record.metric), metric, detail)
         return [quality, _own_size(student), _own_speed(student)]
     return [
-        _kept(student, teacher, metric),
+        _kept(student, teacher, record.metric),
         _ratio(
             teacher.bytes,
             student.bytes,
@@ -209,10 +227,12 @@ def _own_speed(model: Efficiency) -> Headline:
 
 
 def _kept(student: TrainedResult, teacher: ModelResult, metric: str) -> Headline:
-    detail = f"{fmt.score(student.score)} against {fmt.score(teacher.score)}"
-    if student.retention is None:
-        return Headline(fmt.score(student.score), metric, detail)
-    return Headline(fmt.percent(student.retention), f"of the teacher's {metric}", detail)
+    name, own = metric_name(metric).lower(), fmt.score(student.score, metric)
+    detail = f"{own} against {fmt.score(teacher.score, metric)}"
+    # A share of what is better the lower it is says nothing about what was kept.
+    if student.retention is None or metric in LOWER_IS_BETTER:
+        return Headline(own, name, detail)
+    return Headline(fmt.percent(student.retention), f"of the teacher's {name}", detail)
 
 
 def _ratio(

@@ -5,55 +5,101 @@ Axes: N rows, K choices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
 from stillhouse.core.memory import keep_freed
-from stillhouse.core.types import Batch, Dense
+from stillhouse.core.types import Batch, Dense, Signal, SignalSource, States, Tap, states_of
 from stillhouse.data.batching import sorted_batches
-from stillhouse.models.forward import fast_weights, has_fast_path, scores
+from stillhouse.models.forward import (
+    NOTHING,
+    fast_weights,
+    has_fast_path,
+    highest,
+    readable_fast,
+    run,
+)
 from stillhouse.models.weights import Pair
 from stillhouse.signals.cache import AnswerCache
-from stillhouse.tasks.base import Dataset
+from stillhouse.tasks.base import Data
 
 # How far a cached probability may be from a live one: bf16 keeps 8 bits of each number.
 TOLERANCE = {"bf16": 0.05, "float32": 1e-3}
 
 
 class LiveTeacher:
-    """A model that answers each batch as it comes: eval mode, no gradient, its own tokenizer."""
+    """A model that answers each batch as it comes: eval mode, no gradient, its own tokenizer.
+
+    `data`: the examples in the teacher's tokens; without it, the batch's own tokens (which may be
+    masked) are asked. `reads`: what is read inside it; without `scored` only that, and nothing
+    above it is computed.
+    """
 
     kind = Dense
 
     def __init__(
         self,
         model: nn.Module,
-        data: Dataset,
+        data: Data | None,
         *,
         fingerprint: str,
         precision: str,
         fast: bool = True,
+        reads: Collection[Tap] = NOTHING,
+        scored: bool = True,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.data = data
         self.fingerprint = fingerprint
-        self._precision, self._fast = precision, fast and has_fast_path(model)
+        self._precision, self._reads, self._scored = precision, frozenset(reads), scored
+        self._fast = fast and has_fast_path(model) and readable_fast(reads)
         self._weights: list[Pair] | None = None
 
-    def signal(self, batch: Batch) -> Dense:
+    def signal(self, batch: Batch) -> Dense | States:
         device = next(self.model.parameters()).device
-        inputs = self.data.batch(batch.rows).to(device).inputs
-        settings: dict[str, Any] = {"precision": self._precision, "fast": self._fast}
+        asked = batch if self.data is None else self.data.batch(batch.rows)
         with torch.no_grad():
             if self._fast and self._weights is None:  # they never change
-                self._weights = fast_weights(self.model, self._precision)
-            return Dense(scores(self.model, inputs, weights=self._weights, **settings))
+                stop = None if self._scored else highest(self._reads)
+                self._weights = fast_weights(self.model, self._precision, stop)
+            found = run(
+                self.model,
+                asked.to(device),
+                precision=self._precision,
+                fast=self._fast,
+                weights=self._weights,
+                reads=self._reads,
+                scored=self._scored,
+            )
+        if self._scored:
+            return Dense(found.scores_NK, found.states)
+        assert found.states is not None
+        return found.states
+
+    def scores(self, batch: Batch) -> Tensor:
+        """N x K."""
+        found = self.signal(batch)
+        assert isinstance(found, Dense)
+        return found.scores_NK
+
+
+class WithStates:
+    """Answers from one source, and from another what is read inside the same teacher."""
+
+    def __init__(self, answers: SignalSource, states: SignalSource) -> None:
+        self._answers, self._states = answers, states
+        self.kind, self.fingerprint = answers.kind, answers.fingerprint
+
+    def signal(self, batch: Batch) -> Signal:
+        found = self._answers.signal(batch)
+        assert not isinstance(found, States)
+        return replace(found, states=states_of(self._states.signal(batch)))
 
 
 def label(
@@ -69,6 +115,7 @@ def label(
     """
     keep_freed()
     data = teacher.data
+    assert data is not None
     asked = 0
     with cache.writing() as writer:
         pending = cache.pending(data.keys_N2)
@@ -81,7 +128,7 @@ def label(
             rows = pending[part]
             missing = ~done[rows]
             if missing.any():
-                answers = teacher.signal(data.batch(rows)).scores_NK.cpu().numpy()
+                answers = teacher.scores(data.batch(rows)).cpu().numpy()
                 writer.append(data.keys_N2[rows][missing], answers[missing])
                 asked += int(missing.sum())
             progress(len(rows))
@@ -96,9 +143,10 @@ def check(
 
     Raises RunError where it is over `tolerance`: the cache is another teacher's.
     """
+    assert live.data is not None
     batch = live.data.batch(rows)
     with torch.no_grad():
-        theirs, mine = live.signal(batch).scores_NK.cpu(), cached(batch).scores_NK.cpu()
+        theirs, mine = live.scores(batch).cpu(), cached(batch).scores_NK.cpu()
     if theirs.shape[-1] == 1:
         spread = (theirs - theirs.mean()).abs().max().clamp(min=1.0)
         difference = (theirs - mine).abs().max() / spread

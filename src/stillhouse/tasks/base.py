@@ -25,6 +25,27 @@ class Inputs(Protocol):
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]: ...
 
 
+@runtime_checkable
+class Data(Protocol):
+    """What is trained on and answered: batches by position, and where their answers belong."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+    @property
+    def keys_N2(self) -> np.ndarray: ...
+    @property
+    def gold_N(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
+        """The examples at `rows`; with a generator, as they are trained on (masked anew)."""
+        ...
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where the scored rows of the examples at `rows` stand in `gold_N`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Inputs, content keys, and gold answers (NO_LABEL or NaN where there are none)."""
@@ -40,15 +61,20 @@ class Dataset:
     def lengths(self) -> np.ndarray:
         return self.source.lengths
 
-    def batch(self, rows: np.ndarray) -> Batch:
+    def batch(self, rows: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
+        del rng  # nothing is drawn
         return Batch(self.source.inputs(rows), rows, self.gold_N[torch.from_numpy(rows)])
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        return rows
 
 
 @runtime_checkable
 class Task(Protocol):
     name: str
     metric: str
-    choices: list[str]
+    choices: list[str]  # names of the choices, where they are few
+    width: int  # how many choices a row has
 
     def gold(self, labels: np.ndarray) -> Tensor:
         """Labels as text (object array, None where missing) -> a tensor of gold answers."""
@@ -58,7 +84,13 @@ class Task(Protocol):
         """True where there is a gold answer."""
         ...
 
-    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions: ...
+    def reduce(self, scores_NK: Tensor, gold_N: Tensor) -> Tensor:
+        """What is kept of a model's scores: all of them, or what scoring needs."""
+        ...
+
+    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
+        """Answers from what `reduce` kept."""
+        ...
 
     def score(self, predictions: Predictions) -> dict[str, float]:
         """Every metric of the task, by name."""

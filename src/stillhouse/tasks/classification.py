@@ -45,7 +45,7 @@ class Classification:
     name = "classification"
 
     def __init__(self, choices: list[str], metric: str | None = None) -> None:
-        self.choices = choices
+        self.choices, self.width = choices, len(choices)
         self.metric = metric or "accuracy"
         self._metrics = {
             "accuracy": lambda a, g: metrics.accuracy(a, g),
@@ -60,6 +60,9 @@ class Classification:
 
     def has_gold(self, gold_N: Tensor) -> Tensor:
         return gold_N != NO_LABEL
+
+    def reduce(self, scores_NK: Tensor, gold_N: Tensor) -> Tensor:
+        return scores_NK
 
     def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
         return Predictions(scores_NK.argmax(-1), softmax(scores_NK, -1), gold_N.numpy())

@@ -15,7 +15,7 @@ class Regression:
     name = "regression"
 
     def __init__(self, metric: str | None = None) -> None:
-        self.choices = ["value"]
+        self.choices, self.width = ["value"], 1
         self.metric = metric or "pearson"
         self._metrics = {"pearson": metrics.pearson, "spearman": metrics.spearman}
 
@@ -34,6 +34,9 @@ class Regression:
 
     def has_gold(self, gold_N: Tensor) -> Tensor:
         return ~torch.isnan(gold_N)
+
+    def reduce(self, scores_NK: Tensor, gold_N: Tensor) -> Tensor:
+        return scores_NK
 
     def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
         return Predictions(scores_NK[:, 0], None, gold_N.numpy())

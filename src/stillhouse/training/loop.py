@@ -21,10 +21,10 @@ from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
 from stillhouse.core.memory import keep_freed
 from stillhouse.core.seeding import generator
-from stillhouse.core.types import Callback, LoopState, SignalSource
+from stillhouse.core.types import Batch, Callback, LoopState, SignalSource, Unit
 from stillhouse.models.forward import training_mode
-from stillhouse.models.weights import Leaf
-from stillhouse.tasks.base import Dataset
+from stillhouse.models.weights import Leaf, own_leaves
+from stillhouse.tasks.base import Data
 from stillhouse.training import checkpoint
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective, at
@@ -62,7 +62,7 @@ class _Progress:
 
 def fit(
     model: nn.Module,
-    data: Dataset,
+    data: Data,
     objective: Objective,
     source: SignalSource | None,
     config: TrainingConfig,
@@ -83,10 +83,15 @@ def fit(
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     keep_freed()
     model.to(accelerator.device)
+    objective.bridges.to(accelerator.device)
+    objective.reset(seed)
     with training_mode(model, on=True), leaves_of(forward, model) as leaves:
         run = _Run(
             model,
-            leaves,
+            [
+                *leaves,
+                *(b._replace(name=f"bridge.{b.name}") for b in own_leaves(objective.bridges)),
+            ],
             data,
             objective,
             source,
@@ -109,7 +114,7 @@ class _Run:
         self,
         model: nn.Module,
         leaves: Sequence[Leaf],
-        data: Dataset,
+        data: Data,
         objective: Objective,
         source: SignalSource | None,
         config: TrainingConfig,
@@ -163,7 +168,12 @@ class _Run:
         step, total = self.at.step, sum(map(len, rows))
         mine = [part[rank::world] for part in rows]
         mine = [part for part in mine if len(part)]
-        batches = [self.data.batch(part).to(self.accelerator.device) for part in mine]
+        batches = [
+            self.data.batch(part, generator(self.seed, "masks", step, i, rank)).to(
+                self.accelerator.device
+            )
+            for i, part in enumerate(mine)
+        ]
         rngs = [generator(self.seed, "dropout", step, i, rank) for i in range(len(batches))]
         norms = (step + 1) % self.config.log_every == 0 or step == 0
         stats = step_fn(
@@ -174,7 +184,7 @@ class _Run:
             self.forward,
             progress=step / self.steps,
             rngs=rngs,
-            total_rows=total,
+            totals=self._totals(batches, total),
             norms=norms,
             parameters=self.optimizer.parameters,
         )
@@ -190,6 +200,15 @@ class _Run:
         self.at.step += 1
         self.at.examples += total
         return stats
+
+    def _totals(self, batches: Sequence[Batch], examples: int) -> dict[Unit, int]:
+        """How many examples and scored rows the step has, over all processes."""
+        if not batches or batches[0].scored_N is None:
+            return {"examples": examples, "scored": examples}
+        scored = torch.tensor(sum(len(b.scored_N) for b in batches if b.scored_N is not None))
+        if self.accelerator.num_processes > 1:
+            scored = self._sum(scored.to(self.accelerator.device))
+        return {"examples": examples, "scored": int(scored)}
 
     def _reduce(self) -> None:
         """Sums the gradients of all processes: each divided by all rows already. The table whose
@@ -286,6 +305,7 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         tensors = {f"model|{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"bridges|{k}": v for k, v in self.objective.bridges.state_dict().items()}
         tensors |= {f"best|{k}": v for k, v in self.best.items()}
         tensors |= {f"optim|{k}": v for k, v in self.optimizer.state().items()}
         checkpoint.save(self.resume, tensors, {**vars(self.at)})
@@ -295,17 +315,23 @@ class _Run:
         if found is None:
             return
         tensors, facts = found
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optim": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "model": {},
+            "best": {},
+            "optim": {},
+            "bridges": {},
+        }
         for name, tensor in tensors.items():
             part, _, rest = name.partition("|")
             parts[part][rest] = tensor
         self.model.load_state_dict(parts["model"])
+        self.objective.bridges.load_state_dict(parts["bridges"])
         self.best = parts["best"]
         self.optimizer.load(parts["optim"])
         self.at = _Progress(**facts)
 
     def finish(self) -> FitResult:
-        for p in self.model.parameters():
+        for p in (*self.model.parameters(), *self.objective.bridges.parameters()):
             p.grad = None
         if self.best:
             self.model.load_state_dict(self.best)

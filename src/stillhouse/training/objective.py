@@ -1,4 +1,7 @@
-"""The objective: a weighted sum of terms over scored rows, each a sum and a count.
+"""The objective: a weighted sum of terms, each a sum and a count.
+
+Response terms compare scored rows; inner terms (inner.py) compare what was read inside, text by
+text.
 
 Axes: N scored rows, K choices.
 """
@@ -12,12 +15,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stillhouse.core.config import Schedule, TermConfig
 from stillhouse.core.errors import UsageError, unknown
-from stillhouse.core.types import NO_LABEL, Batch, Dense, Labels, Signal, StudentOutput, SumCount
+from stillhouse.core.seeding import derive
+from stillhouse.core.terms import AnyTerm, InnerTermConfig, Schedule, TermConfig
+from stillhouse.core.types import (
+    NO_LABEL,
+    Batch,
+    Dense,
+    Labels,
+    Signal,
+    StudentOutput,
+    SumCount,
+    Tap,
+    Unit,
+)
 from stillhouse.numerics import divergences as d
+from stillhouse.training.inner import InnerTerm, Inside, inner_term, taps_of
 
 Loss = tuple[Tensor, Tensor | None]  # a loss a row, and which rows have one (None: all)
 RowLoss = Callable[[StudentOutput, Signal | None, Batch, float], Loss]
@@ -37,17 +52,19 @@ def at(schedule: Schedule, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Term:
-    """One weighted part of the objective. `needs_teacher`: it can't do without a signal."""
+    """One weighted part of the objective, a mean over `unit`s. `needs_teacher`: it can't do
+    without a signal."""
 
     name: str
     weight: Schedule
     rows: RowLoss
     needs_teacher: bool
+    unit: Unit = "scored"
 
     def __call__(
         self, output: StudentOutput, signal: Signal | None, batch: Batch, progress: float
     ) -> SumCount:
-        """Sum over the rows that have this term, and the count of all rows of the batch.
+        """Sum over the rows that have this term, and the count of all of the batch.
 
         The count is of all rows, so an unlabelled row has no gold term rather than making its
         neighbours' weigh more.
@@ -57,13 +74,38 @@ class Term:
         return SumCount(total, len(loss_N))
 
 
-@dataclass(frozen=True)
 class Objective:
-    terms: tuple[Term, ...]
+    """The terms, the projections that some of them learn (thrown away after training), and what
+    has to be read inside student and teacher for them."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = tuple(terms)
+        inner = [term.rows for term in self.terms if isinstance(term.rows, InnerTerm)]
+        bridges = dict.fromkeys(term.bridge for term in inner if term.bridge is not None)
+        self.bridges = nn.ModuleList(bridges)
+        read = [taps_of(term) for term in inner]
+        self.student_taps: frozenset[Tap] = frozenset().union(*(mine for mine, _ in read))
+        self.teacher_taps: frozenset[Tap] = frozenset().union(*(theirs for _, theirs in read))
 
     @property
     def needs_teacher(self) -> bool:
         return any(term.needs_teacher for term in self.terms)
+
+    @property
+    def scores_student(self) -> bool:
+        """Whether a term looks at the student's scores."""
+        return any(term.unit == "scored" for term in self.terms)
+
+    @property
+    def scores_teacher(self) -> bool:
+        return any(term.unit == "scored" and term.needs_teacher for term in self.terms)
+
+    def reset(self, seed: int) -> None:
+        """Fresh projections: as a run with `seed` begins."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "projections") % 2**31)
+            for bridge in self.bridges:
+                bridge.reset_parameters()  # pyright: ignore
 
 
 def _gold_classes(output: StudentOutput, _: Signal | None, batch: Batch, __: float) -> Loss:
@@ -94,6 +136,7 @@ def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
     """A divergence of softened scores, times T^2 so that T doesn't change the gradient's scale
     (times T for total variation, whose gradient falls with 1 / T only)."""
     power = 1 if config.divergence == "total_variation" else 2
+    by_choices = config.variant == "reference"
     extra: dict[str, Any] = {
         name: value
         for name, value in (("beta", config.beta), ("alpha", config.alpha))
@@ -109,10 +152,13 @@ def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
         if config.divergence == "decoupled":
             settings["target_N"] = _targets(batch, teacher_NK)
         if config.divergence == "logit_mse":  # at T, times T^2, it is what it is at 1
-            return divergence(student_NK, teacher_NK, **settings), None
+            loss_N = divergence(student_NK, teacher_NK, **settings)
+            return (loss_N / student_NK.shape[1] if by_choices else loss_N), None
         temperature = at(config.temperature, progress)
         softened = (d.soften(x, temperature) for x in (student_NK, teacher_NK))
         loss_N = divergence(*softened, **settings)
+        if by_choices:
+            loss_N = loss_N / student_NK.shape[1]
         return loss_N * (temperature**power if config.squared_temperature else 1.0), None
 
     return rows
@@ -159,20 +205,32 @@ def _check_soft(config: TermConfig, choices: int) -> None:
         raise UsageError(f"divergence {name}: {error}") from None
 
 
+def term_names(configs: Sequence[AnyTerm]) -> list[str]:
+    """A name a term: its kind, with a number from the second of a kind on."""
+    kinds = [config.kind for config in configs]
+    counts = [kinds[: i + 1].count(kind) for i, kind in enumerate(kinds)]
+    return [k if n == 1 else f"{k}-{n}" for k, n in zip(kinds, counts, strict=True)]
+
+
 def build(
-    configs: Sequence[TermConfig],
+    configs: Sequence[AnyTerm],
     *,
     choices: int,
     signal: type[Dense] | type[Labels] | None,
     has_gold: bool,
+    inside: Inside | None = None,
 ) -> Objective:
     """The objective of `configs` for K = `choices` (1: regression). Raises UsageError for a term
-    that the signal or the data can't feed, before anything is trained."""
+    that the signal, the data or the two models can't feed, before anything is trained."""
     terms: list[Term] = []
-    for config in configs:
-        name = config.kind
-        if any(term.name == name for term in terms):
-            name = f"{config.kind}-{sum(t.name.split('-')[0] == config.kind for t in terms) + 1}"
+    shared: dict[str, nn.Linear] = {}
+    for name, config in zip(term_names(configs), configs, strict=True):
+        if isinstance(config, InnerTermConfig):
+            if inside is None:
+                raise UsageError(f"a {config.kind} term reads inside a teacher: there is none here")
+            rows = inner_term(config, inside, shared)
+            terms.append(Term(name, config.weight, rows, needs_teacher=True, unit="examples"))
+            continue
         if config.kind == "gold":
             if not has_gold:
                 raise UsageError("the objective has a gold term, but no row has a label")
@@ -189,4 +247,4 @@ def build(
             _check_soft(config, choices)
             rows = _soft(config, d.DIVERGENCES[config.divergence])
         terms.append(Term(name, config.weight, rows, needs_teacher=config.kind != "gold"))
-    return Objective(tuple(terms))
+    return Objective(terms)

@@ -9,10 +9,10 @@ import numpy as np
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.seeding import generator
 from stillhouse.data.batching import shuffled_batches
-from stillhouse.tasks.base import Dataset
+from stillhouse.tasks.base import Data
 
 
-def step_batches(data: Dataset, config: TrainingConfig, seed: int) -> Iterator[list[np.ndarray]]:
+def step_batches(data: Data, config: TrainingConfig, seed: int) -> Iterator[list[np.ndarray]]:
     """The rows of each optimizer step's micro-batches, epoch after epoch, without end."""
     epoch = 0
     while True:
@@ -27,7 +27,7 @@ def step_batches(data: Dataset, config: TrainingConfig, seed: int) -> Iterator[l
         epoch += 1
 
 
-def steps_per_epoch(data: Dataset, config: TrainingConfig, seed: int) -> int:
+def steps_per_epoch(data: Data, config: TrainingConfig, seed: int) -> int:
     first = shuffled_batches(
         data.lengths,
         size=config.batch_size,

@@ -1,6 +1,7 @@
 """Step functions: from micro-batches to gradients.
 
-A step's loss is the sum of its terms over all its rows, divided once by how many rows those are.
+A step's loss is the sum of its terms over all its rows (or examples, which differ where rows are
+tokens), divided once by how many those are.
 It therefore does not change with how the rows are cut into micro-batches, padded, or spread
 over processes.
 """
@@ -8,7 +9,7 @@ over processes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
-from stillhouse.core.types import Batch, SignalSource, StudentOutput
-from stillhouse.models.forward import DTYPES, fast_layers, has_fast_path, scores
+from stillhouse.core.types import Batch, SignalSource, StudentOutput, Tap, Unit
+from stillhouse.models.forward import (
+    DTYPES,
+    NOTHING,
+    fast_layers,
+    has_fast_path,
+    highest,
+    readable_fast,
+    run,
+)
 from stillhouse.models.weights import FlatWeights, Leaf, flattened, own_leaves, shares_layers
 from stillhouse.training.objective import Objective, at
 
@@ -26,10 +35,20 @@ Forward = Callable[[nn.Module, Batch, np.random.Generator], StudentOutput]
 
 
 class TextForward:
-    """Scores of a transformers classifier in training, dropout drawn from the step's generator."""
+    """Outputs of a transformers model in training, dropout drawn from the step's generator.
+    `reads`: what else to read inside it. Without `scored`, it is run for these only."""
 
-    def __init__(self, config: TrainingConfig, *, fast: bool = True) -> None:
-        self._precision, self._fast = config.precision, fast
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        fast: bool = True,
+        reads: Collection[Tap] = NOTHING,
+        scored: bool = True,
+    ) -> None:
+        self._precision = config.precision
+        self._reads, self._scored = frozenset(reads), scored
+        self._fast = fast and readable_fast(reads)
         self._flat: FlatWeights | None = None
         self._model: nn.Module | None = None
 
@@ -38,10 +57,12 @@ class TextForward:
         """What an optimizer is to train inside the block: the model's parameters; with a fast
         path, its blocks as two flat tensors."""
         own = own_leaves(model)
-        if not (self._fast and has_fast_path(model)) or shares_layers(fast_layers(model)):
+        stop = None if self._scored else highest(self._reads)
+        layers = fast_layers(model, stop) if self._fast and has_fast_path(model) else []
+        if not layers or shares_layers(layers):
             yield own
             return
-        with flattened(fast_layers(model)) as flat:
+        with flattened(layers) as flat:
             inside = flat.parameters()
             if not inside <= {id(leaf.tensor) for leaf in own}:  # some are frozen
                 yield own
@@ -53,14 +74,20 @@ class TextForward:
                 self._flat = self._model = None
 
     def __call__(self, model: nn.Module, batch: Batch, rng: np.random.Generator) -> StudentOutput:
-        settings: dict[str, Any] = {"precision": self._precision, "rng": rng, "fast": self._fast}
+        settings: dict[str, Any] = {
+            "precision": self._precision,
+            "rng": rng,
+            "fast": self._fast,
+            "reads": self._reads,
+            "scored": self._scored,
+        }
         if self._flat is not None and model is self._model:
             settings["weights"] = self._flat.pairs(DTYPES[self._precision])
             if next(model.parameters()).device.type == "cpu":  # all its dropout is from `rng`
-                return StudentOutput(scores(model, batch.inputs, **settings))
+                return run(model, batch, **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
-            return StudentOutput(scores(model, batch.inputs, **settings))
+            return run(model, batch, **settings)
 
 
 def leaves_of(forward: Forward, model: nn.Module) -> contextlib.AbstractContextManager[list[Leaf]]:
@@ -78,7 +105,6 @@ class StepStats:
     loss: Tensor
     values: dict[str, Tensor]
     gradient_norms: dict[str, Tensor]
-    rows: int
 
 
 def plain_step(
@@ -90,13 +116,13 @@ def plain_step(
     *,
     progress: float,
     rngs: Sequence[np.random.Generator],
-    total_rows: int,
+    totals: Mapping[Unit, int],
     norms: bool,
     parameters: Sequence[Tensor] | None = None,
 ) -> StepStats:
-    """Adds the step's gradient to the parameters. `total_rows` are all rows of the step, over all
-    micro-batches and processes. With `norms`, each term's own gradient norm over `parameters`
-    (else the model's) is measured."""
+    """Adds the step's gradient to the parameters. `totals` count all examples and all scored rows
+    of the step, over all micro-batches and processes. With `norms`, each term's own gradient
+    norm over `parameters` (else the model's) is measured."""
     if parameters is None:
         parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
@@ -108,15 +134,16 @@ def plain_step(
         losses: list[Tensor] = []
         for term in objective.terms:
             found = term(output, signal, batch, progress)
-            weighted = found.sum * (at(term.weight, progress) / total_rows)
-            values[term.name] += found.sum.detach() / total_rows
+            total = max(1, totals[term.unit])
+            weighted = found.sum * (at(term.weight, progress) / total)
+            values[term.name] += found.sum.detach() / total
             losses.append(weighted)
         if norms and len(losses) > 1:
             _add_parts(parts, objective, losses, parameters)
         torch.stack(losses).sum().backward()
     loss = torch.stack([values[t.name] * at(t.weight, progress) for t in objective.terms]).sum()
     measured = {name: _norm(gradients) for name, gradients in parts.items()}
-    return StepStats(loss, values, measured, total_rows)
+    return StepStats(loss, values, measured)
 
 
 def _add_parts(

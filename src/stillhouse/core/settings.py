@@ -1,0 +1,98 @@
+"""From YAML files and `--set` to checked configs, with one line on the first thing wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from stillhouse.core.errors import UsageError, unknown
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def parse(kind: type[C], values: Mapping[str, Any]) -> C:
+    """`values` as a checked config. Raises UsageError with one line on the first thing wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # how pydantic names alternatives
+        inner = ("constrained-", "list[", "function-", "tuple[", "literal[")
+        loc = [str(part) for part in first["loc"]]
+        tags = ("int", "float", "inner", "response")
+        shown = [p for p in loc if not p.startswith(inner) and p not in tags]
+        where = ".".join(shown)
+        if first["type"] == "extra_forbidden":
+            known = _known(kind, first["loc"][:-1])
+            raise UsageError(unknown("setting", str(first["loc"][-1]), known)) from None
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            known = re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
+            raise UsageError(unknown(where, first["input"], known)) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"setting {where or 'config'}: {message}") from None
+
+
+def _known(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
+    """Names of the settings of the section at `path`."""
+    for part in path:
+        if isinstance(part, str) and part in kind.model_fields:
+            kinds = list(_sections(kind.model_fields[part].annotation))
+            kind = kinds[-1 if "inner" in path else 0] if kinds else kind
+    return list(kind.model_fields)
+
+
+def _sections(annotation: object) -> Iterator[type[BaseModel]]:
+    """The configs in an annotation: of a section itself, or of a tuple of sections."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file's settings, unchecked."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no config file {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no settings")
+    return values
+
+
+def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """`values` with each 'a.b=value' of `settings` put in; values are read as YAML."""
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set takes name=value, as in training.lr=3e-5; got {setting!r}")
+        *sections, last = name.split(".")
+        place = values
+        for section in sections:
+            inner = place.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {name}: {section} is not a section")
+            place = inner
+        place[last] = _value(text)
+    return values
+
+
+def _value(text: str) -> Any:
+    """YAML's reading of `text`, and numbers such as 3e-5, which YAML 1.1 takes for words."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set: can't read the value {text!r}") from None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

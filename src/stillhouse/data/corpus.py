@@ -1,0 +1,433 @@
+"""Running text as blocks of tokens: cut once, on disk, memory-mapped afterwards.
+
+A line is a document. Which split a line belongs to follows from its own content: the same line
+(whatever its case, white space and Unicode form) is never in two of them, and neither is a block.
+Lines next to each other may well be: to keep whole articles apart, give train.txt, valid.txt and
+test.txt.
+
+Axes: N blocks, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.core.config import CorpusConfig
+from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.rundir import settle
+from stillhouse.core.seeding import derive
+from stillhouse.data.encoding import Encoded, tokenizer_fingerprint
+from stillhouse.data.readers import READERS, SPLITS, read
+from stillhouse.data.rows import folded_key
+from stillhouse.data.sources import shared
+
+FORMAT = 1  # of what is stored: blocks of another one are cut anew
+CHARACTERS = 1 << 20  # tokenised together; a longer line is tokenised in pieces of so many
+REPORT = 1 << 20  # bytes read between two words about it
+COUNTED = 8192  # blocks counted together
+TAIL = 8  # tokens that the last, incomplete packed block must have to stay
+SHORTEST = 12  # tokens, special ones too, that a chunked block must have (DistilBERT's)
+UNKNOWN = 0.5  # share of its tokens from which on a chunked block is left out (DistilBERT's)
+FEWEST = 2  # blocks a split needs
+PURPOSE = {"reported": "report on", "held_out": "select on", "train": "train on"}
+Progress = Callable[[int], None]
+
+
+class Blocks:
+    """Blocks of one split, each with its leading and trailing special token. `lengths` counts
+    each block's tokens; `keys_N2` stand for its ids; `special` are the ids that are no text."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        length: int,
+        kept: np.ndarray | None = None,
+    ) -> None:
+        self._encoded = Encoded(folder, tokenizer, max_length=length)
+        self._kept = np.arange(len(self._encoded)) if kept is None else kept
+        self.lengths: np.ndarray = self._encoded.lengths[self._kept]
+        self.keys_N2: np.ndarray = np.load(folder / "keys.npy")[self._kept]
+        self.special = special_ids(tokenizer)
+        self._vocabulary = max(tokenizer.get_vocab().values()) + 1
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The blocks at `rows` as a model takes them, padded on the right: see Encoded.inputs."""
+        return self._encoded.inputs(self._kept[rows])
+
+    def counts(self) -> np.ndarray:
+        """How often each id of the vocabulary occurs in these blocks, special ones too."""
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        ids, offsets = np.asarray(self._encoded.ids), self._encoded.offsets
+        total = np.zeros(self._vocabulary, np.int64)
+        for start in range(0, len(self), COUNTED):
+            rows = self._kept[start : start + COUNTED]
+            found = [ids[a:b] for a, b in zip(offsets[rows], offsets[rows + 1], strict=True)]
+            total += np.bincount(np.concatenate(found), minlength=len(total))
+        total.setflags(write=False)
+        return total
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """train: blocks to learn from. held_out: those that select. reported: read once, at the end.
+    `fingerprint` stands for every split's blocks."""
+
+    train: Blocks
+    held_out: Blocks
+    reported: Blocks
+    notes: list[str]
+    fingerprint: str
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that stand for no text: the tokenizer's special tokens, the unknown one among them."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {i for i, token in added if token.special}
+
+
+def corpus_bytes(config: CorpusConfig) -> int:
+    """Size of the corpus's files: what `load_corpus`'s progress adds up to. Raises DataError."""
+    return sum(path.stat().st_size for path in _files(config).values())
+
+
+def load_corpus(
+    config: CorpusConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Path,
+    *,
+    max_length: int,
+    progress: Progress = lambda size: None,
+) -> Corpus:
+    """The corpus in blocks of `config.length` tokens (`max_length` if that is less), from `store`
+    if they were cut before. `progress` hears how many more bytes of text were read.
+
+    A folder with train.txt, valid.txt and test.txt reports on test and selects on valid; with one
+    of these two it reports on that, and selects on a share of the training lines; a single file is
+    split by content. `config.rows` training blocks are those with the smallest content keys:
+    a random draw that depends on nothing but content. Raises DataError.
+    """
+    files, length = _files(config), min(config.length, max_length)
+    rules = _Rules.of(tokenizer, length=length, packed=config.packed)
+    given = {"reported": config.reported, "held_out": config.held_out}
+    shares = {split: share for split, share in given.items() if split not in files}
+    digests = {split: _digest(path) for split, path in files.items()}
+    identity = repr((FORMAT, digests, shares, length, config.packed)).encode()
+    content = hashlib.blake2b(identity, digest_size=16).hexdigest()
+    folder = store / f"{content}-{tokenizer_fingerprint(tokenizer)}"
+    if (folder / "summary.json").exists():
+        progress(corpus_bytes(config))
+    else:
+        _make(folder, files, shares, tokenizer, rules, progress)
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    notes = [f"{config.path}: {note}" for note in summary["notes"]]
+    stored = {split: Blocks(folder / split, tokenizer, length=length) for split in PURPOSE}
+    kept, repeated = _apart({split: blocks.keys_N2 for split, blocks in stored.items()})
+    if repeated:
+        notes.append(f"{config.path}: blocks left out, in another split too: {repeated}")
+    _check(config, {split: len(rows) for split, rows in kept.items()}, shares, length)
+    if config.rows is not None:
+        order = np.lexsort(stored["train"].keys_N2[kept["train"]].T)
+        kept["train"] = np.sort(kept["train"][order[: config.rows]])
+    found = {
+        split: Blocks(folder / split, tokenizer, length=length, kept=rows)
+        for split, rows in kept.items()
+    }
+    digest = hashlib.blake2b(digest_size=12)
+    for blocks in found.values():
+        digest.update(len(blocks).to_bytes(8, "little") + blocks.keys_N2.tobytes())
+    return Corpus(**found, notes=notes, fingerprint=digest.hexdigest())
+
+
+def _files(config: CorpusConfig) -> dict[str, Path]:
+    """The text file of each split that has its own."""
+    path = Path(config.path)
+    if path.is_file():
+        if path.suffix.lower() in set(READERS) - {".txt"}:
+            raise DataError(f"{path} is a table, not running text: give it with --data")
+        if path.suffix.lower() != ".txt":
+            raise DataError(f"{path} is no .txt file: rename it if there is plain text in it")
+        return {"train": path}
+    if not path.is_dir():
+        raise DataError(f"there is no file or folder {path}: check the path of the text")
+    found: dict[str, Path] = {}
+    for split, names in SPLITS.items():
+        present = [file for name in names if (file := path / f"{name}.txt").is_file()]
+        if len(present) > 1:
+            listed = ", ".join(file.name for file in present)
+            raise DataError(f"{path} has several {split} files ({listed}): leave one of them")
+        found |= {split: file for file in present}
+    if "train" not in found:
+        listing = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise DataError(f"{path} has no train.txt; it holds {listing}: give a folder with one")
+    if "test" in found and "dev" in found:
+        return {"reported": found["test"], "held_out": found["dev"], "train": found["train"]}
+    own = found.get("test") or found.get("dev")
+    return {**({"reported": own} if own else {}), "train": found["train"]}
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
+
+
+def _apart(keys: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """The blocks of each split that no split before it has too, and how many others there are:
+    different lines can come to the same ids."""
+    kept: dict[str, np.ndarray] = {}
+    before_N2 = np.empty((0, 2), "<u8")
+    for split, keys_N2 in keys.items():
+        kept[split] = np.flatnonzero(~shared(keys_N2, before_N2))
+        before_N2 = np.concatenate([before_N2, keys_N2])
+    return kept, len(before_N2) - sum(map(len, kept.values()))
+
+
+def _check(
+    config: CorpusConfig, blocks: dict[str, int], shares: dict[str, float], length: int
+) -> None:
+    for split, count in blocks.items():
+        if count >= FEWEST or shares.get(split) == 0:
+            continue
+        larger = f" or a larger share (--set corpus.{split}=...)" if split in shares else ""
+        raise DataError(
+            f"{config.path}: blocks of {length} tokens to {PURPOSE[split]}: {count}; at least "
+            f"{FEWEST} are needed: give more text, shorter blocks (--set corpus.length=...){larger}"
+        )
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How documents become blocks: `inside` tokens between a first and a last one."""
+
+    inside: int
+    packed: bool
+    first: int
+    last: int
+    unknown: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, *, length: int, packed: bool) -> _Rules:
+        """Raises DataError where no block can be made."""
+        if length < (least := TAIL if packed else SHORTEST):
+            raise DataError(f"blocks of {length} tokens are too short: give at least {least}")
+        ids = [
+            next((i for i in pair if isinstance(i, int)), None)
+            for pair in (
+                (tokenizer.cls_token_id, tokenizer.bos_token_id),
+                (tokenizer.sep_token_id, tokenizer.eos_token_id),
+            )
+        ]
+        if ids[0] is None or ids[1] is None:
+            raise DataError(
+                "the tokenizer has no token for the beginning or the end of a text "
+                "([CLS], <s>; [SEP], </s>): take a model that has both"
+            )
+        unknown = tokenizer.unk_token_id if isinstance(tokenizer.unk_token_id, int) else -1
+        return cls(length - 2, packed, ids[0], ids[1], unknown)
+
+
+class _Writer:
+    """One split's blocks on their way to disk, in the form that Encoded reads."""
+
+    def __init__(self, folder: Path, rules: _Rules, stack: ExitStack) -> None:
+        folder.mkdir()
+        self.folder, self.rules = folder, rules
+        self.file = stack.enter_context((folder / "ids.bin").open("wb"))
+        self.keys, self.lengths = bytearray(), [0]
+        self.carry_T = np.empty(0, "<i4")
+        self.begun = False
+        self.dropped: Counter[str] = Counter()
+
+    def add(self, document_T: np.ndarray) -> None:
+        """A document's ids, without special tokens around them."""
+        if not len(document_T):
+            return
+        if self.rules.packed:
+            joint_T = np.full(int(self.begun), self.rules.last, "<i4")
+            ids_T = np.concatenate([self.carry_T, joint_T, document_T])
+            full, self.begun = len(ids_T) - len(ids_T) % self.rules.inside, True
+            ids_T, self.carry_T = ids_T[:full], ids_T[full:]
+        else:
+            ids_T = document_T
+        for start in range(0, len(ids_T), self.rules.inside):
+            self._put(ids_T[start : start + self.rules.inside])
+
+    def _put(self, inside_T: np.ndarray) -> None:
+        tokens = len(inside_T) + 2
+        if not self.rules.packed:
+            if tokens < SHORTEST:
+                self.dropped[f"of fewer than {SHORTEST} tokens"] += 1
+                return
+            if np.count_nonzero(inside_T == self.rules.unknown) >= UNKNOWN * tokens:
+                self.dropped["of mostly unknown tokens"] += 1
+                return
+        ends = ([self.rules.first], inside_T, [self.rules.last])
+        block = np.concatenate(ends).astype("<i4").tobytes()
+        self.file.write(block)
+        self.keys += hashlib.blake2b(block, digest_size=16).digest()
+        self.lengths.append(tokens)
+
+    def close(self) -> None:
+        if np.count_nonzero(self.carry_T != self.rules.last) >= TAIL:
+            self._put(self.carry_T)
+        np.save(self.folder / "offsets.npy", np.cumsum(np.array(self.lengths, np.int64)))
+        np.save(self.folder / "seconds.npy", np.array(self.lengths[1:], np.int32))
+        keys_N2 = np.frombuffer(bytes(self.keys), "<u8").reshape(-1, 2)
+        np.save(self.folder / "keys.npy", keys_N2)
+
+
+def _make(
+    folder: Path,
+    files: dict[str, Path],
+    shares: dict[str, float],
+    tokenizer: PreTrainedTokenizerBase,
+    rules: _Rules,
+    progress: Progress,
+) -> None:
+    """Cuts the blocks of every split into `folder`, which appears when it is finished."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".corpus-", dir=folder.parent))
+        try:
+            notes = _write(temporary, files, shares, tokenizer, rules, progress)
+            summary = json.dumps({"notes": notes})
+            (temporary / "summary.json").write_text(summary, encoding="utf-8")
+            settle(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"can't store tokens under {folder}: {error.strerror or error}") from error
+
+
+def _write(
+    folder: Path,
+    files: dict[str, Path],
+    shares: dict[str, float],
+    tokenizer: PreTrainedTokenizerBase,
+    rules: _Rules,
+    progress: Progress,
+) -> list[str]:
+    left_out: Counter[str] = Counter()
+    with ExitStack() as stack:
+        writers = {split: _Writer(folder / split, rules, stack) for split in PURPOSE}
+        documents = _documents(files, shares, left_out, progress)
+        for split, ids_T in _tokenised(documents, tokenizer):
+            writers[split].add(ids_T)
+        for split, writer in writers.items():
+            writer.close()
+            for kind, count in writer.dropped.items():
+                left_out[f"pieces {kind} left out of {split}"] += count
+    return [f"{kind}: {count}" for kind, count in left_out.items()]
+
+
+def _lines(path: Path, progress: Progress) -> Iterator[str]:
+    """The lines of `path` that hold something, without the white space around it."""
+    told, waiting, empty = 0, 0, True
+    for line, row in read(path):
+        try:
+            waiting += len(row["text"].encode())
+        except UnicodeEncodeError:
+            raise DataError(f"{path} line {line} is not UTF-8: save the file as UTF-8") from None
+        if text := row["text"].strip():
+            empty = False
+            yield text
+        if waiting >= REPORT:
+            progress(waiting)
+            told, waiting = told + waiting, 0
+    if empty:
+        raise DataError(f"{path} has no text in it: give a file with a document on each line")
+    progress(path.stat().st_size - told)
+
+
+def _documents(
+    files: dict[str, Path], shares: dict[str, float], left_out: Counter[str], progress: Progress
+) -> Iterator[tuple[str, str]]:
+    """(split, text) of every line that is used. Lines of a split that has its own file are kept
+    out of those that are read after it; shares are drawn from the training file."""
+    taken: set[bytes] = set()
+    for origin in (split for split in PURPOSE if split in files):
+        own: set[bytes] = set()
+        for text in _lines(files[origin], progress):
+            key = folded_key(text, None)
+            if key in taken:
+                left_out[f"lines of {files[origin].name} left out, held out or reported too"] += 1
+                continue
+            if origin == "train":
+                yield _drawn(key, shares), text
+            else:
+                own.add(key)
+                yield origin, text
+        taken |= own
+
+
+def _drawn(key: bytes, shares: dict[str, float]) -> str:
+    """The split of a line of the training file, by its content alone."""
+    drawn = (s for s, share in shares.items() if derive(0, s, key.hex()) < share * 2.0**63)
+    return next(drawn, "train")
+
+
+def _pieces(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, bool]]:
+    """(split, piece, whether the document ends with it): a document that is too long to be
+    tokenised at once is cut before a white space, or where there is none for long, anywhere."""
+    for split, text in documents:
+        while len(text) > CHARACTERS:
+            at = max(text.rfind(" ", 1, CHARACTERS), 0) or CHARACTERS
+            yield split, text[:at], False
+            text = text[at:]
+        yield split, text, True
+
+
+def _batches(pieces: Iterable[tuple[str, str, bool]]) -> Iterator[list[tuple[str, str, bool]]]:
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[1])
+        if size >= CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _tokenised(
+    documents: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(split, ids) of each document, without special tokens; some megabytes of text at a time."""
+    parts: list[np.ndarray] = []
+    for batch in _batches(_pieces(documents)):
+        coded: Any = tokenizer(
+            [piece for _, piece, _ in batch],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        for (split, _, ends), ids in zip(batch, coded["input_ids"], strict=True):
+            parts.append(np.array(ids, "<i4"))
+            if ends:
+                yield split, np.concatenate(parts)
+                parts = []

@@ -1,0 +1,257 @@
+"""A faster forward of BERT's relatives, from a model's own parameters.
+
+It computes what their transformers classes compute. It is faster because a classifier reads the
+first token's state only: its last block then needs keys and values of all tokens, but queries,
+output and feed-forward of the first one only. Activations stay in one dtype, so nothing is
+cast back and forth, and dropout draws cheap random numbers. What taps ask for is noted on the
+way: attention scores are there anyway. tests/models/test_forward.py compares all of it with the
+models' own forward.
+
+Axes: B examples, T tokens, N = B x T, H hidden, A heads, D width of a head, K choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.core.types import Tap, What
+from stillhouse.models.dropout import dropout
+from stillhouse.models.weights import Joined, Pair, linear
+
+Random = np.random.Generator | None
+Pairs = Iterator[Pair]
+
+
+@dataclass
+class Notes:
+    """What is to be read in a forward, and what was."""
+
+    reads: frozenset[Tap]
+    found: dict[Tap, Tensor] = field(default_factory=dict)
+
+    def at(self, layer: int) -> bool:
+        return any(tap.layer == layer for tap in self.reads)
+
+    def wants(self, what: What, layer: int) -> bool:
+        return bool(self.reads) and Tap(what, layer) in self.reads
+
+    def put(self, what: What, layer: int, value: Tensor) -> None:
+        if self.wants(what, layer):
+            self.found[Tap(what, layer)] = value
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a block needs to know. `attended`: the dropout of what attention gives."""
+
+    heads: int
+    eps: float
+    dropout: float
+    attended: float
+    attention: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family names its parts."""
+
+    shape: Callable[[Any], Shape]
+    blocks: Callable[[Any], nn.ModuleList]
+    parts: Callable[[Any], tuple[Any, ...]]  # q, k, v, output, norm, two of feed-forward, norm
+    embed: Callable[[Any, Mapping[str, Tensor], Random], Tensor]
+    head_layers: Callable[[Any], list[Joined]]
+    head: Callable[[Any, Tensor, Pairs, Random], Tensor]
+    activation: str = "hidden_act"
+
+
+def _norm(x: Tensor, pair: Pair, eps: float) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],), pair.weight, pair.bias, eps)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, shape: Shape, rng: Random,
+    notes: Notes, layer: int,
+) -> Tensor:  # fmt: skip
+    """Attention of queries over keys; q, k, v: (B x A) x tokens x D. Scores are laid out
+    keys x queries: a softmax over the last axis is slow for short rows."""
+    scores = torch.bmm(k, q.transpose(1, 2)).mul_(q.shape[-1] ** -0.5)
+    by_head = (-1, shape.heads, *scores.shape[1:])
+    noted = notes.wants("scores", layer)
+    notes.put("scores", layer, scores.view(by_head).transpose(2, 3))
+    if bias is not None:
+        scores = scores.view(by_head)
+        scores = (scores + bias if noted else scores.add_(bias)).view(-1, *by_head[2:])
+    weights = scores.softmax(1, dtype=torch.float32).to(q.dtype)
+    notes.put("probabilities", layer, weights.view(by_head).transpose(2, 3))
+    return torch.bmm(dropout(weights, shape.attention, rng).transpose(1, 2), v)
+
+
+def _split(x: Tensor, rows: int, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """N x parts H -> each part as (B x A) x tokens x D."""
+    x = x.view(rows, len(x) // rows, parts, heads, -1).permute(2, 0, 3, 1, 4)
+    return x.reshape(parts, rows * heads, x.shape[3], -1).unbind(0)
+
+
+def _block(
+    x: Tensor, rows: int, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random,
+    notes: Notes, layer: int, *, last: bool, first_only: bool,
+) -> Tensor:  # fmt: skip
+    """N x H -> N x H, N = B x T; with `first_only` the first tokens' states, B x H."""
+    heads = shape.heads
+    kept = x.view(rows, -1, x.shape[-1])[:, 0] if first_only else x
+    if last:
+        (q,) = _split(linear(kept, next(pairs)), rows, 1, heads)
+        k, v = _split(linear(x, next(pairs)), rows, 2, heads)
+    else:
+        q, k, v = _split(linear(x, next(pairs)), rows, 3, heads)
+    if notes.reads:
+        named: tuple[tuple[What, Tensor], ...] = (("queries", q), ("keys", k), ("values", v))
+        for what, part in named:
+            notes.put(what, layer, part.view(rows, heads, *part.shape[1:]))
+    context = _attend(q, k, v, bias, shape, rng, notes, layer)
+    context = context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(kept.shape)
+    out = dropout(linear(context, next(pairs)), shape.attended, rng)
+    attended = _norm(out + kept, next(pairs), shape.eps)
+    inner = F.gelu(linear(attended, next(pairs)))
+    out = dropout(linear(inner, next(pairs)), shape.dropout, rng)
+    return _norm(out + attended, next(pairs), shape.eps)
+
+
+def encode(
+    base: Any, inputs: Mapping[str, Tensor], pairs: Pairs, dtype: torch.dtype, rng: Random,
+    notes: Notes, *, first_only: bool = False, stop: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Last states: N x H, or with `first_only` the first tokens', B x H. With `stop`, those after
+    that many blocks, and no more is computed."""
+    family: Family = FAMILIES[base.config.model_type]
+    x = family.embed(base.embeddings, inputs, rng).to(dtype)
+    mask, bias = inputs["attention_mask"], None
+    if not bool(mask.all()):
+        bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
+    rows, shape, last = len(mask), family.shape(base.config), len(family.blocks(base))
+    notes.put("hidden", 0, x.view(rows, -1, x.shape[-1]))
+    for layer in range(1, (last if stop is None else stop) + 1):
+        is_last = layer == last
+        x = _block(
+            x, rows, bias, pairs, shape, rng, notes, layer,
+            last=is_last, first_only=first_only and is_last and not notes.at(layer),
+        )  # fmt: skip
+        notes.put("hidden", layer, x.view(rows, -1, x.shape[-1]))
+    if first_only and len(x) != rows:
+        return x.view(rows, -1, x.shape[-1])[:, 0]
+    return x
+
+
+def encoder_layers(base: Any, stop: int | None = None) -> list[Joined]:
+    """The layers of a model's (first `stop`) blocks, in the order `encode` takes their weights."""
+    family: Family = FAMILIES[base.config.model_type]
+    found: list[Joined] = []
+    blocks = family.blocks(base)
+    for i, block in enumerate(list(blocks)[:stop]):
+        q, k, v, *others = family.parts(block)
+        found += [[q], [k, v]] if i == len(blocks) - 1 else [[q, k, v]]
+        found += [[layer] for layer in others]
+    return found
+
+
+def _bert_shape(config: Any) -> Shape:
+    return Shape(
+        config.num_attention_heads,
+        config.layer_norm_eps,
+        config.hidden_dropout_prob,
+        config.hidden_dropout_prob,
+        config.attention_probs_dropout_prob,
+    )
+
+
+def _bert_parts(block: Any) -> tuple[Any, ...]:
+    own, output = block.attention.self, block.attention.output
+    attention = (own.query, own.key, own.value, output.dense, output.LayerNorm)
+    return (*attention, block.intermediate.dense, block.output.dense, block.output.LayerNorm)
+
+
+def _embed(
+    embeddings: Any, inputs: Mapping[str, Tensor], positions: Tensor, rng: Random
+) -> Tensor:
+    x = embeddings.word_embeddings(inputs["input_ids"])
+    x = x + F.embedding(positions, embeddings.position_embeddings.weight)
+    types = getattr(embeddings, "token_type_embeddings", None)
+    if types is not None:
+        ids = inputs.get("token_type_ids")
+        x = x + (types.weight[0] if ids is None else F.embedding(ids, types.weight))
+    norm = embeddings.LayerNorm
+    x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return dropout(x.flatten(0, 1), embeddings.dropout.p, rng)
+
+
+def _embed_bert(embeddings: Any, inputs: Mapping[str, Tensor], rng: Random) -> Tensor:
+    ids = inputs["input_ids"]
+    return _embed(embeddings, inputs, torch.arange(ids.shape[1], device=ids.device), rng)
+
+
+def _embed_roberta(embeddings: Any, inputs: Mapping[str, Tensor], rng: Random) -> Tensor:
+    pad = embeddings.padding_idx
+    real = inputs["input_ids"].ne(pad).long()
+    return _embed(embeddings, inputs, real.cumsum(1) * real + pad, rng)
+
+
+def _head_dropout(config: Any) -> float:
+    own = getattr(config, "classifier_dropout", None)
+    return config.hidden_dropout_prob if own is None else own
+
+
+def _bert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
+    pooled = torch.tanh(linear(first, next(pairs)))
+    return linear(dropout(pooled, _head_dropout(model.config), rng), next(pairs))
+
+
+def _roberta_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
+    p = _head_dropout(model.config)
+    hidden = torch.tanh(linear(dropout(first, p, rng), next(pairs)))
+    return linear(dropout(hidden, p, rng), next(pairs))
+
+
+def _distilbert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
+    hidden = torch.relu(linear(first, next(pairs)))
+    return linear(dropout(hidden, model.config.seq_classif_dropout, rng), next(pairs))
+
+
+def _distilbert_parts(block: Any) -> tuple[Any, ...]:
+    own, ffn = block.attention, block.ffn
+    attention = (own.q_lin, own.k_lin, own.v_lin, own.out_lin, block.sa_layer_norm)
+    return (*attention, ffn.lin1, ffn.lin2, block.output_layer_norm)
+
+
+BERT = Family(
+    shape=_bert_shape,
+    blocks=lambda base: base.encoder.layer,
+    parts=_bert_parts,
+    embed=_embed_bert,
+    head_layers=lambda model: [[model.bert.pooler.dense], [model.classifier]],
+    head=_bert_head,
+)
+ROBERTA = Family(
+    shape=_bert_shape,
+    blocks=BERT.blocks,
+    parts=_bert_parts,
+    embed=_embed_roberta,
+    head_layers=lambda model: [[model.classifier.dense], [model.classifier.out_proj]],
+    head=_roberta_head,
+)
+DISTILBERT = Family(
+    shape=lambda c: Shape(c.n_heads, 1e-12, c.dropout, 0.0, c.attention_dropout),
+    blocks=lambda base: base.transformer.layer,
+    parts=_distilbert_parts,
+    embed=_embed_bert,
+    head_layers=lambda model: [[model.pre_classifier], [model.classifier]],
+    head=_distilbert_head,
+    activation="activation",
+)
+FAMILIES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "distilbert": DISTILBERT}

@@ -1,0 +1,109 @@
+"""What each term of the objective was worth: the run against the same run without the term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from stillhouse.core.results import Ablation, Record
+from stillhouse.report import canvas, parts, terms, view
+from stillhouse.report.canvas import PAINT
+from stillhouse.report.format import interval, shorten, signed
+
+WORDS = {
+    "helped": "the term helped",
+    "no difference": "no difference that these data can show",
+    "hurt": "the term hurt",
+}
+PAINTS = {"helped": PAINT["helped"], "no difference": PAINT["none"], "hurt": PAINT["hurt"]}
+SHORT = {**WORDS, "no difference": "no difference"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """`stage` is empty where all rows are of one."""
+
+    name: str
+    stage: str
+    words: str
+    result: Ablation
+
+
+def rows(record: Record) -> list[Row]:
+    """The most useful term first."""
+    lower = record.metric in view.LOWER_IS_BETTER
+    found = sorted(record.ablations, key=lambda each: each.gain.value * (1 if lower else -1))
+    several = len(record.stages) > 1 or len({each.stage for each in found}) > 1
+    return [
+        Row(terms.name(each.without), each.stage if several else "", WORDS[each.verdict], each)
+        for each in found
+    ]
+
+
+def figure(record: Record, *, key: str) -> parts.Figure:
+    side = "left" if record.metric in view.LOWER_IS_BETTER else "right"
+    note = f"To the {side} of zero, the run is better for having the term."
+    svg = _forest(rows(record), metric=record.metric, key=f"{key}-without")
+    return parts.drawn("What each term is worth", svg, note)
+
+
+def _forest(found: Sequence[Row], *, metric: str, key: str) -> str:
+    """The gains, one a line, each with its interval, against zero."""
+
+    def draw(figure: Figure) -> None:
+        ax = canvas.axes(figure, xlabel=f"{view.metric_name(metric)}, whole run minus without")
+        ax.grid(visible=False)
+        ax.grid(visible=True, axis="x")
+        ax.axvline(0, color=PAINT["soft"], linewidth=1, linestyle=(0, (2, 2)))
+        for place, row in enumerate(found):
+            _line(ax, place, row.result)
+        ax.set_yticks(range(len(found)), [_label(row) for row in found])
+        ax.tick_params(axis="y", labelcolor=PAINT["ink"])
+        ax.set_ylim(len(found) - 0.4, -0.6)
+        ends = [0.0, *(end for row in found for end in (*row.result.gain.interval,))]
+        ends += [row.result.gain.value for row in found]
+        margin = max(0.08 * (max(ends) - min(ends)), 1e-3)
+        ax.set_xlim(min(ends) - margin, max(ends) + margin)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_formatter(
+            lambda value, _: "0" if abs(value) < 1e-9 else signed(value, metric)
+        )
+        _key(figure, found)
+
+    said = "; ".join(
+        f"{row.name}{f' of {row.stage}' if row.stage else ''} "
+        f"{signed(row.result.gain.value, metric)}, {interval(row.result.gain.interval, metric)}"
+        for row in found
+    )
+    height = 74 + 26 * len(found)
+    return canvas.to_svg(draw, key=key, label=f"Gain from each term: {said}.", height=height)
+
+
+def _label(row: Row) -> str:
+    name = shorten(row.name, 22)
+    return f"{name}\n{shorten(row.stage, 22)}" if row.stage else name
+
+
+def _line(ax: Axes, place: int, result: Ablation) -> None:
+    """An open marker is one that these data can't tell from zero."""
+    paint = PAINTS[result.verdict]
+    ax.hlines(place, *result.gain.interval, colors=paint, linewidth=2)
+    (marker,) = ax.plot(result.gain.value, place, "o", color=paint, markersize=7)
+    if result.verdict == "no difference":
+        marker.set_markerfacecolor(PAINT["paper"])
+
+
+def _key(figure: Figure, found: Sequence[Row]) -> None:
+    seen = {row.result.verdict for row in found}
+    handles: list[Line2D] = []
+    for verdict in (verdict for verdict in SHORT if verdict in seen):
+        paint = PAINTS[verdict]
+        fill = PAINT["paper"] if verdict == "no difference" else paint
+        style = {"color": paint, "marker": "o", "markersize": 6, "markerfacecolor": fill}
+        handles.append(Line2D([], [], label=SHORT[verdict], **style))
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.8, borderpad=0)
