@@ -7,7 +7,7 @@ Axes: N rows, K choices, D vector width.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     BertConfig,
-    BertForSequenceClassification,
     DistilBertConfig,
-    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
-    RobertaForSequenceClassification,
+    XLMRobertaConfig,
 )
 
 from stillhouse.core.config import DistillConfig
@@ -80,6 +82,7 @@ PLAIN = [
 ]
 WORDS = [*GOOD, *BAD, *PLAIN]
 SENTIMENT = ["negative", "positive"]
+KINDS = ["bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert"]
 DIVERGENCES: dict[str, dict[str, Any]] = {
     "forward_kl": {},
     "reverse_kl": {},
@@ -93,12 +96,13 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
 
 def tokenizer(kind: str = "bert") -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer with the special tokens of `kind`."""
+    of_roberta = kind in ("roberta", "xlm-roberta")
     special = {
         "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
         "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-    }["roberta" if kind == "roberta" else "bert"]
+    }["roberta" if of_roberta else "bert"]
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True))
-    if kind == "roberta":
+    if of_roberta:
         cls, pad, sep, unk, mask = special
         names = {"pad": pad, "unk": unk, "cls": cls, "sep": sep, "mask": mask}
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
@@ -106,14 +110,14 @@ def tokenizer(kind: str = "bert") -> PreTrainedTokenizerFast:
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     cls, sep = names["cls"], names["sep"]
-    second = f"{sep} $B {sep}" if kind == "roberta" else f"$B:1 {sep}:1"
+    second = f"{sep} $B {sep}" if of_roberta else f"$B:1 {sep}:1"
     core.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} {second}",
         special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
     )
     inputs = ["input_ids", "attention_mask"]
-    if kind == "bert":
+    if kind in ("bert", "electra"):
         inputs.insert(1, "token_type_ids")
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -121,6 +125,34 @@ def tokenizer(kind: str = "bert") -> PreTrainedTokenizerFast:
         model_max_length=64,
         **{f"{name}_token": token for name, token in names.items()},
     )
+
+
+def _config(kind: str, layers: int, hidden: int, dropout: float, settings: dict[str, Any]) -> Any:
+    """A tiny config of `kind`; `settings` win over what it says."""
+    found: dict[str, Any] = {
+        "vocab_size": len(WORDS) + 5,
+        "max_position_embeddings": 66,
+        "initializer_range": 0.2,
+    }
+    if kind == "distilbert":
+        found |= {"dim": hidden, "n_layers": layers, "n_heads": 2, "hidden_dim": 2 * hidden}
+        names = ("dropout", "attention_dropout", "seq_classif_dropout")
+        return DistilBertConfig(**found | dict.fromkeys(names, dropout) | settings)
+    found |= {"hidden_size": hidden, "intermediate_size": 2 * hidden}
+    found |= {"num_hidden_layers": layers, "num_attention_heads": 2}
+    if kind == "modernbert":  # every second block sees two tokens to each side only
+        found |= {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 4}
+        found |= {"bos_token_id": 2, "eos_token_id": 3, "global_attn_every_n_layers": 2}
+        names = ("embedding_dropout", "mlp_dropout", "attention_dropout", "classifier_dropout")
+        return ModernBertConfig(**found | dict.fromkeys(names, dropout) | settings)
+    found |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    if kind == "electra":
+        return ElectraConfig(**found | {"embedding_size": hidden // 2} | settings)
+    if kind in ("roberta", "xlm-roberta"):
+        found |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+        made = RobertaConfig if kind == "roberta" else XLMRobertaConfig
+        return made(**found | settings)
+    return BertConfig(**found | settings)
 
 
 def model(
@@ -131,48 +163,17 @@ def model(
     seed: int = 0,
     dropout: float = 0.1,
     hidden: int = 32,
+    masked: bool = False,
     **settings: Any,
 ) -> PreTrainedModel:
-    """A classifier of `kind` with weights wide enough that rows get different answers."""
-    shape = {"vocab_size": len(WORDS) + 5, "max_position_embeddings": 66}
-    head = head_settings(list(labels))
-    if kind == "distilbert":
-        config: Any = DistilBertConfig(
-            **shape,
-            dim=hidden,
-            n_layers=layers,
-            n_heads=2,
-            hidden_dim=2 * hidden,
-            dropout=dropout,
-            attention_dropout=dropout,
-            seq_classif_dropout=dropout,
-            initializer_range=0.2,
-            **head,
-            **settings,
-        )
-        made: Callable[[Any], PreTrainedModel] = DistilBertForSequenceClassification
-    else:
-        config_class = RobertaConfig if kind == "roberta" else BertConfig
-        own = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
-        config = config_class(
-            **shape,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            intermediate_size=2 * hidden,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            initializer_range=0.2,
-            **(own if kind == "roberta" else {}),
-            **head,
-            **settings,
-        )
-        made = {"roberta": RobertaForSequenceClassification}.get(
-            kind, BertForSequenceClassification
-        )
+    """A classifier of `kind` (a masked language model if `masked`) with weights wide enough that
+    rows get different answers."""
+    head = {} if masked else head_settings(list(labels))
+    config = _config(kind, layers, hidden, dropout, {**head, **settings})
+    made = AutoModelForMaskedLM if masked else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = made(config)
+        found = made.from_config(config)
         for name, parameter in found.named_parameters():
             if name.endswith("bias"):  # zeros and ones would hide a forgotten bias or scale
                 nn.init.normal_(parameter, std=0.1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.errors import RunError, UsageError
 from stillhouse.data.batching import sorted_batches
-from stillhouse.tasks.base import Dataset
+from stillhouse.tasks.base import Data
 
 PARITY = 1e-3  # how far an fp32 export's scores may be from PyTorch's, relative to their size
 OPSET = 20
@@ -141,7 +141,7 @@ def onnx_runner(path: Path) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
     return run
 
 
-def onnx_scores(run: Callable[[Mapping[str, Tensor]], np.ndarray], data: Dataset) -> np.ndarray:
+def onnx_scores(run: Callable[[Mapping[str, Tensor]], np.ndarray], data: Data) -> np.ndarray:
     """Scores of every row of `data`, N x K, in the data's order."""
     parts = sorted_batches(data.lengths, size=64, max_tokens=16_384)
     found = [run(data.batch(rows).inputs) for rows in parts]

@@ -18,7 +18,6 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
-from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.export import (
     check_parity,
@@ -30,12 +29,13 @@ from stillhouse.export import (
 )
 from stillhouse.flows import distill as distilling
 from stillhouse.flows import finetune as finetuning
-from stillhouse.flows.common import store_root, tidy
+from stillhouse.flows.common import tidy
 from stillhouse.flows.proof import distillation_record, finetune_record
+from stillhouse.flows.setup import prepare
 from stillhouse.models.card import model_card
 from stillhouse.models.load import resolve
 from stillhouse.report.html import render
-from stillhouse.tasks.base import Dataset, Task
+from stillhouse.tasks.base import Data, Task
 
 ExportFormat = Literal["onnx", "onnx-int8"]
 Exported = tuple[ExportFormat, Path, np.ndarray]  # its file, and its scores on the reported rows
@@ -67,21 +67,22 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     """The distillation of a checked config, to its record and report. A finished one is read."""
     progress = progress or Terminal()
     if (out / "record.json").is_file():
-        content = distilling.prepare(config).content
+        content = prepare(config, progress=progress).content
         return _finished(out, config.model_dump(mode="json"), content, progress)
-    if config.export.onnx:
-        _check_export(config.export)
+    export = _exported(config)
+    if export.onnx:
+        _check_export(export)
     outcome = distilling.distill(config, out, progress=progress)
     setup, student = outcome.setup, outcome.student
     folder = out / "student"
     save_model(student, setup.tokenizer, folder)
-    exported = _export(student, outcome.reported, config.export, out, progress)
+    exported = _export(student, outcome.reported, export, out, progress)
     costs, timings = _costs(outcome, folder, exported, progress, efficient=config.proof.efficiency)
     exports = [
         _export_result(name, path, scores, timings.get(name), outcome, setup.task)
         for name, path, scores in exported
     ]
-    record = distillation_record(outcome, costs, exports)
+    record = distillation_record(outcome, costs, exports, out)
     write_text(folder / "README.md", model_card(record, teacher=Path(config.teacher).name))
     _finish(out, record, keep=config.keep_checkpoints)
     return Run(out, record, student)  # pyright: ignore[reportArgumentType]
@@ -90,8 +91,7 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
 def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Run:
     progress = progress or Terminal()
     if (out / "record.json").is_file():
-        splits = load(config.data, store_root(config.cache) / "rows")
-        content = finetuning.content_of(config, splits)
+        content = finetuning.content_of(config, progress)
         return _finished(out, config.model_dump(mode="json"), content, progress)
     done = finetuning.finetune(config, out, progress=progress)
     save_model(done.model, done.tokenizer, out)
@@ -133,6 +133,11 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     part.rmdir()
 
 
+def _exported(config: DistillConfig) -> ExportConfig:
+    """What is exported: nothing of a masked language model, which is made to be trained on."""
+    return ExportConfig(onnx=False) if config.task == "masked_lm" else config.export
+
+
 def _check_export(config: ExportConfig) -> None:
     """Raises UsageError before training where an export could not be written after it."""
     if config.onnx:
@@ -140,7 +145,7 @@ def _check_export(config: ExportConfig) -> None:
 
 
 def _export(
-    model: nn.Module, reported: Dataset, config: ExportConfig, out: Path, progress: Progress
+    model: nn.Module, reported: Data, config: ExportConfig, out: Path, progress: Progress
 ) -> list[Exported]:
     """The asked exports: name, file, and their scores on the reported rows."""
     if not config.onnx:

@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.config import DistillConfig, LabelConfig, TrainingConfig
-from stillhouse.core.errors import StillhouseError
+from stillhouse.core.errors import StillhouseError, UsageError
 from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import max_tokens
-from stillhouse.flows.distill import Setup, default_objective, prepare
+from stillhouse.flows.setup import Setup, prepare
 from stillhouse.models.forward import has_fast_path, scores
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
+from stillhouse.training.objective import Objective
 from stillhouse.training.steps import TextForward, plain_step
 
 ROWS = 32
@@ -62,12 +63,23 @@ class _Pair:
             fast=False,
         )
 
+    def reading(self, objective: Objective) -> LiveTeacher:
+        """The teacher with the states that an objective needs."""
+        return LiveTeacher(
+            self.setup.teacher,
+            self.teacher_rows,
+            fingerprint="live",
+            precision="float32",
+            fast=False,
+            reads=objective.teacher_taps,
+        )
+
     def batch(self) -> Batch:
         return self.rows.batch(np.arange(len(self.rows)))
 
 
 def _teacher_is_steady(pair: _Pair) -> str:
-    first, second = (pair.live.signal(pair.batch()).scores_NK for _ in range(2))
+    first, second = (pair.live.scores(pair.batch()) for _ in range(2))
     if not torch.equal(first, second):
         raise StillhouseError("two passes of the teacher give different answers")
     if first.requires_grad or any(p.requires_grad for p in pair.setup.teacher.parameters()):
@@ -76,7 +88,7 @@ def _teacher_is_steady(pair: _Pair) -> str:
 
 
 def _zero_at_equality(pair: _Pair) -> str:
-    teacher_NK = pair.live.signal(pair.batch()).scores_NK
+    teacher_NK = pair.live.scores(pair.batch())
     choices, worst = teacher_NK.shape[1], 0.0
     names = objectives.REGRESSION if choices == 1 else tuple(objectives.d.DIVERGENCES)
     for name in names:
@@ -103,35 +115,44 @@ def _zero_at_equality(pair: _Pair) -> str:
     )
 
 
-def _gradient(pair: _Pair, parts: int) -> Tensor:
-    """The objective's gradient over all rows, cut into `parts` micro-batches; no dropout."""
+def _objectives(pair: _Pair) -> dict[str, Objective]:
+    """The objectives of the stages on rows, projections as a run with seed 0 begins."""
+    plan = pair.setup.config.plan
+    found = {s.name: pair.setup.objectives[s.name] for s in plan if not s.corpus}
+    for objective in found.values():
+        objective.reset(0)
+    return found
+
+
+def _gradient(pair: _Pair, objective: Objective, parts: int) -> Tensor:
+    """An objective's gradient over all rows, cut into `parts` micro-batches; no dropout."""
     model = copy.deepcopy(pair.student).requires_grad_(True).eval()
-    setup = pair.setup
-    made = objectives.build(
-        default_objective(setup.config, setup.task),
-        choices=len(setup.task.choices),
-        signal=Dense,
-        has_gold=True,
-    )
-    forward = TextForward(TrainingConfig(precision="float32"), fast=False)
     batches = [pair.rows.batch(r) for r in np.array_split(np.arange(len(pair.rows)), parts)]
     plain_step(
         model,
         batches,
-        made,
-        pair.live,
-        forward,
+        objective,
+        pair.reading(objective),
+        _forward(objective),
         progress=0.0,
         norms=False,
         rngs=[np.random.default_rng(0)] * parts,
-        total_rows=len(pair.rows),
+        totals={"examples": len(pair.rows), "scored": len(pair.rows)},
     )
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def _forward(objective: Objective) -> TextForward:
+    config = TrainingConfig(precision="float32")
+    scored = objective.scores_student
+    return TextForward(config, fast=False, reads=objective.student_taps, scored=scored)
+
+
 def _micro_batches(pair: _Pair) -> str:
-    whole, cut = _gradient(pair, 1), _gradient(pair, 4)
-    worst = float((whole - cut).norm() / whole.norm())
+    worst = 0.0
+    for objective in _objectives(pair).values():
+        whole, cut = _gradient(pair, objective, 1), _gradient(pair, objective, 4)
+        worst = max(worst, float((whole - cut).norm() / whole.norm()))
     if not worst < 1e-3:
         raise StillhouseError(f"four micro-batches change the gradient by {worst:.2g}")
     return f"one batch and four micro-batches: gradients equal within {worst:.1g}"
@@ -180,31 +201,32 @@ def _cache(pair: _Pair) -> str:
 
 
 def _parts(pair: _Pair) -> str:
-    """Each term alone reaches the scores, and together they are the whole."""
-    setup = pair.setup
-    made = objectives.build(
-        default_objective(setup.config, setup.task),
-        choices=len(setup.task.choices),
-        signal=Dense,
-        has_gold=True,
-    )
-    batch, signal = pair.batch(), pair.live.signal(pair.batch())
-    with torch.no_grad():
-        start = scores(pair.student, batch.inputs, precision="float32", fast=False)
-    leaf = start.clone().requires_grad_(True)
-    weighted = [
-        term(StudentOutput(leaf), signal, batch, 0.0).sum * objectives.at(term.weight, 0.0)
-        for term in made.terms
-    ]
-    alone = [torch.autograd.grad(w, leaf, retain_graph=True)[0] for w in weighted]
-    (whole,) = torch.autograd.grad(torch.stack(weighted).sum(), leaf)
-    for term, gradient in zip(made.terms, alone, strict=True):
-        if not gradient.abs().max() > 0:
-            raise StillhouseError(f"the {term.name} term has no gradient")
-    if not torch.allclose(sum(alone[1:], alone[0]), whole, atol=1e-5):
-        raise StillhouseError("the terms' gradients don't add up to the objective's")
-    names = ", ".join(term.name for term in made.terms)
-    return f"each of {names} has a gradient, and they add up to the whole"
+    """Each term alone reaches the weights, and together they are the whole."""
+    model = copy.deepcopy(pair.student).requires_grad_(True).eval()
+    weights, names = list(model.parameters()), []
+    for objective in _objectives(pair).values():
+        batch = pair.batch()
+        signal = pair.reading(objective).signal(batch)
+        output = _forward(objective)(model, batch, np.random.default_rng(0))
+        weighted = [
+            term(output, signal, batch, 0.0).sum * objectives.at(term.weight, 0.0)
+            for term in objective.terms
+        ]
+        alone = [_flat(loss, weights) for loss in weighted]
+        whole = _flat(torch.stack(weighted).sum(), weights)
+        for term, gradient in zip(objective.terms, alone, strict=True):
+            if not gradient.abs().max() > 0:
+                raise StillhouseError(f"the {term.name} term has no gradient")
+        if not torch.allclose(sum(alone[1:], alone[0]), whole, rtol=1e-3, atol=1e-4):
+            raise StillhouseError("the terms' gradients don't add up to the objective's")
+        names += [term.name for term in objective.terms]
+    return f"each of {', '.join(names)} has a gradient, and they add up to the whole"
+
+
+def _flat(loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
+    found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+    pairs = zip(found, weights, strict=True)
+    return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in pairs])
 
 
 def _tokenizers(pair: _Pair) -> str:
@@ -229,7 +251,10 @@ CHECKS: dict[str, Callable[[_Pair], str]] = {
 def selfcheck(config: DistillConfig) -> list[Check]:
     """Runs every check on a config's teacher, student and first rows. Label names are matched on
     the way; a mismatch raises DataError as it would in a run."""
+    if config.task == "masked_lm":
+        raise UsageError("selfcheck looks at rows and labels; give it the task to be distilled")
     setup = prepare(config)
+    assert setup.splits is not None
     part: Part = setup.splits.labelled.parts[0]
     pool = Pool([Part(part.rows, part.indices[:ROWS], labelled=True)])
     found: list[Check] = []

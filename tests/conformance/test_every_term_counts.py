@@ -41,7 +41,7 @@ def gradient(terms: list[TermConfig]) -> tuple[Tensor, dict[str, float]]:
         tiny.line_forward,
         progress=0.3,
         rngs=[np.random.default_rng(0)] * 2,
-        total_rows=20,
+        totals={"examples": 20, "scored": 20},
         norms=True,
     )
     assert model.weight.grad is not None

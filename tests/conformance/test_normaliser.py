@@ -63,7 +63,7 @@ def step(
         forward,
         progress=0.5,
         rngs=[np.random.default_rng(0) for _ in parts],
-        total_rows=ROWS,
+        totals={"examples": ROWS, "scored": ROWS},
         norms=True,
     )
     return stats, {name: p.grad.clone() for name, p in model.named_parameters()}

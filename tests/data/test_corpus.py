@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import tiny
@@ -138,7 +138,7 @@ def test_chunked_blocks_of_mostly_unknown_tokens_are_left_out(tmp_path: Path) ->
     assert len(found.train) == 3  # 7 of 16 tokens are unknown; 8 of 16 are too many
     assert "mostly unknown tokens left out of train: 3" in " ".join(found.notes)
     packed = cut(path, tmp_path)
-    assert len(packed.train) == 7
+    assert len(packed.train) == 6
     assert BERT.unk_token_id in insides(packed.train)
 
 
@@ -229,7 +229,7 @@ def test_a_stored_corpus_is_not_tokenised_again(
         load_corpus(config.model_copy(update=change), BERT, tmp_path / "store", max_length=64)
     load_corpus(config, tiny.tokenizer("roberta"), tmp_path / "store", max_length=64)
     load_corpus(config, BERT, tmp_path / "store", max_length=14)
-    write(path, train=LINES[1:])
+    write(path, train=LINES[:-1])
     changed = load_corpus(config, BERT, tmp_path / "store", max_length=64)
     assert len(calls) == 6
     assert changed.fingerprint != first.fingerprint
@@ -269,10 +269,11 @@ def test_rows_are_a_draw_by_content(tmp_path: Path) -> None:
     places = [every.index(block) for block in chosen]
     assert places == sorted(places), "in the corpus's order"
     assert places != list(range(40)), "not the first ones"
+    assert (some.train.keys_N2 == whole.train.keys_N2[places]).all()
     assert set(map(tuple, chosen)) < set(map(tuple, blocks_of(more.train)))
     assert len(some.reported) == len(whole.reported)
     assert some.fingerprint != whole.fingerprint
-    counted = np.bincount(sum(chosen, []), minlength=len(BERT))
+    counted = np.bincount(np.concatenate(chosen), minlength=len(BERT))
     assert some.train.counts().tolist() == counted.tolist()
     assert len(cut(path, tmp_path, rows=10**6).train) == len(whole.train)
 
@@ -280,10 +281,17 @@ def test_rows_are_a_draw_by_content(tmp_path: Path) -> None:
 def test_counts_are_of_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COUNTED", 7)
     found = cut(write(tmp_path / "text", train=LINES, valid=LINES[:60]), tmp_path)
-    expected = np.bincount(sum(blocks_of(found.train), []), minlength=len(BERT))
+    expected = np.bincount(np.concatenate(blocks_of(found.train)), minlength=len(BERT))
     assert found.train.counts().tolist() == expected.tolist()
     assert found.train.counts() is found.train.counts()
     assert found.train.special == set(range(5)) == special_ids(BERT)
+
+
+def test_special_tokens_are_those_that_were_added_as_such_too() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([AddedToken("<speaker>", special=True)], special_tokens=True)
+    tokenizer.add_tokens(["naïve"])  # a word
+    assert special_ids(tokenizer) == {*range(5), 65}
 
 
 def test_keys_stand_for_a_blocks_ids(tmp_path: Path) -> None:
@@ -346,6 +354,18 @@ def test_long_lines_and_odd_letters(
         assert insides(pieces.train)[:3000] == insides(whole.train)[:3000]
     else:
         assert blocks_of(pieces.train) == blocks_of(whole.train)
+
+
+def test_pieces_of_a_long_line_are_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut before a space, which a byte-level tokenizer needs, or anywhere if there is none."""
+    monkeypatch.setattr(module, "CHARACTERS", 10)
+    texts = ["the film was good", "x" * 25, "the" + "x" * 20, " " * 30 + "a", "short"]
+    found = list(module._pieces([("train", text) for text in texts]))
+    ends = [i + 1 for i, (_, _, last) in enumerate(found) if last]
+    for start, end, text in zip([0, *ends], ends, texts, strict=False):
+        assert "".join(piece for _, piece, _ in found[start:end]) == text
+    assert [piece for _, piece, _ in found[:2]] == ["the film", " was good"]
+    assert max(len(piece) for _, piece, _ in found) == 10
 
 
 def bare(**names: str) -> PreTrainedTokenizerFast:

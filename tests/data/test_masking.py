@@ -18,9 +18,10 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("share, maskable, count", [
-    (0.15, 1000, 150), (0.15, 7, 1), (0.15, 3, 1), (0.15, 1, 1), (0.5, 7, 4), (1.0, 9, 9), (0.15, 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "share, maskable, count",
+    [(0.15, 1000, 150), (0.15, 7, 1), (0.15, 3, 1), (0.5, 7, 4), (1.0, 9, 9), (0.15, 0, 0)],
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_exactly_the_share_of_the_whole_batch_is_chosen(
     share: float, maskable: int, count: int, weighted: bool

@@ -1,6 +1,7 @@
-"""The fast path computes what the model's own forward computes: values, gradients, dropout.
+"""The fast path computes what the model's own forward computes: values, gradients, dropout, and
+what is read inside.
 
-Axes: B examples, K choices.
+Axes: B examples, K choices, T tokens, N scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import tiny
-from stillhouse.models.forward import has_fast_path, scores, training_mode
+from stillhouse.core.types import Batch, StudentOutput, Tap, What
+from stillhouse.models.forward import fast_weights, has_fast_path, run, scores, training_mode
+from stillhouse.models.student import blocks
+from stillhouse.models.taps import reading
 
+FAST = ["bert", "roberta", "xlm-roberta", "distilbert"]
 TEXTS = [text for text, _ in tiny.sentences(12)]
 
 
@@ -29,20 +34,20 @@ def own(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     return model(**batch).logits
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", FAST)
 @pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 def test_fast_scores_equal_the_models_own(kind: str, pairs: bool, padded: bool) -> None:
     model, batch = tiny.model(kind, layers=3), inputs(kind, pairs=pairs, padded=padded)
     assert has_fast_path(model)
     expected_BK = own(model, batch)
-    assert expected_BK.std(0).min() > 0.01, "rows that all score alike would hide a mistake"
+    assert expected_BK.std(0).max() > 0.01, "rows that all score alike would hide a mistake"
     found_BK = scores(model, batch, precision="float32")
     assert found_BK.dtype == torch.float32
     torch.testing.assert_close(found_BK, expected_BK, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", FAST)
 def test_fast_gradients_equal_the_models_own(kind: str) -> None:
     model, batch = tiny.model(kind, layers=3, dropout=0.0), inputs(kind, pairs=True)
     weights_BK = torch.randn(len(TEXTS), 2, generator=torch.Generator().manual_seed(0))
@@ -52,12 +57,12 @@ def test_fast_gradients_equal_the_models_own(kind: str) -> None:
         model.zero_grad()
         found_BK = scores(model, batch, precision="float32", rng=np.random.default_rng(0))
         (found_BK * weights_BK).sum().backward()
-    assert len(expected) > 40
+    assert len(expected) >= 38 + 16
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("kind", FAST)
 def test_bf16_is_close(kind: str) -> None:
     model, batch = tiny.model(kind), inputs(kind)
     found_BK = scores(model, batch, precision="bf16")
@@ -66,8 +71,9 @@ def test_bf16_is_close(kind: str) -> None:
     assert 0 < difference < 0.05
 
 
-def test_dropout_is_on_with_a_generator_and_follows_it() -> None:
-    model, batch = tiny.model(dropout=0.3), inputs("bert")
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_dropout_is_on_with_a_generator_and_follows_it(kind: str) -> None:
+    model, batch = tiny.model(kind, dropout=0.3), inputs(kind)
     once, again, other = (
         scores(model, batch, precision="float32", rng=np.random.default_rng(seed))
         for seed in (1, 1, 2)
@@ -79,10 +85,12 @@ def test_dropout_is_on_with_a_generator_and_follows_it() -> None:
     assert not torch.allclose(once, plain)
 
 
-def test_fast_dropout_has_the_moments_of_the_models_own() -> None:
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_fast_dropout_has_the_moments_of_the_models_own(kind: str) -> None:
     """Every dropout is there: the scores' spread over many draws is that of torch's dropout."""
-    model = tiny.model(dropout=0.2, layers=2)
-    one = dict(tiny.tokenizer()("the film was good but the ending slow", return_tensors="pt"))
+    model = tiny.model(kind, dropout=0.2, layers=2)
+    text = "the film was good but the ending slow"
+    one = dict(tiny.tokenizer(kind)(text, return_tensors="pt"))
     batch = {name: tensor.expand(4000, -1) for name, tensor in one.items()}
     with torch.no_grad(), training_mode(model, on=True):
         fast_BK = scores(model, batch, precision="float32", rng=np.random.default_rng(0))
@@ -92,7 +100,7 @@ def test_fast_dropout_has_the_moments_of_the_models_own() -> None:
     torch.testing.assert_close(fast_BK.std(0), own_BK.std(0), atol=0, rtol=0.07)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", FAST)
 def test_longer_padding_changes_nothing(kind: str) -> None:
     model, batch = tiny.model(kind), inputs(kind)
     pad = {"input_ids": model.config.pad_token_id}
@@ -111,7 +119,13 @@ def test_longer_padding_changes_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("distilbert", {}), ("bert", {"hidden_act": "relu"}), ("bert", {"is_decoder": True})],
+    [
+        ("electra", {}),
+        ("modernbert", {}),
+        ("bert", {"hidden_act": "relu"}),
+        ("distilbert", {"activation": "relu"}),
+        ("bert", {"is_decoder": True}),
+    ],
 )
 def test_other_models_answer_with_their_own_forward(kind: str, settings: dict[str, object]) -> None:
     model, batch = tiny.model(kind, **settings), inputs(kind)
@@ -125,3 +139,199 @@ def test_training_mode_is_put_back() -> None:
         assert model.training
         raise ValueError("inside")
     assert not model.training
+
+
+LAYERS = 3
+PARTS: tuple[What, ...] = ("queries", "keys", "values", "scores", "probabilities")
+
+
+def everything(stop: int = LAYERS) -> set[Tap]:
+    inside = {Tap(what, k) for what in PARTS for k in range(1, stop + 1)}
+    return inside | {Tap("hidden", k) for k in range(stop + 1)}
+
+
+def rows(kind: str, *, padded: bool = True, masked: bool = False) -> Batch:
+    """With `masked`, the second and third token of each text are scored."""
+    found = inputs(kind, padded=padded)
+    count, width = found["input_ids"].shape
+    scored_N = torch.arange(count)[:, None] * width + torch.tensor([1, 2]) if masked else None
+    return Batch(found, np.arange(count), scored_N=None if scored_N is None else scored_N.flatten())
+
+
+def real(state: Tensor, batch: Batch) -> Tensor:
+    mask_BT = batch.inputs["attention_mask"].bool()
+    return state[mask_BT] if state.ndim == 3 else state.transpose(1, 2)[mask_BT]
+
+
+def weighted(output: StudentOutput, batch: Batch) -> Tensor:
+    assert output.states is not None
+    draw = torch.Generator().manual_seed(0)
+    total = torch.zeros(())
+    for _, state in sorted(output.states.found.items()):
+        x = real(state, batch)
+        total = total + (x * torch.randn(x.shape, generator=draw)).sum()
+    return total
+
+
+def answer(
+    model: PreTrainedModel, batch: Batch, *, fast: bool, **settings: object
+) -> StudentOutput:
+    return run(model, batch, precision="float32", fast=fast, **settings)
+
+
+@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("masked", [False, True], ids=["classifier", "masked_lm"])
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_fast_states_are_the_models_own(kind: str, masked: bool, padded: bool) -> None:
+    model = tiny.model(kind, layers=LAYERS, masked=masked, dropout=0.0)
+    batch = rows(kind, padded=padded, masked=masked)
+    assert has_fast_path(model)
+    with torch.no_grad(), reading(model, everything()) as expected:
+        model(**batch.inputs)
+    output = answer(model, batch, fast=True, reads=everything())
+    assert output.states is not None
+    assert torch.equal(output.states.mask_BT, batch.inputs["attention_mask"].bool())
+    assert set(output.states.found) == everything()
+    for tap, state in expected.items():
+        mine = output.states[tap]
+        assert mine.shape == state.shape, tap
+        torch.testing.assert_close(
+            real(mine, batch), real(state, batch), atol=1e-5, rtol=1e-5, msg=str(tap)
+        )
+
+
+@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("scored", [True, False])
+def test_gradients_of_fast_states_are_the_models_own(kind: str, scored: bool) -> None:
+    model, batch = tiny.model(kind, layers=LAYERS, dropout=0.0), rows(kind)
+    found: list[dict[str, Tensor]] = []
+    for fast in (True, False):
+        output = answer(model, batch, fast=fast, reads=everything(2), scored=scored)
+        total = weighted(output, batch)
+        (total + output.scores_NK[:, 0].sum() if scored else total).backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    mine, expected = found
+    assert mine.keys() == expected.keys()
+    assert any(f".{LAYERS - 1}." in name for name in mine) is scored, "the last block's gradients"
+    for name, gradient in expected.items():
+        scale = 1 + float(gradient.abs().max())
+        torch.testing.assert_close(
+            mine[name] / scale, gradient / scale, atol=1e-5, rtol=0, msg=name
+        )
+
+
+@pytest.mark.parametrize("kind", [*FAST, "electra", "modernbert"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "own"])
+def test_reading_does_not_change_the_scores(kind: str, fast: bool) -> None:
+    """Not even at the last layer, of which a classifier's scores need the first token only."""
+    model, batch = tiny.model(kind, layers=LAYERS), rows(kind)
+    expected_BK = answer(model, batch, fast=fast).scores_NK
+    assert answer(model, batch, fast=fast).states is None
+    for tap in (Tap("hidden", LAYERS), Tap("probabilities", LAYERS), Tap("queries", LAYERS)):
+        found = answer(model, batch, fast=fast, reads={tap})
+        torch.testing.assert_close(found.scores_NK, expected_BK, atol=1e-6, rtol=1e-6)
+        assert found.states is not None
+        assert found.states[tap].shape[:1] == expected_BK.shape[:1]
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_a_modules_output_is_read_in_the_models_own_forward(kind: str) -> None:
+    model, batch = tiny.model(kind), rows(kind)
+    tap = Tap("module", name=f"{blocks(model)[0]}.0")
+    output = answer(model, batch, fast=True, reads={tap, Tap("hidden", 1)})
+    assert output.states is not None
+    assert torch.equal(output.states[tap], output.states[Tap("hidden", 1)])
+    expected_BK = answer(model, batch, fast=False).scores_NK
+    assert torch.equal(output.scores_NK, expected_BK)
+
+
+@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("masked", [False, True], ids=["classifier", "masked_lm"])
+def test_unscored_nothing_above_the_highest_read_layer_is_computed(kind: str, masked: bool) -> None:
+    model, batch = tiny.model(kind, layers=LAYERS, masked=masked), rows(kind, masked=masked)
+    broken_ones = dict.fromkeys(range(LAYERS + 1), 0)
+    for stop in (0, 1, 2, LAYERS):
+        wanted = everything(stop)
+        expected = answer(model, batch, fast=True, reads=wanted).states
+        broken = tiny.model(kind, layers=LAYERS, masked=masked)
+        with torch.no_grad():
+            parts = (broken.base_model.embeddings, *blocks(broken)[1][:stop])
+            needed = {id(p) for part in parts for p in part.parameters()}
+            for parameter in broken.parameters():
+                if id(parameter) not in needed:
+                    broken_ones[stop] += 1
+                    parameter.fill_(torch.nan)
+        given = fast_weights(broken, "float32", stop)
+        for weights in (None, given):
+            output = answer(broken, batch, fast=True, reads=wanted, scored=False, weights=weights)
+            assert output.scores_NK.shape == (len(TEXTS), 0)
+            assert output.states is not None
+            assert expected is not None
+            for tap in wanted:
+                assert torch.equal(output.states[tap], expected[tap]), tap
+    assert broken_ones[0] > broken_ones[1] > broken_ones[2] > broken_ones[LAYERS] > 0
+
+
+@pytest.mark.parametrize("kind", [*FAST, "electra", "modernbert"])
+def test_unscored_states_of_the_own_forward_are_the_same(kind: str) -> None:
+    for masked in (False, True):
+        model, batch = tiny.model(kind, layers=LAYERS, masked=masked), rows(kind, masked=masked)
+        expected = answer(model, batch, fast=False, reads=everything()).states
+        output = answer(model, batch, fast=False, reads=everything(), scored=False)
+        assert output.scores_NK.shape == (len(TEXTS), 0)
+        assert expected is not None
+        assert output.states is not None
+        assert all(torch.equal(output.states[tap], expected[tap]) for tap in everything())
+
+
+@pytest.mark.parametrize("kind", [*FAST, "electra", "modernbert"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "own"])
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_masked_language_models_score_chosen_tokens(kind: str, fast: bool, padded: bool) -> None:
+    model = tiny.model(kind, layers=LAYERS, masked=True)
+    batch = rows(kind, padded=padded, masked=True)
+    assert has_fast_path(model) is (kind in FAST)
+    with torch.no_grad():
+        full_NV = own(model, batch.inputs).flatten(0, 1)[batch.scored_N]
+    output = answer(model, batch, fast=fast)
+    assert output.scores_NK.shape == (2 * len(batch.rows), model.config.vocab_size)
+    assert full_NV.std(0).max() > 0.01
+    torch.testing.assert_close(output.scores_NK, full_NV, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_gradients_of_chosen_tokens_are_those_of_all(kind: str) -> None:
+    model, batch = tiny.model(kind, masked=True, dropout=0.0), rows(kind, masked=True)
+    draw = torch.Generator().manual_seed(0)
+    weights_NV = torch.randn(len(batch.scored_N), model.config.vocab_size, generator=draw)
+    (own(model, batch.inputs).flatten(0, 1)[batch.scored_N] * weights_NV).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    (answer(model, batch, fast=True).scores_NK * weights_NV).sum().backward()
+    for name, parameter in model.named_parameters():
+        scale = 1 + float(expected[name].abs().max())
+        torch.testing.assert_close(
+            parameter.grad / scale, expected[name] / scale, atol=1e-5, rtol=0, msg=name
+        )
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "modernbert"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "own"])
+def test_token_types_are_dropped_where_a_model_has_none(kind: str, fast: bool) -> None:
+    """A BERT's student shares its tokenizer."""
+    model = tiny.model(kind)
+    given = inputs("bert", pairs=True)
+    assert given["token_type_ids"].any()
+    bare = {name: t for name, t in given.items() if name != "token_type_ids"}
+    expected_BK = scores(model, bare, precision="float32", fast=fast)
+    assert torch.equal(scores(model, given, precision="float32", fast=fast), expected_BK)
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "own"])
+def test_token_types_stay_where_a_model_has_them(kind: str, fast: bool) -> None:
+    model, given = tiny.model(kind), inputs(kind, pairs=True)
+    bare = {name: t for name, t in given.items() if name != "token_type_ids"}
+    found_BK, other_BK = (scores(model, x, precision="float32", fast=fast) for x in (given, bare))
+    assert not torch.allclose(found_BK, other_BK, atol=1e-3)

@@ -1,14 +1,51 @@
-"""Students: which layers stay, what fresh shapes get, what is refused."""
+"""Students: which layers stay, what fresh shapes get, what is refused.
+
+Axes: B examples, T tokens, H hidden.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 import tiny
 from stillhouse.core.config import StudentConfig
 from stillhouse.core.errors import ModelError
-from stillhouse.models.student import build, choose_layers, parameters, refuse_larger, take_layers
+from stillhouse.models.student import (
+    blocks,
+    build,
+    choose_layers,
+    distilbert,
+    parameters,
+    refuse_larger,
+    take_layers,
+)
+
+DISTILBERT = StudentConfig(family="distilbert")
+masked_or_not = pytest.mark.parametrize("masked", [False, True], ids=["classifier", "masked_lm"])
+
+
+def texts() -> dict[str, Tensor]:
+    found = [text for text, _ in tiny.sentences(6)]
+    return dict(tiny.tokenizer()(found, padding=True, return_tensors="pt"))
+
+
+def without_types(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t for name, t in batch.items() if name != "token_type_ids"}
+
+
+@torch.no_grad()
+def hidden(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
+    mask_BT = batch["attention_mask"].bool()
+    return [x[mask_BT] for x in model(**batch, output_hidden_states=True).hidden_states]
 
 
 @pytest.mark.parametrize(
@@ -38,9 +75,10 @@ def test_any_count_gives_that_many_rising_layers() -> None:
                 assert layers[-1] == total or keep == "first"
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_a_student_of_all_layers_is_its_teacher(kind: str) -> None:
-    source = tiny.model(kind, layers=3)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@masked_or_not
+def test_a_student_of_all_layers_is_its_teacher(kind: str, masked: bool) -> None:
+    source = tiny.model(kind, layers=3, masked=masked)
     student = take_layers(source, [1, 2, 3])
     assert type(student) is type(source)
     for name, tensor in source.state_dict().items():
@@ -48,9 +86,10 @@ def test_a_student_of_all_layers_is_its_teacher(kind: str) -> None:
     assert not student.training
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_taken_weights_are_copies(kind: str) -> None:
-    source = tiny.model(kind, layers=3)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@masked_or_not
+def test_taken_weights_are_copies(kind: str, masked: bool) -> None:
+    source = tiny.model(kind, layers=3, masked=masked)
     before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
     student = take_layers(source, [1, 3])
     with torch.no_grad():
@@ -67,7 +106,7 @@ def test_the_label_names_come_along() -> None:
     assert student.config.num_hidden_layers == 1
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
 def test_a_fresh_shape_is_as_asked_and_follows_its_seed(kind: str) -> None:
     source = tiny.model(kind, layers=3)
     shape = StudentConfig(layers=2, width=16)
@@ -121,9 +160,215 @@ def test_impossible_shapes_are_refused(shape: StudentConfig, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (StudentConfig(), "layer 2 of a modernbert can't be a first one, which has no attn_norm"),
+        (StudentConfig(layers=5, ffn=24), "a student of 5 layers is larger than its source's 4"),
+    ],
+)
+def test_modernberts_first_block_and_its_kinds_of_layers_are_minded(
+    shape: StudentConfig, says: str
+) -> None:
+    source = tiny.model("modernbert", layers=4)
+    with pytest.raises(ModelError, match=says) as caught:
+        build(source, shape)
+    assert "\n" not in str(caught.value)
+    assert build(source, StudentConfig(layers=[1, 4])).config.layer_types == [
+        "full_attention",
+        "sliding_attention",
+    ]
+
+
 def test_a_larger_student_is_refused() -> None:
     small, big = tiny.model(layers=1), tiny.model(layers=2)
     refuse_larger(small, big)
     refuse_larger(big, big)
     with pytest.raises(ModelError, match=f"{parameters(big):,} against {parameters(small):,}"):
         refuse_larger(big, small)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_taken_layers_of_a_masked_language_model_keep_its_head_and_tie(kind: str) -> None:
+    source = tiny.model(kind, layers=3, masked=True)
+    student = take_layers(source, [1, 3])
+    words = student.get_input_embeddings().weight
+    tied = student.get_output_embeddings().weight is words
+    assert tied
+    assert torch.equal(words, source.get_input_embeddings().weight)
+    inside = f"{source.base_model_prefix}."
+    head = {n: t for n, t in source.state_dict().items() if not n.startswith(inside)}
+    assert len(head) >= 4
+    for name, tensor in head.items():
+        assert torch.equal(student.state_dict()[name], tensor), name
+    with torch.no_grad():
+        words.add_(1.0)
+    assert torch.equal(student.get_output_embeddings().weight, words)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("width", [None, 16], ids=["taken", "narrow"])
+@masked_or_not
+def test_fresh_shares_no_weight_with_its_source(kind: str, width: int | None, masked: bool) -> None:
+    """Only what every untrained model starts with (zeros, ones) may be equal."""
+    source = tiny.model(kind, layers=3, masked=masked)
+    shape = StudentConfig(layers=2, keep="first", width=width, fresh=True)
+    student, again, other = (build(source, shape, seed=seed) for seed in (1, 1, 2))
+    held = {tuple(p.shape): [] for p in source.parameters()}
+    for parameter in source.parameters():
+        held[tuple(parameter.shape)].append(parameter)
+    drawn = 0
+    for name, parameter in student.named_parameters():
+        assert all(p.data_ptr() != parameter.data_ptr() for p in source.parameters()), name
+        same = [p for p in held.get(tuple(parameter.shape), []) if torch.equal(p, parameter)]
+        assert not same, name
+        drawn += parameter.ndim == 2
+    assert drawn >= 10
+    assert student.config.num_hidden_layers == 2
+    assert not student.training
+    states = [model.state_dict() for model in (student, again, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    words = next(
+        name
+        for name in states[0]
+        if name.endswith(("word_embeddings.weight", "tok_embeddings.weight"))
+    )
+    assert not torch.equal(states[0][words], states[2][words])
+
+
+def test_fresh_of_family_distilbert_shares_no_weight_with_its_source() -> None:
+    source = tiny.model(layers=3)
+    shape = StudentConfig(layers=2, family="distilbert", fresh=True)
+    student = build(source, shape, seed=1)
+    assert student.config.model_type == "distilbert"
+    held = list(source.state_dict().values())
+    for name, parameter in student.named_parameters():
+        same = [t for t in held if t.shape == parameter.shape and torch.equal(t, parameter)]
+        assert not same, name
+
+
+# Family distilbert.
+
+
+@masked_or_not
+def test_a_distilbert_of_all_layers_is_its_source(masked: bool) -> None:
+    """For single texts: every token is then of the first type."""
+    source, batch = tiny.model(layers=2, masked=masked), texts()
+    student = build(source, StudentConfig(layers=2, family="distilbert"))
+    expected = hidden(source, batch)
+    for k, (mine, theirs) in enumerate(
+        zip(hidden(student, without_types(batch)), expected, strict=True)
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5, msg=f"layer {k}")
+    types_TH = source.bert.embeddings.token_type_embeddings.weight
+    assert float(types_TH[0].detach().norm()) > 0.1, "a type of zeros would hide a lost one"
+    assert not student.training
+
+
+@pytest.mark.parametrize("layers", [[1], [2, 4], [1, 3, 4]])
+def test_distilbert_takes_the_named_layers(layers: list[int]) -> None:
+    """The same as the source with these blocks only."""
+    source, batch = tiny.model(layers=4), texts()
+    student = build(source, StudentConfig(layers=layers, family="distilbert"))
+    expected = hidden(take_layers(source, layers), batch)
+    found = hidden(student, without_types(batch))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_distilbert_takes_layers_as_any_student_does() -> None:
+    source, batch = tiny.model(layers=4), texts()
+    found = hidden(build(source, DISTILBERT), without_types(batch))
+    expected = hidden(build(source, StudentConfig(layers=[2, 4])), batch)
+    torch.testing.assert_close(found[-1], expected[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_masked_distilbert_gives_its_sources_vocabulary_scores(tied: bool) -> None:
+    source = tiny.model(layers=2, masked=True, tie_word_embeddings=tied)
+    batch = texts()
+    student = build(source, StudentConfig(layers=2, family="distilbert"))
+    with torch.no_grad():
+        mine_BTV = student(**without_types(batch)).logits
+        theirs_BTV = source(**batch).logits
+    mask_BT = batch["attention_mask"].bool()
+    torch.testing.assert_close(mine_BTV[mask_BT], theirs_BTV[mask_BT], atol=1e-4, rtol=1e-4)
+    words, decoder = student.get_input_embeddings(), student.get_output_embeddings()
+    assert (words.weight is decoder.weight) is tied
+
+
+def test_a_distilberts_classifier_is_fresh_and_follows_its_seed() -> None:
+    source = tiny.model(layers=2, labels=["no", "maybe", "yes"])
+    student, same, other = (build(source, DISTILBERT, seed=seed) for seed in (1, 1, 2))
+    assert student.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    assert student.config.problem_type == "single_label_classification"
+    for name in ("pre_classifier", "classifier"):
+        weights = [model.get_submodule(name).weight for model in (student, same, other)]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+        for held in (source.classifier.weight, source.bert.pooler.dense.weight):
+            assert held.shape != weights[0].shape or not torch.equal(held, weights[0])
+    inside = [n for n in student.state_dict() if n.startswith("distilbert.")]
+    assert all(torch.equal(student.state_dict()[n], other.state_dict()[n]) for n in inside)
+
+
+@masked_or_not
+def test_a_distilberts_weights_are_copies_and_its_settings_its_sources(masked: bool) -> None:
+    """Its padding too: a word at DistilBERT's own place of it would never be trained."""
+    source = tiny.model(layers=2, masked=masked, dropout=0.3, pad_token_id=7)
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    student = build(source, DISTILBERT)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+    assert student.get_input_embeddings().padding_idx == student.config.pad_token_id == 7
+    assert student.config.dropout == student.config.attention_dropout == 0.3
+
+
+def test_distilbert_leaves_torchs_random_numbers_alone() -> None:
+    source = tiny.model()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build(source, DISTILBERT, seed=5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "layers", "says"),
+    [
+        ("roberta", {}, [1], "made of a BERT, not of a roberta"),
+        ("distilbert", {}, [1], "made of a BERT, not of a distilbert"),
+        ("electra", {}, [1], "made of a BERT, not of a electra"),
+        ("bert", {"hidden_act": "relu"}, [1], "has gelu, this BERT has relu"),
+        ("bert", {}, [1, 3], "not all among the source's 1 to 2"),
+    ],
+)
+def test_what_no_distilbert_is_made_of(
+    kind: str, settings: dict[str, str], layers: list[int], says: str
+) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        distilbert(tiny.model(kind, layers=2, **settings), layers, 0)
+    assert "\n" not in str(caught.value)
+
+
+@masked_or_not
+@pytest.mark.parametrize("kind", [*tiny.KINDS, "bert to distilbert"])
+def test_saved_and_loaded_by_transformers(kind: str, masked: bool, tmp_path: Path) -> None:
+    family = "distilbert" if " " in kind else "same"
+    source = tiny.model(kind.partition(" ")[0], layers=3, masked=masked)
+    student = build(source, StudentConfig(layers=[1, 3], family=family), seed=3)
+    student.save_pretrained(tmp_path)
+    auto = AutoModelForMaskedLM if masked else AutoModelForSequenceClassification
+    loaded, report = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert type(loaded) is type(student)
+    assert len(blocks(loaded)[1]) == 2
+    batch = texts() if family == "same" else without_types(texts())
+    if kind in ("distilbert", "modernbert"):
+        batch = without_types(batch)
+    if "roberta" in kind:
+        batch = {name: t.clamp(max=64) for name, t in without_types(batch).items()}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, student(**batch).logits)

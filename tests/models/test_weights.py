@@ -39,7 +39,7 @@ def drawn() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_gradients_are_those_of_the_parameters(kind: str, precision: Any) -> None:
     """Each element of the buffers gets the gradient of the parameter that lives there."""
@@ -53,7 +53,7 @@ def test_gradients_are_those_of_the_parameters(kind: str, precision: Any) -> Non
         pairs = flat.pairs(DTYPES[precision])
         found_BK = scores(model, rows.inputs, precision=precision, rng=drawn(), weights=pairs)
         loss(found_BK).backward()
-        tolerance = 1e-5 if precision == "float32" else 0.02
+        tolerance = 1e-5 if precision == "float32" else 0.04
         torch.testing.assert_close(found_BK, expected_BK, atol=tolerance, rtol=tolerance)
         at = {leaf.tensor.data_ptr(): leaf.tensor for leaf in flat.leaves()}
         inside = flat.parameters()

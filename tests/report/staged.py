@@ -80,7 +80,11 @@ def ablation(stage: str, without: str, gain: float, half: float, verdict: Verdic
         score=0.919 - gain,
         interval=(0.905 - gain, 0.932 - gain),
         seeds=[0.918 - gain, 0.92 - gain],
-        gain=Gain(value=gain, interval=(gain - half, gain + half), p_value=0.0004),
+        gain=Gain(
+            value=gain,
+            interval=(gain - half, gain + half),
+            p_value=0.0004 if verdict != "no difference" else 0.52,
+        ),
         verdict=verdict,
     )
 
@@ -194,7 +198,9 @@ def _lines(role: str, stage: StageResult, seed: int) -> list[dict[str, object]]:
     for step in range(10, stage.steps + 1, 10):
         where = {"run": role, "seed": seed, "step": step, "stage": stage.name}
         fall = math.exp(-step / (0.3 * stage.steps))
-        noise = 0.05 * math.sin(step * (seed + 2)) + 0.02 * seed
+        noise = (
+            0.05 * math.sin(step * (seed + 2)) + 0.02 * seed + (role not in ("student", "baseline"))
+        )
         lines.append({**where, "loss": _loss(stage, fall) + noise, "terms": _terms(stage, fall)})
         if stage.metric is not None and step % 50 == 0:
             score = _score(stage.metric, fall) + 0.004 * math.sin(seed * 9 + step)

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 from stillhouse.report import render
 
 from .runs import make_record, write
+from .staged import DISTIL, FINE_TUNE, PRETRAIN, similarity, stage_lines, staged
 
 CHROMIUM = os.environ.get("STILLHOUSE_CHROMIUM") or shutil.which("chromium")
 ARGUMENTS = [
@@ -53,18 +54,23 @@ def luminance(page: Page, selector: str, field: str) -> float:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of one run, and one of two, the second with very long words."""
+    """A page of one run, one of two, the second with very long words, and one of three stages."""
     root = tmp_path_factory.mktemp("runs")
     long = make_record(warnings=["w" * 300], sentence="Pneumonoultramicroscopic " * 6)
     runs = [write(root, "a"), write(root, "b" * 80, record=long)]
+    word = "w" * 120
+    stages = [PRETRAIN, DISTIL.model_copy(update={"name": word, "data": word}), FINE_TUNE]
+    record = staged(stages=stages, similarity=similarity(7, 25), diagnosis=[word * 3])
+    inside = write(root, "c", record=record, lines=stage_lines(stages))
     return {
         "one": render(runs[:1], root / "one.html"),
         "several": render(runs, root / "several.html"),
+        "inside": render([inside], root / "inside.html"),
     }
 
 
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
-@pytest.mark.parametrize("which", ["one", "several"])
+@pytest.mark.parametrize("which", ["one", "several", "inside"])
 def test_page_in_a_browser(
     browser: Browser, pages: dict[str, Path], scheme: Scheme, width: int, which: str
 ) -> None:

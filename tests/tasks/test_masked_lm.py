@@ -146,10 +146,10 @@ def test_a_fixed_mask_follows_the_content(tmp_path: Path) -> None:
     one = masked(tmp_path)
     keys = {key.tobytes(): row for row, key in enumerate(one.keys_N2)}
     (tmp_path / "b").mkdir()
-    found = corpus(tmp_path / "b", lines=[*LINES[100:], "a room", *LINES[:40]]).train
+    found = corpus(tmp_path / "b", lines=[*LINES[200:], "a room", *LINES[150:190]]).train
     two = MaskedBlocks(found, MaskingConfig(), tiny.tokenizer())
     both = [(row, keys[k.tobytes()]) for row, k in enumerate(two.keys_N2) if k.tobytes() in keys]
-    assert len(both) > 30
+    assert len(both) > 20
     assert any(a != b for a, b in both)
     for mine, theirs in both:
         a, b = parts(two.batch(np.array([mine]))), parts(one.batch(np.array([theirs])))

@@ -60,7 +60,23 @@ Student = Annotated[
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="how many seeds to train")]
 Task = Annotated[
     str | None,
-    typer.Option("--task", help="classification or regression (default: as the model's head)"),
+    typer.Option(
+        "--task", help="classification, regression (default: as the model's head) or masked_lm"
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="a published method's objective or stages: kd, fitnets, pkd-skip, pkd-last, tinybert, "
+        "minilm, minilm2, pretrained-distillation",
+    ),
+]
+Corpus = Annotated[
+    str | None,
+    typer.Option(
+        "--corpus", help="running text (.txt, or a folder with train.txt) for a method that uses it"
+    ),
 ]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that comes with a model")

@@ -9,6 +9,7 @@ import typer
 
 from stillhouse.cli import console, options
 from stillhouse.core.config import DistillConfig, FinetuneConfig
+from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import parse
 
 
@@ -16,6 +17,17 @@ def _data(
     data: str | None, text: str | None, pair: str | None, label: str | None
 ) -> dict[str, Any]:
     return {"data.path": data, "data.text": text, "data.pair": pair, "data.label": label}
+
+
+def _method(name: str | None, corpus: str | None) -> dict[str, Any]:
+    """The settings of --method. Raises UsageError for a corpus that nothing uses."""
+    if name is None:
+        if corpus is not None:
+            raise UsageError("--corpus is for a --method that begins on running text, as tinybert")
+        return {}
+    from stillhouse.flows.methods import method
+
+    return method(name, corpus)
 
 
 def distill(
@@ -26,6 +38,8 @@ def distill(
     data: options.Data = None,
     student: options.Student = None,
     unlabelled: options.Unlabelled = None,
+    method: options.Method = None,
+    corpus: options.Corpus = None,
     seeds: options.Seeds = None,
     task: options.Task = None,
     text_column: options.Text = None,
@@ -36,6 +50,9 @@ def distill(
         bool,
         typer.Option("--baseline/--no-baseline", help="also train the student without the teacher"),
     ] = True,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="also train it without each term of the objective")
+    ] = False,
     cache: options.Cache = None,
     config: options.Config = None,
     set_: options.Set = None,
@@ -59,6 +76,8 @@ def distill(
             "student": options.student(student) if student else None,
             "proof.seeds": list(range(seeds)) if seeds else None,
             "proof.baseline": None if baseline else False,
+            "proof.ablation": ablation or None,
+            **_method(method, corpus),
             "trust_remote_code": trust_remote_code or None,
         },
         set_,

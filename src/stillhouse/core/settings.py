@@ -74,14 +74,35 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
         if not equals or not name:
             raise UsageError(f"--set takes name=value, as in training.lr=3e-5; got {setting!r}")
         *sections, last = name.split(".")
-        place = values
+        place: Any = values
         for section in sections:
-            inner = place.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise UsageError(f"--set {name}: {section} is not a section")
-            place = inner
-        place[last] = _value(text)
+            place = _inside(place, section, name)
+        if isinstance(place, list):
+            place[_position(place, last, name)] = _value(text)
+        else:
+            place[last] = _value(text)
     return values
+
+
+def _inside(place: Any, section: str, name: str) -> Any:
+    """The section of that name, or the entry of a list with that number (or stage name)."""
+    if isinstance(place, list):
+        inner = place[_position(place, section, name)]
+    else:
+        inner = place.setdefault(section, {})
+    if not isinstance(inner, dict | list):
+        raise UsageError(f"--set {name}: {section} is not a section")
+    return inner
+
+
+def _position(place: list[Any], section: str, name: str) -> int:
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in place]
+    if section in names:
+        return names.index(section)
+    if not section.isdigit() or int(section) >= len(place):
+        known = ", ".join(str(each) for each in names if each) or f"0 to {len(place) - 1}"
+        raise UsageError(f"--set {name}: there is no {section} in that list, but {known}")
+    return int(section)
 
 
 def _value(text: str) -> Any:

@@ -177,7 +177,8 @@ def _files(config: CorpusConfig) -> dict[str, Path]:
         if len(present) > 1:
             listed = ", ".join(file.name for file in present)
             raise DataError(f"{path} has several {split} files ({listed}): leave one of them")
-        found |= {split: file for file in present}
+        if present:
+            found[split] = present[0]
     if "train" not in found:
         listing = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise DataError(f"{path} has no train.txt; it holds {listing}: give a folder with one")
@@ -209,7 +210,8 @@ def _apart(keys: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
 def _check(
     config: CorpusConfig, blocks: dict[str, int], shares: dict[str, float], length: int
 ) -> None:
-    for split, count in blocks.items():
+    for split in ("reported", "train", "held_out"):  # nothing to train on: nothing to hold out
+        count = blocks[split]
         if count >= FEWEST or shares.get(split) == 0:
             continue
         larger = f" or a larger share (--set corpus.{split}=...)" if split in shares else ""

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stillhouse.core.results import Efficiency
 from stillhouse.models.student import parameters
-from stillhouse.tasks.base import Dataset
+from stillhouse.tasks.base import Data
 
 Runner = Callable[[Mapping[str, Tensor]], object]
 ROUNDS, BURST, BATCH = 40, 5, 32
@@ -33,7 +33,7 @@ class Timing:
     throughput_per_s: float
 
 
-def samples(data: Dataset) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def samples(data: Data) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs of one row of median length, and of 32 rows around it."""
     order = np.argsort(data.lengths, kind="stable")
     middle = len(order) // 2
@@ -107,14 +107,16 @@ def folder_bytes(folder: Path) -> int:
 
 PROBE = """
 import sys, tempfile, torch
-from transformers import AutoModelForSequenceClassification, BertConfig
+import transformers
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 from transformers.utils import logging
 logging.disable_progress_bar()
 def status(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 def answer(folder):
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    kind = getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0])
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.ones(32, int(sys.argv[2]), dtype=torch.long)
     with torch.inference_mode():
         model(input_ids=ids, attention_mask=torch.ones_like(ids))

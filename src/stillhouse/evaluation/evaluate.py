@@ -17,15 +17,15 @@ from stillhouse.tasks.base import Data, Task
 def score_rows(
     model: nn.Module,
     data: Data,
-    task: Task,
+    task: Task | None = None,
     *,
     fast: bool = False,
     size: int = 64,
     max_tokens: int = 16_384,
     precision: str = "float32",
 ) -> np.ndarray:
-    """What the task keeps of the scores of every row, float32, N x S, in the data's order. Eval
-    mode, no gradient."""
+    """What the task keeps of the scores of every row (without one: all of them), float32, N x S,
+    in the data's order. Eval mode, no gradient."""
     device = next(model.parameters()).device
     out: np.ndarray | None = None
     with training_mode(model, on=False), torch.no_grad():
@@ -34,7 +34,9 @@ def score_rows(
             batch = data.batch(rows).to(device)
             answers = run(model, batch, precision=precision, fast=fast, weights=weights)
             assert batch.gold_N is not None
-            kept = task.reduce(answers.scores_NK, batch.gold_N).cpu().numpy()
+            scores_NK = answers.scores_NK
+            kept_NS = scores_NK if task is None else task.reduce(scores_NK, batch.gold_N)
+            kept = kept_NS.cpu().numpy()
             if out is None:
                 out = np.empty((len(data.gold_N), kept.shape[1]), np.float32)
             out[data.places(rows)] = kept

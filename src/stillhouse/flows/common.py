@@ -5,33 +5,20 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import DataError, ModelError
 from stillhouse.core.progress import Progress
-from stillhouse.core.types import SignalSource
 from stillhouse.data.encoding import encode, pad_id
 from stillhouse.data.sources import Pool
-from stillhouse.evaluation.evaluate import predict, score_rows
 from stillhouse.models.load import label_names
 from stillhouse.tasks.base import Dataset, Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
-from stillhouse.training import checkpoint
-from stillhouse.training.callbacks import advancing
-from stillhouse.training.loop import FitResult, fit
-from stillhouse.training.metrics import MetricsLog
-from stillhouse.training.objective import Objective
-from stillhouse.training.order import steps_per_epoch
-from stillhouse.training.steps import TextForward
 
 TRAINED_ON = "trained-on.npy"  # in a fine-tuned model's folder: folded keys of its training rows
 
@@ -144,102 +131,27 @@ def check_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+)
+
+
 def set_dropout(model: nn.Module, share: float | None) -> None:
     """Gives every dropout of a model one share, in its config and its modules. None: as it is."""
     if share is None:
         return
     config = getattr(model, "config", None)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+    for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, share)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One finished training: its facts, its answers to the reported rows; weights on disk."""
-
-    role: str
-    seed: int
-    fit: FitResult
-    scores_NK: np.ndarray
-    path: Path
-
-
-def train_once(
-    role: str,
-    seed: int,
-    make: Callable[[], nn.Module],
-    data: Dataset,
-    objective: Objective,
-    source: SignalSource | None,
-    config: TrainingConfig,
-    *,
-    task: Task,
-    held_out: Dataset,
-    reported: Dataset,
-    out: Path,
-    progress: Progress,
-) -> Trained:
-    """Trains one model of a run, or finds that it was done; a half-done one is continued.
-
-    Selection sees `held_out` only. The reported rows are answered once, when training is over.
-    """
-    folder = out / "checkpoints"
-    path = folder / f"{role}-{seed}.safetensors"
-    found = checkpoint.load(path)
-    if found is not None:
-        progress.note(f"{role}, seed {seed}: trained before")
-    else:
-        model = make()
-        set_dropout(model, config.dropout)
-        half = folder / f"{role}-{seed}.partial.safetensors"
-
-        def evaluate(now: nn.Module) -> float:
-            return task.score(predict(now, held_out, task, fast=True))[task.metric]
-
-        if half.exists():
-            progress.note(f"{role}, seed {seed}: goes on from its last checkpoint")
-        log = MetricsLog(out / "metrics.jsonl", run=role, seed=seed)
-        steps = config.steps or max(1, round(config.epochs * steps_per_epoch(data, config, seed)))
-        with progress.stage(f"training {role}, seed {seed}", steps, "steps") as advance:
-            result = fit(
-                model,
-                data,
-                objective,
-                source,
-                config,
-                seed=seed,
-                forward=TextForward(config),
-                evaluate=evaluate if len(held_out) else None,
-                log=log,
-                resume=half,
-                callbacks=[advancing(advance)],
-            )
-        tensors = dict(model.state_dict())
-        tensors["|reported"] = torch.from_numpy(score_rows(model, reported))
-        checkpoint.save(path, tensors, asdict(result))
-        half.unlink(missing_ok=True)
-        found = checkpoint.load(path)
-        assert found is not None
-    tensors, facts = found
-    return Trained(role, seed, FitResult(**facts), tensors["|reported"].numpy(), path)
-
-
-def load_trained(trained: Trained, model: nn.Module) -> nn.Module:
-    """`model` with the weights of a finished training."""
-    found = checkpoint.load(trained.path)
-    assert found is not None
-    weights = {name: tensor for name, tensor in found[0].items() if not name.startswith("|")}
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def best_of(runs: list[Trained]) -> Trained:
-    """The run to ship: the best on the held-out rows; without any, the first seed's."""
-    return max(runs, key=lambda run: -1.0 if run.fit.score is None else run.fit.score)
 
 
 def tidy(out: Path, *, keep: bool) -> None:

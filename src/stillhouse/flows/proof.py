@@ -6,11 +6,13 @@ Axes: N rows, K choices.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from stillhouse.core.results import (
+    Ablation,
     DataSummary,
     Disagreement,
     Efficiency,
@@ -23,19 +25,34 @@ from stillhouse.core.results import (
     Verdict,
 )
 from stillhouse.core.seeding import generator
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Predictions
+from stillhouse.data.corpus import Corpus
 from stillhouse.data.sources import Splits
 from stillhouse.evaluation.evaluate import calibration, confusion, interval
-from stillhouse.flows.common import Trained
-from stillhouse.flows.distill import Outcome
+from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
+from stillhouse.flows.distill import Outcome, Without
 from stillhouse.flows.finetune import Finetuned
+from stillhouse.flows.setup import stage_terms
+from stillhouse.flows.stages import Trained
 from stillhouse.numerics import stats
 from stillhouse.tasks.base import Task
 
 SHOWN = 30
 
 
-def _summary(splits: Splits, labels: list[str]) -> DataSummary:
+def _summary(splits: Splits | None, corpus: Corpus | None, labels: list[str]) -> DataSummary:
+    """Rows by what they are for; of running text, blocks."""
+    if splits is None:
+        assert corpus is not None
+        return DataSummary(
+            train=len(corpus.train),
+            labelled=0,
+            unlabelled=len(corpus.train),
+            held_out=len(corpus.held_out),
+            reported=len(corpus.reported),
+            labels=[],
+        )
     return DataSummary(
         train=len(splits.train),
         labelled=len(splits.labelled),
@@ -119,7 +136,9 @@ def _disagreements(
     outcome: Outcome, task: Task, teacher: Predictions, student: Predictions
 ) -> list[Disagreement]:
     """The reported rows where the two differ most: by the teacher's confidence in classification,
-    by distance in regression."""
+    by distance in regression. None of running text."""
+    if outcome.setup.splits is None:
+        return []
     if teacher.probabilities_NK is None or student.probabilities_NK is None:
         order = np.argsort(-np.abs(teacher.answers_N - student.answers_N), kind="stable")
     else:
@@ -207,9 +226,9 @@ def sentence(
 
 
 def distillation_record(
-    outcome: Outcome, costs: Mapping[str, Efficiency], exports: list[ExportResult]
+    outcome: Outcome, costs: Mapping[str, Efficiency], exports: list[ExportResult], out: Path
 ) -> Record:
-    """The record of a distillation. `costs` are the teacher's and the student's."""
+    """The record of a distillation in `out`. `costs` are the teacher's and the student's."""
     setup, config = outcome.setup, outcome.setup.config
     task, gold_N, resamples = setup.task, outcome.reported.gold_N, config.proof.resamples
     teacher_answers = task.predictions(outcome.teacher_scores_NK, gold_N)
@@ -230,13 +249,17 @@ def distillation_record(
         gain, verdict = _gain(
             task, outcome.students, outcome.baselines, gold_N, resamples=resamples
         )
-    seconds = sum(run.fit.seconds for run in outcome.students)
-    soft = next((t for t in config.objective if t.kind == "soft"), None)
+    seconds = sum(run.seconds for run in outcome.students)
+    terms = [term for stage in config.plan for term in stage_terms(stage, task)]
+    soft = next((t for t in terms if isinstance(t, TermConfig) and t.kind == "soft"), None)
+    ablations = [_ablation(task, outcome, each, gold_N, resamples) for each in outcome.ablations]
+    alike = similarity(outcome)
+    stages = stage_results(outcome, out)
     return Record(
         flow="distill",
         task=task.name,
         metric=task.metric,
-        data=_summary(setup.splits, task.choices),
+        data=_summary(setup.splits, setup.corpus, task.choices),
         teacher=teacher,
         student=student,
         baseline=baseline,
@@ -246,9 +269,9 @@ def distillation_record(
         timing=Timing(
             teacher_s=outcome.teacher_s,
             student_s=seconds,
-            baseline_s=sum(r.fit.seconds for r in outcome.baselines) if outcome.baselines else None,
+            baseline_s=sum(r.seconds for r in outcome.baselines) if outcome.baselines else None,
             total_s=outcome.total_s,
-            examples_per_s=sum(run.fit.examples for run in outcome.students) / max(seconds, 1e-9),
+            examples_per_s=sum(run.examples for run in outcome.students) / max(seconds, 1e-9),
         ),
         exports=exports,
         disagreements=_disagreements(
@@ -256,11 +279,40 @@ def distillation_record(
         ),
         warnings=[*outcome.notes, *_run_warnings(outcome.students)],
         temperature=soft.temperature.start if soft else None,
+        stages=stages,
+        ablations=ablations,
+        similarity=alike,
+        diagnosis=diagnosis(stages, ablations, alike, verdict),
+    )
+
+
+def _ablation(
+    task: Task, outcome: Outcome, found: Without, gold_N: Tensor, resamples: int
+) -> Ablation:
+    """The whole run against the same without one term."""
+    gain, verdict = _gain(task, outcome.students, found.runs, gold_N, resamples=resamples)
+    predictions = [task.predictions(run.scores_NK, gold_N) for run in found.runs]
+    scores = [task.score(each)[task.metric] for each in predictions]
+    covered = interval(
+        task,
+        [each.answers_N for each in predictions],
+        predictions[0].gold_N,
+        resamples=resamples,
+        rng=generator(0, "interval", found.stage, found.term),
+    )
+    return Ablation(
+        stage=found.stage,
+        without=found.term,
+        score=float(np.mean(scores)),
+        interval=covered,
+        seeds=scores,
+        gain=gain,
+        verdict=verdict,
     )
 
 
 def _run_warnings(runs: list[Trained]) -> list[str]:
-    return [f"{run.role}, seed {run.seed}: {text}" for run in runs for text in run.fit.warnings]
+    return [f"{run.role}, seed {run.seed}: {text}" for run in runs for text in run.warnings]
 
 
 def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
@@ -277,13 +329,13 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         gold_N=gold_N,
         resamples=done.config.resamples,
     )
-    seconds = done.trained.fit.seconds
+    seconds = done.trained.seconds
     low, high = model.interval
     return Record(
         flow="finetune",
         task=task.name,
         metric=task.metric,
-        data=_summary(done.splits, task.choices),
+        data=_summary(done.splits, done.corpus, task.choices),
         teacher=None,
         student=model,
         baseline=None,
@@ -295,7 +347,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
             teacher_s=0.0,
             student_s=seconds,
             total_s=done.total_s,
-            examples_per_s=done.trained.fit.examples / max(seconds, 1e-9),
+            examples_per_s=done.trained.examples / max(seconds, 1e-9),
         ),
-        warnings=[*done.splits.notes, *_run_warnings([done.trained])],
+        warnings=[*done.notes, *_run_warnings([done.trained])],
     )

@@ -10,13 +10,19 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.config import SOFT_AND_GOLD, CorpusConfig, DistillConfig, StageConfig
+from stillhouse.core.config import (
+    SOFT_AND_GOLD,
+    CorpusConfig,
+    DataConfig,
+    DistillConfig,
+    StageConfig,
+)
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import AnyTerm, InnerTermConfig, TermConfig
 from stillhouse.core.types import Dense
-from stillhouse.data.corpus import Corpus, load_corpus
+from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Splits, load
 from stillhouse.flows.common import check_padding, max_tokens, store_root, teacher_task
@@ -134,8 +140,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         return load_classifier(named, labels=task.choices, trust_remote_code=trust)
 
     made = _models(config, teacher, load_named if named else None)
-    has_gold = bool(len(splits.labelled))
-    return _checked(config, task, splits, None, teacher, *made, store, has_gold=has_gold)
+    return _checked(config, task, splits, None, teacher, *made, store)
 
 
 def _on_text(config: DistillConfig, progress: Progress) -> Setup:
@@ -158,15 +163,14 @@ def _on_text(config: DistillConfig, progress: Progress) -> Setup:
         )
     length = min(max_tokens(make(config.proof.seeds[0]), config.data.max_length),
                  max_tokens(teacher, config.data.max_length))  # fmt: skip
-    corpus = read_corpus(corpus_of(config), tokenizer, store, length, progress)
+    corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
     task = MaskedLM(tokenizer, width=teacher.config.vocab_size)
     made = (make, tokenizer, theirs)
-    return _checked(config, task, None, corpus, teacher, *made, store, has_gold=True)
+    return _checked(config, task, None, corpus, teacher, *made, store)
 
 
-def corpus_of(config: DistillConfig) -> CorpusConfig:
+def corpus_of(data: DataConfig) -> CorpusConfig:
     """The corpus section of a run that is all on running text."""
-    data = config.data
     return CorpusConfig(
         path=data.path, length=data.max_length, packed=data.packed, rows=data.labelled_rows
     )
@@ -179,14 +183,14 @@ def read_corpus(
     length: int,
     progress: Progress,
 ) -> Corpus:
-    from stillhouse.data.corpus import corpus_bytes
-
     with progress.stage(f"reading {Path(config.path).name}", corpus_bytes(config), "bytes") as read:
         return load_corpus(config, tokenizer, store, max_length=length, progress=read)
 
 
 def _models(
-    config: DistillConfig, teacher: PreTrainedModel, load_named: Callable[[], PreTrainedModel] | None
+    config: DistillConfig,
+    teacher: PreTrainedModel,
+    load_named: Callable[[], PreTrainedModel] | None,
 ) -> tuple[Make, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """How students are made, their tokenizer, and the teacher's."""
     shape, trust = config.student, config.trust_remote_code
@@ -232,8 +236,6 @@ def _checked(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
     store: Path,
-    *,
-    has_gold: bool,
 ) -> Setup:
     """The setup, every stage's objective built. Raises UsageError, ModelError."""
     student = make(config.proof.seeds[0])
@@ -253,27 +255,32 @@ def _checked(
         {},
     )
     for stage in config.plan:
-        own = stage_teacher(setup, stage)
-        terms = stage_terms(stage, task)
-        try:
-            found = (
-                _text_objective(terms, student, own, setup)
-                if stage.corpus
-                else objectives.build(
-                    terms,
-                    choices=task.width,
-                    signal=Dense,
-                    has_gold=has_gold,
-                    inside=_inside(terms, student, own, same_tokens=setup.same_tokens),
-                )
-            )
-            check_taps(student, found.student_taps)
-            check_taps(own, found.teacher_taps)
-        except UsageError as error:
-            where = f"stage {stage.name}: " if config.stages else ""
-            raise type(error)(f"{where}{error}") from None
-        setup.objectives[stage.name] = found
+        setup.objectives[stage.name] = build_objective(setup, stage)
     return setup
+
+
+def build_objective(setup: Setup, stage: StageConfig) -> Objective:
+    """A stage's terms, checked against both models. Raises UsageError, ModelError."""
+    student = setup.make(setup.config.proof.seeds[0])
+    terms = stage_terms(stage, setup.task)
+    try:
+        teacher = stage_teacher(setup, stage)
+        if stage.corpus:
+            found = _text_objective(terms, student, teacher, setup)
+        else:
+            found = objectives.build(
+                terms,
+                choices=setup.task.width,
+                signal=Dense,
+                has_gold=setup.splits is None or bool(len(setup.splits.labelled)),
+                inside=_inside(terms, student, teacher, same_tokens=setup.same_tokens),
+            )
+        check_taps(student, found.student_taps)
+        check_taps(teacher, found.teacher_taps)
+    except UsageError as error:
+        where = f"stage {stage.name}: " if setup.config.stages else ""
+        raise type(error)(f"{where}{error}") from None
+    return found
 
 
 def stage_teacher(setup: Setup, stage: StageConfig) -> PreTrainedModel:

@@ -177,11 +177,10 @@ def _bert_parts(block: Any) -> tuple[Any, ...]:
     return (*attention, block.intermediate.dense, block.output.dense, block.output.LayerNorm)
 
 
-def _embed(
-    embeddings: Any, inputs: Mapping[str, Tensor], positions: Tensor, rng: Random
-) -> Tensor:
+def _embed(embeddings: Any, inputs: Mapping[str, Tensor], positions: Tensor, rng: Random) -> Tensor:
     x = embeddings.word_embeddings(inputs["input_ids"])
-    x = x + F.embedding(positions, embeddings.position_embeddings.weight)
+    places = embeddings.position_embeddings
+    x = x + F.embedding(positions, places.weight, places.padding_idx)
     types = getattr(embeddings, "token_type_embeddings", None)
     if types is not None:
         ids = inputs.get("token_type_ids")

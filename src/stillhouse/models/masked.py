@@ -79,13 +79,25 @@ def load_masked_lm(
     return model.eval()
 
 
-def around(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A masked language model around the encoder of `model`, which both then share; its head is
-    fresh, its decoder the word embeddings. Raises ModelError."""
+def around(model: PreTrainedModel, seed: int, *, like: nn.Module | None = None) -> PreTrainedModel:
+    """A masked language model around the encoder of `model`, which both then share. Its head is
+    fresh, or as far as it fits that of `like`; its decoder the word embeddings.
+
+    Raises ModelError for a family we don't know."""
     check_family(model.config)
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = AutoModelForMaskedLM.from_config(copy.deepcopy(model.config))
+        made = AutoModelForMaskedLM.from_config(config)
+    inside = f"{made.base_model_prefix}."
+    held = dict(like.named_parameters()) if like is not None else {}
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            theirs = held.get(name)
+            if name.startswith(inside) or theirs is None or theirs.shape != parameter.shape:
+                continue
+            parameter.copy_(theirs)
     setattr(made, made.base_model_prefix, model.base_model)
     made.tie_weights()
     return made.eval()

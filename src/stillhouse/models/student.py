@@ -28,12 +28,16 @@ def choose_layers(total: int, count: int, keep: str) -> list[int]:
     Raises ModelError if there are not that many.
     """
     if count > total:
-        raise ModelError(f"a student of {count} layers is larger than its source's {total}")
+        raise ModelError(_larger(count, total))
     if keep == "first":
         return list(range(1, count + 1))
     if keep == "last":
         return list(range(total - count + 1, total + 1))
     return [round(i * total / count) for i in range(1, count + 1)]
+
+
+def _larger(count: int, total: int) -> str:
+    return f"a student of {count} layers is larger than its source's {total}"
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -77,6 +81,13 @@ def take_layers(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
         prefix = next((p for p in position if key.startswith(p)), None)
         if prefix is not None:
             weights[position[prefix] + key[len(prefix) :]] = tensor
+    lost = sorted(weights.keys() - student.state_dict().keys())
+    if lost:  # ModernBERT's first block has no norm before its attention
+        raise ModelError(
+            f"layer {layers[0]} of a {config.model_type} can't be a first one, which has no "
+            f"{lost[0].removeprefix(f'{name}.0.')}: keep layer 1 too (student.layers=[1, ...], or "
+            "student.keep=first)"
+        )
     student.load_state_dict(weights)
     return student.eval()
 
@@ -86,8 +97,11 @@ def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTraine
     config = copy.deepcopy(source.config)
     layers = shape.layers if isinstance(shape.layers, int) else None
     config.num_hidden_layers = layers or config.num_hidden_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    kinds = getattr(config, "layer_types", None)
+    if kinds and config.num_hidden_layers > len(kinds):
+        raise ModelError(_larger(config.num_hidden_layers, len(kinds)))
+    if kinds:
+        config.layer_types = kinds[: config.num_hidden_layers]
     config.hidden_size = shape.width or config.hidden_size
     ffn = _ffn_name(config)
     scaled = getattr(config, ffn) * config.hidden_size // source.config.hidden_size
@@ -131,20 +145,20 @@ NAMES = {
 }
 
 
-def distilbert(source: PreTrainedModel, layers: list[int], seed: int) -> PreTrainedModel:
+def distilbert(source: Any, layers: list[int], seed: int) -> PreTrainedModel:
     """A DistilBERT with `layers` of a BERT: no token types, no pooler (Sanh et al. 2019, sec. 3).
 
     The vector of the first token type, which every token of a single text got, is added to the
     positions rather than lost. A classifier's head is fresh: it would have read the pooler.
     """
-    old: Any = source.config
+    old = source.config
     if old.model_type != "bert":
         raise ModelError(f"family distilbert is made of a BERT, not of a {old.model_type}")
     if old.hidden_act != "gelu":
         raise ModelError(f"family distilbert has gelu, this BERT has {old.hidden_act}")
     _check_inside(layers, old.num_hidden_layers)
     masked = type(source).__name__.endswith("ForMaskedLM")
-    names = ("id2label", "label2id", "problem_type", "pad_token_id")
+    names = ("id2label", "label2id", "problem_type")
     config = DistilBertConfig(
         vocab_size=old.vocab_size,
         max_position_embeddings=old.max_position_embeddings,
@@ -155,6 +169,8 @@ def distilbert(source: PreTrainedModel, layers: list[int], seed: int) -> PreTrai
         dropout=old.hidden_dropout_prob,
         attention_dropout=old.attention_probs_dropout_prob,
         initializer_range=old.initializer_range,
+        pad_token_id=old.pad_token_id,
+        tie_word_embeddings=old.tie_word_embeddings,
         **({} if masked else {name: getattr(old, name) for name in names}),
     )
     kind = DistilBertForMaskedLM if masked else DistilBertForSequenceClassification
@@ -173,10 +189,10 @@ def distilbert(source: PreTrainedModel, layers: list[int], seed: int) -> PreTrai
                 held = blocks_of[k - 1].get_submodule(name).state_dict()
                 block.get_submodule(new).load_state_dict(held)
         if masked:
-            head = source.cls.predictions  # pyright: ignore
+            head = source.cls.predictions
             student.vocab_transform.load_state_dict(head.transform.dense.state_dict())
             student.vocab_layer_norm.load_state_dict(head.transform.LayerNorm.state_dict())
-            student.vocab_projector.bias.copy_(head.decoder.bias)
+            student.vocab_projector.load_state_dict(head.decoder.state_dict())
     return student.eval()
 
 

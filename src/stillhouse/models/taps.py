@@ -36,6 +36,7 @@ ATTENTION = {
     "modernbert": "attn",
 }
 PARTS = ("queries", "keys", "values", "scores", "probabilities")
+UNREADABLE = "probabilities can't be read with this attention: load it with sdpa"
 NAME = "stillhouse-taps"  # our entry among transformers' attention implementations
 
 Replacements = Mapping[Tap, Callable[[Tensor], Tensor]]
@@ -55,10 +56,11 @@ class Geometry:
 
 def geometry(model: nn.Module) -> Geometry:
     """Raises ModelError for a model without blocks."""
+    layers = blocks(model)[1]
     config: Any = model.config
     heads = getattr(config, "num_attention_heads", 0)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    return Geometry(len(blocks(model)[1]), config.hidden_size, heads, heads * size)
+    return Geometry(len(layers), config.hidden_size, heads, heads * size)
 
 
 def check_taps(model: nn.Module, taps: Collection[Tap]) -> None:
@@ -154,6 +156,8 @@ def _attention(model: nn.Module, block: nn.Module) -> Any:
     family = getattr(getattr(model, "config", None), "model_type", _name(model))
     if family not in ATTENTION:
         raise ModelError(unknown("encoder family with readable attention", family, ATTENTION))
+    if getattr(model.config, "is_decoder", False):  # its mask is the kernel's own affair
+        raise ModelError(f"the attention of {_name(model)} can't be read: it is a decoder")
     try:
         return block.get_submodule(ATTENTION[family])
     except AttributeError:
@@ -169,9 +173,12 @@ def _hook(model: nn.Module, tap: Tap, inside: _Inside) -> Any:
         return args, {**kwargs, "hidden_states": inside.pass_on(tap, kwargs["hidden_states"])}
 
     def after(_: nn.Module, __: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (inside.pass_on(tap, output[0]), *output[1:])
-        return inside.pass_on(tap, output)
+        several = isinstance(output, tuple)
+        value = output[0] if several else output
+        if not isinstance(value, Tensor):
+            raise ModelError(f"module {tap.name} gives no tensor: name a module inside it")
+        value = inside.pass_on(tap, value)
+        return (value, *output[1:]) if several else value
 
     if tap.what == "module":
         return model.get_submodule(tap.name).register_forward_hook(after)
@@ -194,16 +201,18 @@ def _tapped(
     """Called by an attention that is read: notes its parts, then does what it would have done."""
     inside = _active[module]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key, value = (
-        inside.pass_on(Tap(what, inside.layer), x)
-        for what, x in (("queries", query), ("keys", key), ("values", value))
-    )
-    replaced = any(Tap(w, inside.layer) in inside.replace for w in ("scores", "probabilities"))
+    query = inside.pass_on(Tap("queries", inside.layer), query)
+    key = inside.pass_on(Tap("keys", inside.layer), key)
+    value = inside.pass_on(Tap("values", inside.layer), value)
+    places = Tap("scores", inside.layer), Tap("probabilities", inside.layer)
+    replaced = any(tap in inside.replace for tap in places)
     if replaced or inside.wants("scores") or inside.wants("probabilities"):
         scores = inside.pass_on(
             Tap("scores", inside.layer), (query @ key.transpose(-1, -2)) * scale
         )
         if replaced or inside.wants("probabilities"):
+            if "flash" in inside.own and rest.get("sliding_window") is not None:
+                raise ModelError(UNREADABLE)  # its mask says nothing of the window
             masked = _masked(scores, attention_mask).softmax(-1, dtype=torch.float32)
             weights = inside.pass_on(Tap("probabilities", inside.layer), masked.to(query.dtype))
             if replaced:
@@ -219,7 +228,7 @@ def _masked(scores: Tensor, mask: Any) -> Tensor:
     if mask is None:
         return scores
     if not isinstance(mask, Tensor):
-        raise ModelError("probabilities can't be read with this attention: load it with sdpa")
+        raise ModelError(UNREADABLE)
     if mask.ndim == 2:
         mask = mask[:, None, None, :].bool()
     if mask.dtype == torch.bool:

@@ -54,9 +54,10 @@ def figure(record: Record, *, key: str) -> parts.Figure:
 
 def _forest(found: Sequence[Row], *, metric: str, key: str) -> str:
     """The gains, one a line, each with its interval, against zero."""
+    gain = "Change" if metric in view.LOWER_IS_BETTER else "Gain"
 
     def draw(figure: Figure) -> None:
-        ax = canvas.axes(figure, xlabel=f"{view.metric_name(metric)}, whole run minus without")
+        ax = canvas.axes(figure, xlabel=f"{gain} in {metric.replace('_', ' ')}")
         ax.grid(visible=False)
         ax.grid(visible=True, axis="x")
         ax.axvline(0, color=PAINT["soft"], linewidth=1, linestyle=(0, (2, 2)))
@@ -65,8 +66,8 @@ def _forest(found: Sequence[Row], *, metric: str, key: str) -> str:
         ax.set_yticks(range(len(found)), [_label(row) for row in found])
         ax.tick_params(axis="y", labelcolor=PAINT["ink"])
         ax.set_ylim(len(found) - 0.4, -0.6)
-        ends = [0.0, *(end for row in found for end in (*row.result.gain.interval,))]
-        ends += [row.result.gain.value for row in found]
+        gains = [row.result.gain for row in found]
+        ends = [0.0, *(end for each in gains for end in (*each.interval, each.value))]
         margin = max(0.08 * (max(ends) - min(ends)), 1e-3)
         ax.set_xlim(min(ends) - margin, max(ends) + margin)
         ax.xaxis.set_major_locator(MaxNLocator(4))

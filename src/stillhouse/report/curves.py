@@ -69,8 +69,9 @@ def _roles(
 ) -> str:
     def draw(figure: Figure) -> None:
         ax = canvas.axes(figure, xlabel="Step")
+        dots = _few(series, marks)
         for each, name in _named(series, names):
-            _curve(ax, each, name, PAINT[each.name], DASHES[each.name])
+            _curve(ax, each, name, PAINT[each.name], DASHES[each.name], dots=dots)
         _finish(figure, ax, series, marks, log=log)
 
     return canvas.to_svg(draw, key=key, label=_said(said, series, names, marks))
@@ -88,11 +89,12 @@ def _terms(
 
     def draw(figure: Figure) -> None:
         ax = canvas.axes(figure, xlabel="Step")
+        dots = _few(series, marks)
         for each, name in _named(series, names):
             again, index = divmod(places[each.name], len(TERMS))
             # Another dash the second time a colour is used.
             dash = TERM_DASHES[(index + again) % len(TERM_DASHES)]
-            _curve(ax, each, shorten(name, 30), PAINT[TERMS[index]], dash)
+            _curve(ax, each, shorten(name, 30), PAINT[TERMS[index]], dash, dots=dots)
         _finish(figure, ax, series, marks, log=True)
 
     return canvas.to_svg(draw, key=key, label=_said(said, series, names, marks))
@@ -112,7 +114,7 @@ def _said(
     said: str, series: Sequence[Series], names: Mapping[str, str], marks: Sequence[Mark]
 ) -> str:
     last = {each.name: f"{names[each.name]} {_last(each)}" for each in series}
-    begins = [f"{mark.name} from step {mark.step}" for mark in marks]
+    begins = [f"{mark.name} from step {mark.step}" for mark in _reached(series, marks)]
     stages = f" Stages: {'; '.join(begins)}." if begins else ""
     return f"{said} by step. Last: {'; '.join(last.values())}.{stages}"
 
@@ -122,9 +124,14 @@ def _last(series: Series) -> str:
     return score(line.values[-1])
 
 
-def _curve(ax: Axes, series: Series, name: str, paint: str, dash: object) -> None:
+def _few(series: Sequence[Series], marks: Sequence[Mark]) -> bool:
+    """Whether points may be marked: of several stages, all or none."""
+    return not marks or all(len(each.mean.steps) <= MARKED_UP_TO for each in series)
+
+
+def _curve(ax: Axes, series: Series, name: str, paint: str, dash: object, *, dots: bool) -> None:
     mean = thin(series.mean)
-    marker = "o" if len(mean.steps) <= MARKED_UP_TO else ""
+    marker = "o" if dots and len(mean.steps) <= MARKED_UP_TO else ""
     if len(series.seeds) > 1:
         for seed in map(thin, series.seeds):
             ax.plot(seed.steps, seed.values, color=paint, linewidth=0.7, alpha=0.45)
@@ -144,8 +151,14 @@ def _finish(
     ax.set_xlim(left=marks[0].step if marks else 0)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     ax.margins(y=0.08)
-    _begin(ax, marks)
+    _begin(ax, _reached(series, marks))
     canvas.legend(figure, ax)
+
+
+def _reached(series: Sequence[Series], marks: Sequence[Mark]) -> list[Mark]:
+    """The stages that begin before the last step there is a value of."""
+    last = max(step for each in series for line in each.seeds for step in line.steps)
+    return [mark for mark in marks if mark.step < last]
 
 
 def _begin(ax: Axes, marks: Sequence[Mark]) -> None:
@@ -173,4 +186,7 @@ def _begin(ax: Axes, marks: Sequence[Mark]) -> None:
             ha="right" if before else "left",
             color=PAINT["soft"],
             size=9,
+            # Over the line of a later stage whose name went a row up.
+            bbox={"facecolor": PAINT["paper"], "edgecolor": "none", "pad": 0.5},
+            zorder=3,
         )

@@ -39,7 +39,7 @@ def gain(result: Gain, *, key: str, metric: str = "") -> str:
         margin = max(0.15 * (max(ends) - min(ends)), 1e-3)
         ax.set_xlim(min(ends) - margin, max(ends) + margin)
         ax.xaxis.set_major_locator(MaxNLocator(4))
-        ax.xaxis.set_major_formatter(lambda value, _: "0" if value == 0 else signed(value))
+        ax.xaxis.set_major_formatter(lambda value, _: "0" if value == 0 else signed(value, metric))
         ax.set_yticks([])
 
     value, bounds = signed(result.value, metric), interval(result.interval, metric)

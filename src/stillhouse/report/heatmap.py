@@ -16,8 +16,8 @@ from stillhouse.report import format as fmt
 from stillhouse.report.canvas import PAINT, WIDTH
 
 # One hue from pale to strong: told apart by lightness alone, and the ink stays readable on it.
-PALE, STRONG = 0.03, 0.58
-CELL = 25.0  # points a column needs for its number
+PALE, STRONG = 0.03, 0.54
+CELL = 24.0  # points a column needs for its number
 ROW = 21.0
 STEPS = 6  # shades in the scale beside the title
 SWATCH = 13.0
@@ -47,7 +47,6 @@ def figures(record: Record, *, key: str) -> list[parts.Figure]:
 def _scale(found: Similarity) -> tuple[float, float]:
     """The range of all values, widened to tenths: what the palest and the strongest shade mean."""
     values = [v for m in (found.student, found.baseline or []) for row in m for v in row]
-    values = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low = math.floor(10 * min(values) + 1e-9) / 10
     return low, max(math.ceil(10 * max(values) - 1e-9) / 10, low + 0.1)
 
@@ -58,22 +57,21 @@ def _width(matrix: Matrix) -> float:
 
 def _heatmap(matrix: Matrix, name: str, scale: tuple[float, float], *, key: str) -> str:
     rows, columns = len(matrix), len(matrix[0])
+    likest = [max(range(columns), key=row.__getitem__) for row in matrix]
 
     def draw(figure: Figure) -> None:
         ax = canvas.axes(figure, title=f"{name}'s layer", xlabel="Teacher's layer")
         ax.grid(visible=False)
         ax.spines["bottom"].set_visible(False)
         for place, row in enumerate(matrix):
-            best = max(row, key=lambda value: value if math.isfinite(value) else -1.0)
             for column, value in enumerate(row):
-                _cell(ax, (column, place), value, scale, best=value == best)
+                _cell(ax, (column, place), value, scale, best=column == likest[place])
         ax.set_xlim(-0.5, columns - 0.5)
         ax.set_ylim(-0.5, rows - 0.5)
         ax.set_xticks(range(columns), _layers(columns))
         ax.set_yticks(range(rows), _layers(rows))
         _shades(ax, scale)
 
-    likest = [max(range(columns), key=row.__getitem__) for row in matrix]
     said = "; ".join(
         f"{own} with {other}, {_value(row[place])}"
         for own, row, place in zip(_layers(rows), matrix, likest, strict=True)
@@ -92,10 +90,9 @@ def _cell(
     ax: Axes, at: tuple[int, int], value: float, scale: tuple[float, float], *, best: bool
 ) -> None:
     corner = (at[0] - 0.48, at[1] - 0.46)
-    known = math.isfinite(value)
-    paint, alpha = (PAINT["student"], _alpha(value, scale)) if known else (PAINT["rule"], 0.3)
-    ax.add_patch(Rectangle(corner, 0.96, 0.92, color=paint, alpha=alpha, linewidth=0))
-    if best and known:
+    alpha = _alpha(value, scale)
+    ax.add_patch(Rectangle(corner, 0.96, 0.92, color=PAINT["student"], alpha=alpha, linewidth=0))
+    if best:
         ax.add_patch(Rectangle(corner, 0.96, 0.92, fill=False, edgecolor=PAINT["ink"], lw=1.1))
     ax.text(*at, _value(value), ha="center", va="center_baseline", size=8.5)
 
@@ -108,8 +105,6 @@ def _alpha(value: float, scale: tuple[float, float]) -> float:
 
 def _value(value: float) -> str:
     """Two decimals, without the zero that every cell would have: .87."""
-    if not math.isfinite(value):
-        return fmt.DASH
     return f"{value:.2f}".replace("-", fmt.MINUS).replace("0.", ".", 1)
 
 

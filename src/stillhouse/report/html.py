@@ -130,10 +130,11 @@ def _rows_scored(record: Record) -> tuple[object, ...]:
 
 
 def _compared(records: Sequence[tuple[str, Record]]) -> list[Figure]:
-    """Figures of all runs, one pair for each metric: scores of two metrics share no axis."""
-    by_metric: dict[str, list[tuple[str, Record]]] = {}
+    """Figures of all runs, one pair for each metric: scores of two metrics share no axis, nor do
+    shares of tokens guessed and shares of rows."""
+    by_metric: dict[tuple[str, bool], list[tuple[str, Record]]] = {}
     for name, record in records:
-        by_metric.setdefault(record.metric, []).append((name, record))
+        by_metric.setdefault((record.metric, view.of_tokens(record)), []).append((name, record))
     return [
         figure
         for number, alike in enumerate(by_metric.values(), start=1)

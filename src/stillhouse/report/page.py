@@ -18,7 +18,7 @@ from stillhouse.report.metrics import (
     term_series,
 )
 from stillhouse.report.parts import Figure, drawn
-from stillhouse.report.stages import GRADIENT_NOTE, LOSS_NOTE, ROLES, seeds_note
+from stillhouse.report.stages import GRADIENT_NOTE, LOSS_NOTE, ROLES, score_note
 from stillhouse.report.stages import Row as StageRow
 from stillhouse.report.view import Confusion, Entry, Group, Headline
 
@@ -139,7 +139,7 @@ def _curves(record: Record, metrics: Metrics, key: str) -> list[Figure]:
     made: list[Figure] = []
     if scores := score_series(metrics, ROLES):
         svg = curves.held_out_score(scores, names, key=f"{key}-score")
-        made.append(drawn("Score on held-out rows", svg, seeds_note(scores)))
+        made.append(drawn("Score on held-out rows", svg, score_note(record.metric, scores)))
     if losses := loss_series(metrics, ROLES):
         svg = curves.training_loss(losses, names, key=f"{key}-loss")
         note = LOSS_NOTE if len(losses) > 1 else ""

@@ -35,6 +35,11 @@ class Term:
     share: float | None
 
     @property
+    def said(self) -> str:
+        share = self.share or 0.0
+        return f"{'<1' if 0.0 < share < 0.005 else round(100 * share)}{fmt.THIN}%"
+
+    @property
     def width(self) -> str:
         """The bar's length, as CSS has it."""
         return f"{100 * min(max(self.share or 0.0, 0.0), 1.0):.1f}%"
@@ -71,7 +76,7 @@ def rows(record: Record) -> list[Row]:
     return [
         Row(
             stage=stage,
-            kept=" · ".join(map(fmt.count, dict.fromkeys(stage.best_steps))),
+            kept=_range(stage.best_steps),
             score=fmt.DASH
             if stage.score is None
             else fmt.score(stage.score, stage.metric or record.metric),
@@ -85,6 +90,12 @@ def rows(record: Record) -> list[Row]:
     ]
 
 
+def _range(steps: Sequence[int]) -> str:
+    """The steps kept by all seeds: one, or from the least to the most."""
+    ends = sorted({min(steps), max(steps)}) if steps else []
+    return " to ".join(map(fmt.count, ends))
+
+
 def _paint(place: int) -> str:
     return canvas.TERMS[place % len(canvas.TERMS)]
 
@@ -96,7 +107,7 @@ def figures(record: Record, metrics: Metrics, *, key: str) -> list[Figure]:
     return [
         *_scores(record, spans, rest, key),
         *_losses(record, spans, rest, key),
-        *_terms(record, spans, key),
+        *_terms(record, spans, rest, key),
     ]
 
 
@@ -126,10 +137,8 @@ def _scores(record: Record, spans: Sequence[Span], rest: Metrics, key: str) -> l
         svg = curves.held_out_score(
             series, view.role_names(record), key=f"{key}-score-{number}", marks=marks
         )
-        notes = ["Lower is better."] if metric in view.LOWER_IS_BETTER else []
-        notes += filter(None, [seeds_note(series)])
         title = f"{view.metric_name(metric)} on held-out rows"
-        made.append(drawn(_titled(title, panel, panels), svg, " ".join(notes)))
+        made.append(drawn(_titled(title, panel, panels), svg, score_note(metric, series)))
     return made
 
 
@@ -149,13 +158,14 @@ def _losses(record: Record, spans: Sequence[Span], rest: Metrics, key: str) -> l
     return made
 
 
-def _terms(record: Record, spans: Sequence[Span], key: str) -> list[Figure]:
-    seen = [term for span in spans for row in span.metrics.steps for term in row.terms]
+def _terms(record: Record, spans: Sequence[Span], rest: Metrics, key: str) -> list[Figure]:
+    found = [*(span.metrics for span in spans), rest]
+    seen = [term for lines in found for row in lines.steps for term in row.terms]
     names = terms.names(dict.fromkeys([*terms.of(record), *seen]))
     marks = [Mark(span.start, span.name) for span in spans]
 
     def series(pick: Callable[[TermPoint], float | None]) -> list[Series]:
-        return [each for span in spans for each in term_series(span.metrics, "student", pick)]
+        return [each for lines in found for each in term_series(lines, "student", pick)]
 
     made: list[Figure] = []
     if values := series(lambda point: point.value):
@@ -186,9 +196,12 @@ def _panel(
 
 
 def _titled(title: str, panel: Sequence[Span], panels: Sequence[object]) -> str:
-    return f"{title}: {', '.join(span.name for span in panel)}" if len(panels) > 1 else title
+    names = ", ".join(fmt.shorten(span.name, 40) for span in panel)
+    return f"{title}: {names}" if len(panels) > 1 else title
 
 
-def seeds_note(series: Sequence[Series]) -> str:
-    several = any(len(each.seeds) > 1 for each in series)
-    return "Thin lines are single seeds, thick lines their mean." if several else ""
+def score_note(metric: str, series: Sequence[Series]) -> str:
+    notes = ["Lower is better."] if metric in view.LOWER_IS_BETTER else []
+    if any(len(each.seeds) > 1 for each in series):
+        notes.append("Thin lines are single seeds, thick lines their mean.")
+    return " ".join(notes)

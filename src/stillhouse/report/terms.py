@@ -12,7 +12,7 @@ OUTER = ("soft", "hard", "gold")
 NAMES = {
     "soft": "soft targets",
     "hard": "hard targets",
-    "gold": "gold labels",
+    "gold": "gold answers",
     "embedding": "embeddings",
     "hidden": "hidden states",
     "attention_kl": "attention, KL",

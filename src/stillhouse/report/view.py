@@ -111,6 +111,11 @@ def _row_name(metric: str) -> str:
     return metric_name(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else "")
 
 
+def of_tokens(record: Record) -> bool:
+    """Whether what is scored is tokens, which have neither labels nor rows that lack one."""
+    return record.task == "masked_lm"
+
+
 def task_name(task: str) -> str:
     return TASKS.get(task, task.replace("_", " "))
 

@@ -80,7 +80,7 @@ class MaskedBlocks:
         masked = {**inputs, "input_ids": torch.from_numpy(seen_BT)}
         return Batch(masked, rows, gold_N, torch.from_numpy(places))
 
-    @cached_property
+    @property
     def gold_N(self) -> Tensor:
         """What the fixed masks hide, of all blocks in their order."""
         return torch.from_numpy(self._gold[0])
@@ -88,7 +88,7 @@ class MaskedBlocks:
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where in `gold_N` the scored rows of `batch(rows)` stand, in its order."""
         starts = self._gold[1]
-        ranges = [np.arange(starts[row], starts[row + 1]) for row in rows]
+        ranges = [np.arange(int(starts[row]), int(starts[row + 1])) for row in rows]
         return np.concatenate([np.empty(0, np.int64), *ranges])
 
     @cached_property
@@ -163,9 +163,9 @@ class MaskedLM:
         logp_N = logp_NK.gather(1, gold_N[:, None])[:, 0]
         return torch.stack([scores_NK.argmax(-1).float(), logp_N], dim=1)
 
-    def predictions(self, reduced_N2: np.ndarray, gold_N: Tensor) -> Predictions:
+    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
         """Raises RunError where there is nothing to score, or a score is not a number."""
-        answers_N, logp_N = reduced_N2[:, 0].astype(np.int64), reduced_N2[:, 1]
+        answers_N, logp_N = scores_NK[:, 0].astype(np.int64), scores_NK[:, 1]
         if not len(logp_N):
             raise RunError("no token of the text can be masked: is it in the model's language?")
         if bad := int(np.isnan(logp_N).sum()):

@@ -55,6 +55,7 @@ class InnerTerm:
     compare: Compare
     bridge: nn.Linear | None = None
     scale: float = 1.0
+    first_token_only: bool = False
 
     def __call__(
         self, output: StudentOutput, signal: Signal | None, _: Batch, __: float
@@ -65,6 +66,8 @@ class InnerTerm:
         found = []
         for student, teacher in self.pairs:
             x, y = mine[student], theirs[teacher]
+            if self.first_token_only:
+                x, y = x[:, :1], y[:, :1]
             if self.bridge is not None:
                 x = nn.functional.linear(
                     x, self.bridge.weight.to(x.dtype), _cast(self.bridge.bias, x.dtype)
@@ -102,7 +105,8 @@ def inner_term(config: InnerTermConfig, inside: Inside, shared: dict[str, nn.Lin
         return InnerTerm(pairs, compare)
     mean = kind == "patience" and config.variant == "reference"  # its code's mse_loss
     bridge = _bridge(config, inside, shared)
-    return InnerTerm(pairs, _comparison(config), bridge, 1.0 / len(pairs) if mean else 1.0)
+    scale = 1.0 / len(pairs) if mean else 1.0
+    return InnerTerm(pairs, _comparison(config), bridge, scale, kind == "patience")
 
 
 def taps_of(term: InnerTerm) -> tuple[frozenset[Tap], frozenset[Tap]]:
@@ -153,11 +157,7 @@ def _comparison(config: InnerTermConfig) -> Compare:
         return lambda x, y, mask: m.hint(x, y, mask, variant=config.variant)
     if config.kind == "patience":
         normalise = config.normalise is not False
-
-        def first(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
-            return m.patience(x[:, :1], y[:, :1], normalise=normalise, variant=config.variant)
-
-        return first
+        return lambda x, y, _: m.patience(x, y, normalise=normalise, variant=config.variant)
     return m.cosine if config.kind == "cosine" else m.hidden_mse
 
 

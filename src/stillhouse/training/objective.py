@@ -100,6 +100,12 @@ class Objective:
     def scores_teacher(self) -> bool:
         return any(term.unit == "scored" and term.needs_teacher for term in self.terms)
 
+    @property
+    def first_token_only(self) -> bool:
+        """Whether inner terms look at the first token's states only."""
+        inner = [term.rows for term in self.terms if isinstance(term.rows, InnerTerm)]
+        return bool(inner) and all(term.first_token_only for term in inner)
+
     def reset(self, seed: int) -> None:
         """Fresh projections: as a run with `seed` begins."""
         with torch.random.fork_rng(devices=[]):
