@@ -6,11 +6,10 @@ command    python benchmarks/inner_layers.py --data $STILLHOUSE_DATA --masked-lm
 hardware   two CPU cores; see docs/results.md for the time it took
 result     see docs/results.md, "Inner layers"
 
-Every method trains the same 3-layer student of the same MiniLM teacher, from the same weights, on the
-same rows. One unit is `--epochs` epochs of the task's rows: FT, KD and PKD train for one unit;
-MiniLM for two (relations, then KD); TinyBERT for three (two of inner layers, one of predictions), and
-so does "FT, 3 units". A row's interval and the differences are paired by row and seed.
-A killed run goes on where it was.
+Every method trains the same 3-layer student of the same MiniLM teacher, from the same weights, on
+the same rows. One unit is `--epochs` epochs of the task's rows: FT, KD and PKD train for one unit;
+MiniLM for two (relations, then KD); TinyBERT for three (two of inner layers, one of predictions),
+and so does "FT, 3 units". Differences are paired by row and seed. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ import numpy as np
 from safetensors.torch import load_file
 
 import stillhouse as sh
-from stillhouse.core.console import Terminal
-from stillhouse.flows.setup import prepare
 from stillhouse.core.config import DistillConfig
+from stillhouse.core.console import Terminal
 from stillhouse.core.settings import parse
-from stillhouse.numerics import stats
+from stillhouse.flows.setup import prepare
+from stillhouse.numerics import metrics, stats
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "sick")
 INNER = [{"kind": "embedding"}, {"kind": "hidden"}, {"kind": "attention"}]
@@ -94,8 +93,9 @@ def teacher(task: str, args: argparse.Namespace, out: Path) -> Path:
     folder = out / "teachers" / task
     if not (folder / "record.json").exists():
         settings = {"epochs": 3, "lr": 1e-4 if task == "rte" else 5e-5}
-        sh.finetune(args.model, args.data / task, out=folder, training=settings,
-                    cache=str(out / "cache"))  # fmt: skip
+        sh.finetune(
+            args.model, args.data / task, out=folder, training=settings, cache=str(out / "cache")
+        )
     return folder
 
 
@@ -109,8 +109,12 @@ def run_all(args: argparse.Namespace) -> None:
     for task in args.tasks:
         guide = teacher(task, args, args.out)
         data = subset(args.data / task, args.out / "data" / task, args.rows)
-        base = {"teacher": str(guide), "data": {"path": str(data)}, "student": {"layers": 3},
-                "cache": str(args.out / "cache")}  # fmt: skip
+        base = {
+            "teacher": str(guide),
+            "data": {"path": str(data)},
+            "student": {"layers": 3},
+            "cache": str(args.out / "cache"),
+        }
         unit = unit_of(base, args.epochs)
         augment = {"copies": args.copies, "model": args.masked_lm}
         for name, settings in methods(task == "stsb", unit, augment).items():
@@ -170,8 +174,9 @@ def table(args: argparse.Namespace) -> str:
             scores[name][task] = f"{100 * np.mean(each):.1f}"
             if name != "FT":
                 rng = np.random.default_rng(0)
-                gains[name].append(stats.paired_gain(metric, mine, plain, gold_N, rng=rng,
-                                                     resamples=2000))  # fmt: skip
+                gains[name].append(
+                    stats.paired_gain(metric, mine, plain, gold_N, rng=rng, resamples=2000)
+                )
     head = "| method | " + " | ".join(args.tasks) + " | mean | minus FT (95 %) |"
     lines = [head, "|---|" + "---|" * (len(args.tasks) + 2)]
     for name in names:
@@ -192,13 +197,11 @@ def place(folder: Path, name: str) -> tuple[Path, str]:
 
 
 def stats_metric(regression: bool) -> Any:
-    from stillhouse.numerics import metrics
-
     return metrics.pearson if regression else metrics.accuracy
 
 
 def over(gains: list[stats.PairedGain]) -> str:
-    """The mean gain over tasks, whose intervals are independent: their half-widths add in squares."""
+    """The mean gain over tasks; these are independent, so half-widths add in squares."""
     if not gains:
         return ""
     mean = np.mean([gain.value for gain in gains])

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillhouse.api import (
         Run,
+        Tap,
+        augment,
         bench,
         check,
         distill,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         finetune,
         label,
         layers,
+        reading,
         to_onnx,
         write_report,
     )
@@ -33,6 +36,8 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 
 __all__ = [
     "Run",
+    "Tap",
+    "augment",
     "bench",
     "check",
     "distill",
@@ -40,6 +45,7 @@ __all__ = [
     "finetune",
     "label",
     "layers",
+    "reading",
     "to_onnx",
     "write_report",
 ]

@@ -15,13 +15,20 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.core.config import DataConfig, DistillConfig, FinetuneConfig, StudentConfig
+from stillhouse.core.config import (
+    AugmentConfig,
+    DataConfig,
+    DistillConfig,
+    FinetuneConfig,
+    StudentConfig,
+)
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency
 from stillhouse.core.settings import parse
 from stillhouse.core.terms import Config
+from stillhouse.core.types import Tap
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.evaluate import calibration, interval, predict
@@ -32,8 +39,11 @@ from stillhouse.export import (
     quantize_int8,
 )
 from stillhouse.flows import distill as distilling
+from stillhouse.flows.augment import augment_file
 from stillhouse.flows.common import dataset, max_tokens, store_root, teacher_task
+from stillhouse.flows.methods import method as named_method
 from stillhouse.models.load import load_classifier, load_tokenizer
+from stillhouse.models.taps import reading
 from stillhouse.numerics import stats
 from stillhouse.report.html import render
 from stillhouse.runs import Run, model_folder, run_distill, run_finetune
@@ -60,6 +70,8 @@ def distill(
     *,
     student: StudentConfig | Mapping[str, Any] | str | None = None,
     out: str | Path = "run",
+    method: str | None = None,
+    corpus: str | Path | None = None,
     seeds: int | list[int] | None = None,
     baseline: bool | None = None,
     progress: Progress | None = None,
@@ -67,9 +79,10 @@ def distill(
 ) -> Run:
     """Distils `teacher` into `student` on `data`, beside the same student without the teacher.
 
-    `seeds`: how many, or which (3 by default). `settings` are sections of DistillConfig
-    (training={"epochs": 5}, objective=[...], ...). Raises UsageError where the call is wrong and
-    RunError where the run failed.
+    `method`: a published method's objective or stages by name (tinybert, pkd-skip, ...); `corpus`:
+    running text for those that begin on some. `seeds`: how many, or which (3 by default).
+    `settings` are sections of DistillConfig (training={"epochs": 5}, objective=[...], ...).
+    Raises UsageError where the call is wrong and RunError where the run failed.
     """
     proof = dict(settings.pop("proof", {}))
     if seeds is not None:
@@ -81,6 +94,7 @@ def distill(
         "data": _section(DataConfig, data, "path"),
         "student": _section(StudentConfig, student, "model") if student is not None else {},
         "proof": proof,
+        **(named_method(method, str(corpus) if corpus else None) if method else {}),
         **settings,
     }
     return run_distill(parse(DistillConfig, values), Path(out), progress=progress)
@@ -116,6 +130,37 @@ def label(
     }
     config = parse(DistillConfig, values)
     return distilling.label_only(config, progress=progress or Terminal())[1]
+
+
+def augment(
+    data: str | Path | Mapping[str, Any] | DataConfig,
+    *,
+    teacher: str | Path,
+    out: str | Path,
+    cache: str | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> int:
+    """Writes TinyBERT's variants of the training rows into the JSONL file `out`; how many.
+
+    Held-out and reported rows are neither varied nor met by chance. `settings` are those of
+    AugmentConfig (copies, share, candidates, model, vectors, seed).
+    """
+    progress = progress or Terminal()
+    config = parse(AugmentConfig, settings)
+    store = store_root(cache)
+    splits = load(parse(DataConfig, _section(DataConfig, data, "path")), store / "rows")
+    forbidden = [splits.reported.folded_N2, splits.held_out.folded_N2]
+    return augment_file(
+        splits.labelled,
+        Path(out),
+        config,
+        teacher=load_classifier(str(teacher)),
+        tokenizer=load_tokenizer(str(teacher)),
+        store=store,
+        forbidden_N2=np.concatenate(forbidden),
+        progress=progress,
+    )
 
 
 def evaluate(
@@ -271,6 +316,8 @@ def check(
 
 __all__ = [
     "Run",
+    "Tap",
+    "augment",
     "bench",
     "check",
     "distill",
@@ -278,6 +325,7 @@ __all__ = [
     "finetune",
     "label",
     "layers",
+    "reading",
     "to_onnx",
     "write_report",
 ]

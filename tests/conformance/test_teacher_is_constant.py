@@ -32,7 +32,7 @@ class Two:
         return dict(self.tokenizer(asked, padding=True, return_tensors="pt"))
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("kind", ["bert", "electra"])
 def test_a_teacher_given_in_train_mode_answers_alike_twice(kind: str) -> None:
     model = tiny.model(kind, dropout=0.5).train().requires_grad_(True)
     assert has_fast_path(model) == (kind == "bert")

@@ -33,6 +33,10 @@ def refused(**changes: Any) -> str:
         ({"objective": [{"kind": "soft", "weight": {"start": 1, "ende": 2}}]}, "end"),
         ({"student": {"keep": "alternating"}}, "alternate"),
         ({"objective": [{"kind": "sotf"}]}, "soft"),
+        ({"objective": [{"kind": "hiden"}]}, "hidden"),
+        ({"objective": [{"kind": "hidden", "layer": "top"}]}, "layers"),
+        ({"objective": [{"kind": "hidden", "layers": "tops"}]}, "top"),
+        ({"stages": [{"name": "a", "objective": [{"kind": "soft"}], "row": "all"}]}, "rows"),
     ],
 )
 def test_an_unknown_setting_names_the_nearest_known_one(changes: dict[str, Any], near: str) -> None:
@@ -58,6 +62,22 @@ def test_an_unknown_setting_names_the_nearest_known_one(changes: dict[str, Any],
         {"student": {"model": "m", "source": "s"}},
         {"student": 3},
         {"training": {"dropout": 1.0}},
+        {"stages": [{"name": "a", "objective": []}]},
+        {"stages": [{"name": "a b", "objective": [{"kind": "soft"}]}]},
+        {"stages": [{"name": "a", "objective": [{"kind": "soft"}]}] * 2},
+        {"stages": [{"name": "a", "objective": [{"kind": "gold"}]}]},
+        {"stages": [{"name": "a", "objective": [{"kind": "soft"}]}], "objective": [{"kind": "hard"}]},
+        {"stages": [{"name": "a", "objective": [{"kind": "soft"}], "teacher": "t"}]},
+        {
+            "stages": [
+                {"name": "a", "objective": [{"kind": "soft"}], "rows": "labelled",
+                 "corpus": {"path": "c"}}
+            ]
+        },
+        {"objective": [{"kind": "hidden", "layers": [[1, 2, 3]]}]},
+        {"masking": {"mask": 0.9, "random": 0.2}},
+        {"student": {"model": "m", "fresh": True}},
+        {"student": {"family": "distilbert", "width": 8}},
     ],
     ids=str,
 )

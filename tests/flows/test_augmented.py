@@ -164,6 +164,7 @@ def test_rows_are_found_by_all_that_they_depend_on(
     vectors.write_text("film 1 0\nbook 1 0.1\nsoup 0 1\nmeal 0 1.2\nstory 1 2\n")
     found.append(run(pool, tmp_path, vectors=str(vectors)))
     assert len({rows.fingerprint for rows in found}) == len(found)
+    assert len({"|".join(texts(rows)) for rows in found}) == len(found)
 
 
 def test_the_teachers_weights_do_not_matter_where_they_are_not_read(

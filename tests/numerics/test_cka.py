@@ -74,9 +74,9 @@ def test_features_are_centred():
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e30])
 def test_a_constant_representation_is_zero(value):
-    # the mean of 0.1 taken 49 times is not 0.1
-    flat_NG = torch.full((49, 3), value)
-    assert linear_cka(flat_NG, states(11, examples=49)).item() == 0
+    # the mean of 0.1 taken 28 times is not 0.1
+    flat_NG = torch.full((28, 3), value, dtype=torch.float64)
+    assert linear_cka(flat_NG, states(11, examples=28)).item() == 0
     assert linear_cka(flat_NG, flat_NG).item() == 0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import tiny
 from stillhouse.core.config import LabelConfig
@@ -140,6 +141,25 @@ def test_an_int8_state_worked_by_hand() -> None:
     scale, q = quantised(torch.tensor([[254.0, -254.0, 3.0, 0.9], [0.0, 0.0, 0.0, 0.0]]))
     assert scale.tolist() == [[2.0], [0.0]]
     assert q.tolist() == [[127, -127, 2, 0], [0, 0, 0, 0]]
+
+
+class Finite(TorchFunctionMode):
+    """Stops at a result that is not finite: what that is as an int8 depends on the processor."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            assert not isinstance(found, Tensor) or bool(torch.isfinite(found).all()), func
+        return found
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-40, 3e38])
+def test_no_vector_is_divided_by_zero(value: float) -> None:
+    x_NH = torch.tensor([[value, 0.0, -value], [1.0, 2.0, 3.0]])
+    with Finite():
+        scale, q = quantised(x_NH)
+        kept = scale * q
+    assert kept[0].tolist() == pytest.approx([value, 0.0, -value], rel=5e-3, abs=1e-44)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
@@ -488,8 +508,10 @@ class Padded:
     def __init__(self, texts: list[str]) -> None:
         self.ids = tiny.tokenizer()(texts)["input_ids"]
         self.lengths = np.array([len(ids) for ids in self.ids])
+        self.asked: list[list[int]] = []
 
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
+        self.asked.append(rows.tolist())
         mask_BT = masked(self.lengths[rows])
         ids_BT = torch.zeros(mask_BT.shape, dtype=torch.long)
         ids_BT[mask_BT] = torch.tensor([i for row in rows for i in self.ids[row]])
@@ -568,10 +590,10 @@ def test_the_room_told_is_what_the_missing_rows_take(tmp_path: Path) -> None:
 def test_reading_that_stopped_ends_with_the_same_bytes(
     tmp_path: Path, dtype: str, batches: int
 ) -> None:
-    """bf16 states change with the rows asked together, so equal bytes need equal batches."""
-    rows = data()
+    """bf16 states may change with the rows asked together, so equal bytes need equal batches."""
+    first, rows = data(), data()
     whole, stopped = cache_of(tmp_path / "whole", dtype), cache_of(tmp_path / "stopped", dtype)
-    keep_states(teacher(rows), whole, CONFIG)
+    keep_states(teacher(first), whole, CONFIG)
     count = 0
 
     def stop(_: int) -> None:
@@ -588,6 +610,24 @@ def test_reading_that_stopped_ends_with_the_same_bytes(
     left = len(again.missing(rows.keys_N2))
     assert keep_states(teacher(rows), again, CONFIG) == left < len(ROWS)
     assert content(again) == content(whole)
+    assert isinstance(first.source, Padded)
+    assert isinstance(rows.source, Padded)
+    asked = first.source.asked[::2]  # a live teacher makes its own batch of a batch's rows
+    assert rows.source.asked[::2] == [*asked[:batches], *asked[batches - 1 :]]
+
+
+def test_a_request_is_the_same_after_a_kill(tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    asked, records = keys(6), cache.records(made(LENGTHS))
+    with cache.writing() as writer:
+        writer.append(asked[:2], records[:2])
+    assert cache.pending(asked).tolist() == [2, 3, 4, 5]
+    with cache.writing() as writer:
+        writer.append(asked[[5, 3]], [records[5], records[3]])
+    again = opened(tmp_path)
+    assert again.pending(asked).tolist() == [2, 3, 4, 5]
+    assert again.pending(asked[::-1].copy()).tolist() == [1, 3]
+    assert again.pending(asked).tolist() == [2, 3, 4, 5], "another request came between"
 
 
 def test_a_teacher_that_reads_something_else_is_our_own_bug(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ for command in (
     runs.distill,
     runs.finetune,
     runs.label,
+    models.augment,
     models.evaluate,
     models.bench,
     models.export,

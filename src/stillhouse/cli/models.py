@@ -56,6 +56,53 @@ def evaluate(
         )
 
 
+def augment(
+    data: Annotated[str, typer.Option("--data", help="as for distill; its training rows vary")],
+    teacher: Annotated[
+        str, typer.Option("--teacher", help="whose embeddings tell which words are near")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="the JSONL file to write")],
+    masked_lm: Annotated[
+        str | None, typer.Option("--masked-lm", help="a masked language model that guesses words")
+    ] = None,
+    vectors: Annotated[
+        str | None, typer.Option("--vectors", help="word vectors as text (GloVe's form)")
+    ] = None,
+    copies: Annotated[int, typer.Option("--copies", min=1, help="variants a row")] = 20,
+    share: Annotated[float, typer.Option("--share", help="of the words that are replaced")] = 0.4,
+    candidates: Annotated[int, typer.Option("--candidates", min=1, help="words to draw from")] = 15,
+    seed: Annotated[int, typer.Option("--seed", help="the seed")] = 0,
+    text_column: options.Text = None,
+    pair_column: options.Pair = None,
+    label_column: options.Label = None,
+    cache: options.Cache = None,
+    json: options.Json = False,
+) -> None:
+    """Write variants of the training rows, for the teacher to answer (TinyBERT's augmentation).
+
+    Example: stillhouse augment --data reviews.csv --teacher my-teacher --out variants.jsonl
+    """
+    from stillhouse import api
+
+    columns = {"path": data, "text": text_column, "pair": pair_column, "label": label_column}
+    rows = api.augment(
+        columns,
+        teacher=teacher,
+        out=out,
+        cache=cache,
+        model=masked_lm,
+        vectors=vectors,
+        copies=copies,
+        share=share,
+        candidates=candidates,
+        seed=seed,
+    )
+    if json:
+        console.print_json({"out": str(out), "rows": rows})
+    else:
+        console.out.print(f"{rows:,} variants in {out}: give them as --unlabelled", soft_wrap=True)
+
+
 def bench(
     models: Annotated[list[str], typer.Argument(help="model folders, run folders or hub names")],
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="tokens a row")] = 32,

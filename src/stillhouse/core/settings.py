@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from stillhouse.core.errors import UsageError, unknown
+from stillhouse.core.terms import INNER, RESPONSE
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -30,6 +31,9 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
         if first["type"] == "extra_forbidden":
             known = _known(kind, first["loc"][:-1])
             raise UsageError(unknown("setting", str(first["loc"][-1]), known)) from None
+        if first["type"] == "term_kind":
+            kind_of = first["input"].get("kind") if isinstance(first["input"], dict) else None
+            raise UsageError(unknown(f"{where}.kind", str(kind_of), (*RESPONSE, *INNER))) from None
         if first["type"] == "literal_error" and isinstance(first["input"], str):
             known = re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
             raise UsageError(unknown(where, first["input"], known)) from None

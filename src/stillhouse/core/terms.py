@@ -101,6 +101,6 @@ AnyTerm = Annotated[
     Discriminator(
         _kind,
         custom_error_type="term_kind",
-        custom_error_message=f"a term's kind is one of {', '.join((*RESPONSE, *INNER))}",
+        custom_error_message="a term needs a kind that is known",
     ),
 ]

@@ -214,10 +214,10 @@ def _check(
         count = blocks[split]
         if count >= FEWEST or shares.get(split) == 0:
             continue
-        larger = f" or a larger share (--set corpus.{split}=...)" if split in shares else ""
+        larger = f", or a larger share of it ({split})" if split in shares else ""
         raise DataError(
             f"{config.path}: blocks of {length} tokens to {PURPOSE[split]}: {count}; at least "
-            f"{FEWEST} are needed: give more text, shorter blocks (--set corpus.length=...){larger}"
+            f"{FEWEST} are needed: give more text, shorter blocks (its length){larger}"
         )
 
 

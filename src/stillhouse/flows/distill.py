@@ -85,6 +85,12 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         "teacher": setup.content["teacher"],
     }
     write_json(out / "manifest.json", manifest(**facts, content=setup.content))
+    if len(stages) > 1:
+        for stage in stages:
+            steps = stage.steps(config.proof.seeds[0])
+            progress.note(
+                f"stage {stage.name}: {len(stage.data):,} {stage.described}, {steps:,} steps"
+            )
     common = {"task": setup.task, "reported": plan.reported, "out": out, "progress": progress}
     students, baselines = [], []
     ablations = [Without(stage, term, []) for stage, term, _ in variants]

@@ -286,12 +286,13 @@ class Plan:
         if config.corpus is None:
             assert self.setup.corpus is not None
             return self.setup.corpus
-        key = config.corpus.model_dump_json()
+        used = config.corpus.model_copy(update={"reported": 0.0})  # a stage reports on none
+        key = used.model_dump_json()
         if key not in self._corpora:
             setup = self.setup
             length = min(setup.length, setup.teacher_length)
             self._corpora[key] = read_corpus(
-                config.corpus, setup.tokenizer, setup.store, length, self.progress
+                used, setup.tokenizer, setup.store, length, self.progress
             )
             for note in self._corpora[key].notes:
                 self.progress.note(note)

@@ -98,7 +98,8 @@ def readable_fast(reads: Collection[Tap]) -> bool:
 
 def _accepted(model: Any, batch: Batch) -> Batch:
     """The batch without token types where a model has no embeddings for them."""
-    if "token_type_ids" not in batch.inputs or hasattr(model.config, "type_vocab_size"):
+    config = getattr(model, "config", None)
+    if "token_type_ids" not in batch.inputs or config is None or hasattr(config, "type_vocab_size"):
         return batch
     inputs = {name: t for name, t in batch.inputs.items() if name != "token_type_ids"}
     return Batch(inputs, batch.rows, batch.gold_N, batch.scored_N)

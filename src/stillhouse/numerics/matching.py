@@ -17,7 +17,7 @@ The gradients are written out by hand, for speed; asking for a second one is an 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,7 +25,6 @@ from torch import Tensor
 
 from stillhouse.numerics.divergences import forward_kl
 
-Variant = Literal["paper", "reference"]
 CHUNK = {"cpu": 1 << 18}  # elements at once, to stay in the cache; elsewhere 1 << 26, for memory
 
 
@@ -34,7 +33,7 @@ def hint(
     teacher_BTH: Float[Tensor, "B T _"],
     mask_BT: Bool[Tensor, "B T"] | None,
     *,
-    variant: Variant = "paper",
+    variant: str = "paper",
 ) -> Float[Tensor, " B"]:
     """Half the squared distance to the teacher's state, summed over H, a mean over real tokens.
 
@@ -43,7 +42,7 @@ def hint(
     picture (axes c01b) and sums over one of its sides, which tokens don't have.
     """
     distance_B = _distance_per_token(student_BTH, teacher_BTH, mask_BT) / 2
-    return distance_B if _known(variant) == "paper" else distance_B / student_BTH.shape[2]
+    return distance_B if _is_paper(variant) else distance_B / student_BTH.shape[2]
 
 
 def patience(
@@ -51,7 +50,7 @@ def patience(
     teacher_BLH: Float[Tensor, "B _ _"],
     *,
     normalise: bool = True,
-    variant: Variant = "paper",
+    variant: str = "paper",
 ) -> Float[Tensor, " B"]:
     """Squared distance of the [CLS] states of L layers, each scaled to length 1, summed over L.
 
@@ -63,7 +62,7 @@ def patience(
     if normalise:
         student_BLH, teacher_BLH = _unit(student_BLH), _unit(teacher_BLH)
     distance_B = _squared_distance(student_BLH, teacher_BLH, None)
-    return distance_B if _known(variant) == "paper" else distance_B / (layers * width)
+    return distance_B if _is_paper(variant) else distance_B / (layers * width)
 
 
 def hidden_mse(
@@ -183,10 +182,10 @@ def gram_mse(
 # --- parts ------------------------------------------------------------------------------------
 
 
-def _known(variant: Variant) -> Variant:
+def _is_paper(variant: str) -> bool:
     if variant not in ("paper", "reference"):
         raise ValueError(f"variant must be paper or reference, got {variant}")
-    return variant
+    return variant == "paper"
 
 
 def _check_heads(student_BA: Tensor, teacher_BA: Tensor) -> None:

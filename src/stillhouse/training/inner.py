@@ -30,6 +30,7 @@ MAPS = {
     "attention_kl": "final",
     "relations": "final",
 }
+ATTENTION = ("attention", "attention_kl", "relations")
 PROJECTED = ("hint", "patience", "embedding", "hidden", "cosine")
 OPTIONS = {"of": ("relations",), "heads": ("relations",), "normalise": ("patience",)}
 VARIANTS = ("hint", "patience", "embedding", "hidden")
@@ -92,6 +93,9 @@ def inner_term(config: InnerTermConfig, inside: Inside, shared: dict[str, nn.Lin
             f"a {kind} term compares token by token, and the student has another tokenizer or "
             "length than its teacher: use patience (first token only), or the teacher's own"
         )
+    if kind in ATTENTION and not (inside.student.heads and inside.teacher.heads):
+        whose = "teacher" if inside.student.heads else "student"
+        raise UsageError(f"{kind} term: the {whose} has no attention to read")
     layers = _layers(config, inside)
     what: Any = {"attention": "scores", "attention_kl": "scores"}.get(kind, "hidden")
     if kind == "relations":

@@ -1,0 +1,268 @@
+"""A training in stages: each trains what it says, is done once, and goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from stillhouse.core.config import StageConfig
+from stillhouse.core.progress import Silent
+from stillhouse.core.terms import InnerTermConfig, TermConfig
+from stillhouse.flows import stages as staging
+from stillhouse.flows.distill import distill
+from stillhouse.flows.plan import Plan, without
+from stillhouse.flows.setup import prepare
+from stillhouse.models.forward import run
+from stillhouse.runs import run_distill
+from stillhouse.training.steps import plain_step
+
+Distil = Callable[..., Any]
+
+INNER = {"name": "inside", "objective": [{"kind": "attention"}, {"kind": "hidden"}]}
+SOFT = {"name": "answers", "objective": [{"kind": "soft"}]}
+GOLD = {"name": "labels", "objective": [{"kind": "gold"}], "rows": "labelled"}
+TWO = {"stages": [INNER, SOFT], "student": {"layers": 2}}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("".join(f"{text} .\n" for text, _ in tiny.sentences(700, 5)), encoding="utf-8")
+    return path
+
+
+def weights(run: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"{name}.safetensors")
+
+
+def test_the_stages_follow_each_other_in_one_model(distil: Distil, tmp_path: Path) -> None:
+    config = distil(**TWO, keep_checkpoints=True)
+    outcome = distill(config, tmp_path / "run")
+    between = weights(tmp_path / "run", "student-0.stage-0")
+    start = outcome.setup.make(0).state_dict()
+    moved = {key for key in start if not torch.equal(start[key], between[key])}
+    assert any("layer.1" in key for key in moved)
+    assert not any("classifier" in key or "pooler" in key for key in moved), (
+        "the inner stage has no term on the answers"
+    )
+    again = outcome.setup.make(0)
+    again.load_state_dict(between)
+    alone = distil(student={"layers": 2}, objective=[{"kind": "soft"}])
+    (stage,) = Plan(prepare(alone), Silent()).stages(alone.plan)
+    staging._one("x", 0, again, stage, False, tmp_path, tmp_path / "half", Silent())
+    for key, tensor in outcome.student.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[key], tensor, msg=key)
+
+
+def test_a_killed_run_goes_on_inside_its_stage(
+    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after every step of both stages, one after another: bit for bit the same."""
+    config = distil(**TWO, keep_checkpoints=True, training={"checkpoint_s": 1e-9})
+    whole = distill(config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    left = [1]
+
+    def dying(advance: Any) -> Any:
+        def callback(state: Any) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+
+        return callback
+
+    monkeypatch.setattr(staging, "advancing", dying)
+    kills = 0
+    while True:
+        left[0] = 2
+        try:
+            cut = distill(config, tmp_path / "cut")
+            break
+        except Killed:
+            kills += 1
+    assert kills >= 4
+    for key, tensor in whole.student.state_dict().items():
+        assert torch.equal(cut.student.state_dict()[key], tensor), key
+    assert np.array_equal(whole.best.scores_NK, cut.best.scores_NK)
+
+
+def test_a_finished_stage_is_not_trained_again(
+    distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = distil(**TWO, keep_checkpoints=True)
+    distill(config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "student-0.safetensors").unlink()
+    trained: list[str] = []
+    one = staging._one
+
+    def noted(role: str, seed: int, model: Any, stage: Any, *rest: Any) -> Any:
+        trained.append(stage.name)
+        return one(role, seed, model, stage, *rest)
+
+    monkeypatch.setattr(staging, "_one", noted)
+    distill(config, tmp_path / "run")
+    assert trained == ["answers"]
+
+
+def test_the_baseline_trains_as_many_steps_on_gold_answers_alone(
+    distil: Distil, tmp_path: Path
+) -> None:
+    config = distil(
+        student={"layers": 2},
+        stages=[INNER, {**SOFT, "training": {"steps": 9}}, {**GOLD, "training": {"steps": 4}}],
+        proof={"baseline": True},
+        data={"labelled_rows": 40},
+    )
+    outcome = distill(config, tmp_path / "run")
+    (fit,) = outcome.baselines[0].fits
+    assert [f.steps for f in outcome.students[0].fits] == [6, 9, 4]
+    assert fit.steps == 19
+    (stage,) = Plan(outcome.setup, Silent()).alone(config.plan)
+    assert stage.source is None
+    assert len(stage.data) == len(outcome.setup.rows.labelled)
+
+
+def test_a_pretrained_baseline_reads_as_much_text(
+    distil: Distil, corpus: Path, tmp_path: Path
+) -> None:
+    """Well-read students: pre-training is no work of the teacher's, so the baseline has it too."""
+    pretrain = {
+        "name": "pretrain",
+        "objective": [{"kind": "gold"}],
+        "corpus": {"path": str(corpus), "length": 16},
+        "training": {"steps": 5},
+    }
+    config = distil(stages=[pretrain, SOFT, GOLD], proof={"baseline": True})
+    outcome = distill(config, tmp_path / "run")
+    assert [fit.steps for fit in outcome.baselines[0].fits] == [5, 12]
+    assert [fit.steps for fit in outcome.students[0].fits] == [5, 6, 6]
+    assert outcome.students[0].fits[0].score is not None
+    before = outcome.setup.make(0).state_dict()
+    after = outcome.student.state_dict()
+    assert not any("cls.predictions" in key for key in after)
+    assert any(not torch.equal(before[k], after[k]) for k in before if "layer.0" in k)
+
+
+def test_inner_layers_can_be_distilled_on_running_text(
+    distil: Distil, corpus: Path, tmp_path: Path
+) -> None:
+    general = {**INNER, "corpus": {"path": str(corpus), "length": 16}, "name": "general"}
+    outcome = distill(distil(stages=[general, SOFT], student={"layers": 2}), tmp_path / "run")
+    assert outcome.stages[0].described == "running text"
+    assert outcome.students[0].fits[0].score is None
+    assert outcome.students[0].fits[1].score is not None
+
+
+def term(kind: str, **settings: Any) -> Any:
+    return (TermConfig if kind in ("soft", "gold") else InnerTermConfig)(kind=kind, **settings)
+
+
+def test_leaving_a_term_out() -> None:
+    inner = StageConfig(name="inner", objective=(term("attention"), term("hidden")))
+    answers = StageConfig(name="answers", objective=(term("soft"),))
+    both = [inner, answers]
+    kinds = lambda stages: [[t.kind for t in s.objective] for s in stages or []]  # noqa: E731
+    assert kinds(without(both, "inner", "hidden")) == [["attention"], ["soft"]]
+    assert kinds(without(both, "answers", "soft")) == [["attention", "hidden"], ["gold"]]
+    one = [StageConfig(name="inner", objective=(term("hint"),)), answers]
+    assert kinds(without(one, "inner", "hint")) == [["soft"]]
+    twice = [StageConfig(name="s", objective=(term("soft"), term("soft"), term("gold")))]
+    assert kinds(without(twice, "s", "soft-2")) == [["soft", "gold"]]
+    assert without([StageConfig(name="s", objective=(term("hint"),))], "s", "hint") is None
+
+
+def test_ablations_stand_in_the_record_and_start_from_shared_stages(
+    distil: Distil, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    config = distil(**TWO, proof={"ablation": True, "baseline": True, "seeds": [0, 1]})
+    record = run_distill(config, out, progress=Silent()).record
+    assert [(a.stage, a.without) for a in record.ablations] == [
+        ("inside", "attention"),
+        ("inside", "hidden"),
+        ("answers", "soft"),
+    ]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    stages = {(line["run"], line.get("stage")) for line in lines}
+    assert ("student-without-answers-soft", "inside") not in stages, "it is the whole run's"
+    assert ("student-without-inside-hidden", "inside") in stages
+    assert [stage.name for stage in record.stages] == ["inside", "answers"]
+    assert record.stages[0].score is None
+    assert record.stages[0].metric is None
+    assert record.stages[1].score is not None
+    shares = record.stages[0].gradient_share
+    assert set(shares) == {"attention", "hidden"}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert record.similarity is not None
+    student = np.array(record.similarity.student)
+    assert student.shape == (3, 5)
+    assert (student >= 0).all()
+    assert (student <= 1 + 1e-6).all()
+    assert student[0, 0] > 0.5, "the embeddings started as the teacher's"
+    assert record.diagnosis
+    assert (out / "report.html").exists()
+
+
+def test_two_runs_of_the_same_settings_are_the_same(distil: Distil, tmp_path: Path) -> None:
+    first, second = (distill(distil(**TWO), tmp_path / name) for name in ("a", "b"))
+    assert np.array_equal(first.best.scores_NK, second.best.scores_NK)
+
+
+def test_cached_states_train_as_live_ones_do(distil: Distil, tmp_path: Path) -> None:
+    hidden = {
+        "objective": [{"kind": "hidden"}, {"kind": "embedding"}, {"kind": "soft"}],
+        "student": {"layers": 2},
+    }
+    live = distill(distil(**hidden), tmp_path / "live")
+    kept = distill(distil(**hidden, label={"states": "bf16"}), tmp_path / "kept")
+    np.testing.assert_allclose(live.best.scores_NK, kept.best.scores_NK, atol=0.03)
+    assert not np.array_equal(live.best.scores_NK, kept.best.scores_NK)
+
+
+def test_a_longer_batch_or_another_cut_changes_no_inner_gradient(
+    distil: Distil, tmp_path: Path
+) -> None:
+    """Micro-batches and padding: inner terms are means over texts, whatever they are cut with."""
+    config = distil(
+        student={"layers": 2},
+        objective=[
+            {"kind": kind}
+            for kind in ("attention", "hidden", "embedding", "attention_kl", "relations", "cosine")
+        ],
+    )
+    plan = Plan(prepare(config), Silent())
+    (stage,) = plan.stages(config.plan)
+    rows = np.argsort(stage.data.lengths)[[0, 1, 2, 3, -4, -3, -2, -1]]
+
+    def gradient(parts: int) -> torch.Tensor:
+        model = plan.setup.make(0).eval()
+        stage.objective.reset(0)
+        settings: Any = {"precision": "float32", "reads": stage.objective.student_taps}
+        plain_step(
+            model,
+            [stage.data.batch(part) for part in np.array_split(rows, parts)],
+            stage.objective,
+            stage.source,
+            lambda m, batch, _: run(m, batch, **settings),
+            progress=0.0,
+            rngs=[np.random.default_rng(0)] * parts,
+            totals={"examples": len(rows), "scored": len(rows)},
+            norms=False,
+        )
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    whole = gradient(1)
+    assert whole.norm() > 0
+    for parts in (2, 8):
+        torch.testing.assert_close(gradient(parts), whole, rtol=1e-4, atol=1e-6)
