@@ -56,7 +56,8 @@ from stillhouse.core.types import Dense, Example, SignalSource
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import predict
 from stillhouse.flows.common import max_tokens
-from stillhouse.flows.distill import Setup, ask_teacher, prepare
+from stillhouse.flows.plan import Plan
+from stillhouse.flows.setup import Setup, prepare
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
 from stillhouse.training.loop import fit
@@ -86,7 +87,7 @@ class Bench:
 
     def accuracy(self, model: nn.Module) -> float:
         """On the dev rows, by the model's own float32 forward."""
-        dev = self.dataset(self.setup.splits.reported, self.setup.store)
+        dev = self.dataset(self.setup.rows.reported, self.setup.store)
         return self.setup.task.score(predict(model, dev, self.setup.task))["accuracy"]
 
 
@@ -103,7 +104,7 @@ def load(args: argparse.Namespace, store: Path) -> Bench:
     given: dict[str, Any] = {"teacher": args.teacher, "data": {"path": args.data}}
     given |= {"student": {"layers": 3}, "objective": (SOFT,), "training": {"epochs": args.epochs}}
     setup = prepare(parse(DistillConfig, given | {"cache": str(store)}))
-    (part,) = setup.splits.labelled.parts
+    (part,) = setup.rows.labelled.parts
     if not 0 < args.rows <= len(part):
         raise DataError(f"--rows {args.rows}: there are 1 to {len(part)} rows to train on")
     chosen = generator(args.seed, "rows").permutation(len(part))[: args.rows]
@@ -114,9 +115,9 @@ def load(args: argparse.Namespace, store: Path) -> Bench:
 
 def answered(bench: Bench, folder: str) -> dict[str, Any]:
     """The rows as tokens and the teacher's answers, made in `folder`, as `train` takes them."""
-    data = bench.dataset(bench.pool, Path(folder))
-    source, _ = ask_teacher(replace(bench.setup, store=Path(folder)), data, Silent())
-    return {"data": data, "source": source}
+    plan = Plan(replace(bench.setup, store=Path(folder)), Silent())
+    source = plan.answers(bench.pool, "rows")
+    return {"data": plan.rows(bench.pool, "rows"), "source": source}
 
 
 def train(
@@ -210,14 +211,16 @@ def timed(bench: Bench, contender: Contender, seed: int) -> tuple[float, nn.Modu
     return time.perf_counter() - started, student
 
 
-def jobs(bench: Bench, repeats: int, seed: int) -> dict[str, dict[str, Any]]:
+def jobs(
+    bench: Bench, contenders: dict[str, Contender], repeats: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Each contender's seconds and accuracy; every second repeat runs in the other order."""
-    for contender in CONTENDERS.values():
+    for contender in contenders.values():
         timed(first(bench, WARM_UP_ROWS, epochs=1.0), contender, seed)
-    found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(CONTENDERS)}
+    found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(contenders)}
     for repeat in range(repeats):
-        for name in list(CONTENDERS)[:: -1 if repeat % 2 else 1]:
-            seconds, student = timed(bench, CONTENDERS[name], seed + repeat)
+        for name in list(contenders)[:: -1 if repeat % 2 else 1]:
+            seconds, student = timed(bench, contenders[name], seed + repeat)
             found[name]["seconds"].append(seconds)
             found[name]["accuracy"].append(bench.accuracy(student))
             print(f"{repeat + 1}/{repeats} {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
@@ -243,7 +246,7 @@ def times(longer: list[float], shorter: list[float]) -> float:
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    found = jobs(bench, args.repeats, args.seed)
+    found = jobs(bench, CONTENDERS, args.repeats, args.seed)
     rivals = [name for name in found if name.startswith("textbrewer")]
     best = min(rivals, key=lambda name: statistics.median(found[name]["seconds"]))
     for runs in found.values():

@@ -18,6 +18,8 @@ from stillhouse.flows.distill import distill
 from stillhouse.numerics.divergences import DIVERGENCES
 
 Distil = Callable[..., Any]
+
+
 def inner(kind: str, **settings: Any) -> dict[str, Any]:
     return {"objective": [{"kind": kind, **settings}, {"kind": "soft"}, GOLD]}
 
@@ -78,7 +80,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "hint": inner("hint", variant="reference", layers=[[1, 2]]),
     "hint-middle": inner("hint", variant="paper", weight={"shape": "linear", **MOVING}),
     "patience-skip": {**inner("patience", layers="skip", normalise=False), **TWO},
-    "patience-last": {**inner("patience", layers="last", weight={"shape": "cosine", **MOVING}), **TWO},
+    "patience-last": {
+        **inner("patience", layers="last", weight={"shape": "cosine", **MOVING}),
+        **TWO,
+    },
     "embedding": inner("embedding", projection="always"),
     "hidden-uniform": inner("hidden", layers="uniform", projection="auto"),
     "hidden-top": inner("hidden", layers="top", projection="never"),

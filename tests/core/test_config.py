@@ -66,12 +66,19 @@ def test_an_unknown_setting_names_the_nearest_known_one(changes: dict[str, Any],
         {"stages": [{"name": "a b", "objective": [{"kind": "soft"}]}]},
         {"stages": [{"name": "a", "objective": [{"kind": "soft"}]}] * 2},
         {"stages": [{"name": "a", "objective": [{"kind": "gold"}]}]},
-        {"stages": [{"name": "a", "objective": [{"kind": "soft"}]}], "objective": [{"kind": "hard"}]},
+        {
+            "stages": [{"name": "a", "objective": [{"kind": "soft"}]}],
+            "objective": [{"kind": "hard"}],
+        },
         {"stages": [{"name": "a", "objective": [{"kind": "soft"}], "teacher": "t"}]},
         {
             "stages": [
-                {"name": "a", "objective": [{"kind": "soft"}], "rows": "labelled",
-                 "corpus": {"path": "c"}}
+                {
+                    "name": "a",
+                    "objective": [{"kind": "soft"}],
+                    "rows": "labelled",
+                    "corpus": {"path": "c"},
+                }
             ]
         },
         {"objective": [{"kind": "hidden", "layers": [[1, 2, 3]]}]},

@@ -56,7 +56,7 @@ def test_a_stage_is_named(distil: Distil, tmp_path: Path) -> None:
         {"name": "first", "objective": [{"kind": "hidden", "layers": [[1, 9]]}]},
         {"name": "second", "objective": [SOFT]},
     ]
-    with pytest.raises(UsageError, match="^stage first: hidden term: "):
+    with pytest.raises(UsageError, match=r"^stage first: hidden term: "):
         distill(distil(stages=stages), tmp_path / "run")
 
 
@@ -95,7 +95,7 @@ def test_another_tokenizer_takes_first_tokens_only(
 ) -> None:
     student = {"layers": None, "model": str(folders("roberta", layers=2))}
     config = distil(objective=[{"kind": "hidden"}, SOFT], student=student)
-    with pytest.raises(UsageError, match="another tokenizer.*use patience"):
+    with pytest.raises(UsageError, match=r"another tokenizer.*use patience"):
         distill(config, tmp_path / "run")
     config = distil(objective=[{"kind": "patience"}, SOFT], student=student)
     assert distill(config, tmp_path / "run").students[0].fit.steps == 6
@@ -109,5 +109,5 @@ def test_kept_states_are_hidden_ones(distil: Distil, tmp_path: Path) -> None:
 
 def test_a_corpus_stage_needs_a_masked_teacher_to_answer(distil: Distil, tmp_path: Path) -> None:
     stage = {"name": "read", "objective": [SOFT], "corpus": {"path": "nowhere.txt"}}
-    with pytest.raises(UsageError, match="stage read: on a corpus, soft and hard terms need"):
+    with pytest.raises(UsageError, match=r"stage read: on a corpus, soft and hard terms need"):
         distill(distil(stages=[stage]), tmp_path / "run")

@@ -100,6 +100,42 @@ def test_fast_dropout_has_the_moments_of_the_models_own(kind: str) -> None:
     torch.testing.assert_close(fast_BK.std(0), own_BK.std(0), atol=0, rtol=0.07)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("bert", "hidden_dropout_prob"),
+        ("bert", "attention_probs_dropout_prob"),
+        ("bert", "classifier_dropout"),
+        ("roberta", "classifier_dropout"),
+        ("distilbert", "dropout"),
+        ("distilbert", "attention_dropout"),
+        ("distilbert", "seq_classif_dropout"),
+    ],
+)
+@torch.no_grad()
+def test_each_dropout_has_the_spread_of_the_models_own(kind: str, name: str) -> None:
+    """Each alone, in the last state and in the scores: none is left out, none is in two places."""
+    settings = {"classifier_dropout": 0.0} if kind in ("bert", "roberta") else {}
+    model = tiny.model(kind, dropout=0.0, **{**settings, name: 0.3})
+    one = tiny.tokenizer(kind)("the film was good but the ending slow", return_tensors="pt")
+    batch = Batch({n: t.expand(3000, -1) for n, t in one.items()}, np.arange(3000))
+    tap = Tap("hidden", 2)
+    torch.manual_seed(0)
+    found: list[tuple[Tensor, Tensor]] = []
+    with training_mode(model, on=True):
+        for fast in (True, False):
+            output = answer(model, batch, fast=fast, reads={tap}, rng=np.random.default_rng(0))
+            assert output.states is not None
+            found.append((output.scores_NK, output.states[tap][:, 0]))
+    for mine, own_ in zip(*found, strict=True):
+        spread, expected = mine.var(0).sum().sqrt(), own_.var(0).sum().sqrt()
+        torch.testing.assert_close(spread, expected, atol=1e-5, rtol=0.05)
+        torch.testing.assert_close(
+            mine.mean(0), own_.mean(0), atol=0.1 * float(expected) + 1e-5, rtol=0
+        )
+    assert found[1][0].std(0).max() > 0.01
+
+
 @pytest.mark.parametrize("kind", FAST)
 def test_longer_padding_changes_nothing(kind: str) -> None:
     model, batch = tiny.model(kind), inputs(kind)

@@ -619,15 +619,17 @@ def test_a_state_of_zeros_is_finite():
 
 
 @every_loss
-def test_bfloat16_is_summed_in_float32(case):
+@pytest.mark.parametrize("mask_BT", [None, MASK_BT], ids=["all", "masked"])
+def test_bfloat16_is_summed_in_float32(case, mask_BT):
     student, teacher = (x.bfloat16() for x in case.pair(60))
-    value_B = case.loss(student, teacher, MASK_BT)
+    exact_pair = student.double(), teacher.double()
+    value_B = case.loss(student, teacher, mask_BT)
     assert value_B.dtype == torch.float32
-    exact_B = case.loss(student.double(), teacher.double(), MASK_BT)
+    exact_B = case.loss(*exact_pair, mask_BT)
     torch.testing.assert_close(value_B.double(), exact_B, rtol=5e-3, atol=1e-6)
     # the gradient is rounded to bfloat16 (8 bits) a few times, but not before it is a difference
-    slope = gradient(case.loss, student, teacher, MASK_BT)
-    exact = gradient(case.loss, student.double(), teacher.double(), MASK_BT)
+    slope = gradient(case.loss, student, teacher, mask_BT)
+    exact = gradient(case.loss, *exact_pair, mask_BT)
     assert slope.dtype == torch.bfloat16
     torch.testing.assert_close(slope.double(), exact, rtol=0.02, atol=1e-7)
 
