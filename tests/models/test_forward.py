@@ -16,7 +16,15 @@ from transformers import PreTrainedModel
 
 import tiny
 from stillhouse.core.types import Batch, StudentOutput, Tap, What
-from stillhouse.models.forward import fast_weights, has_fast_path, run, scores, training_mode
+from stillhouse.models.forward import (
+    fast_layers,
+    fast_weights,
+    has_fast_path,
+    needed,
+    run,
+    scores,
+    training_mode,
+)
 from stillhouse.models.student import blocks
 from stillhouse.models.taps import reading
 
@@ -115,8 +123,9 @@ def test_fast_dropout_has_the_moments_of_the_models_own(kind: str) -> None:
 @torch.no_grad()
 def test_each_dropout_has_the_spread_of_the_models_own(kind: str, name: str) -> None:
     """Each alone, in the last state and in the scores: none is left out, none is in two places."""
-    settings = {"classifier_dropout": 0.0} if kind in ("bert", "roberta") else {}
-    model = tiny.model(kind, dropout=0.0, **{**settings, name: 0.3})
+    of_distilbert = ("dropout", "attention_dropout", "seq_classif_dropout")
+    names = of_distilbert if kind == "distilbert" else ("dropout", "classifier_dropout")
+    model = tiny.model(kind, **{**dict.fromkeys(names, 0.0), name: 0.3})
     one = tiny.tokenizer(kind)("the film was good but the ending slow", return_tensors="pt")
     batch = Batch({n: t.expand(3000, -1) for n, t in one.items()}, np.arange(3000))
     tap = Tap("hidden", 2)
@@ -231,6 +240,9 @@ def test_fast_states_are_the_models_own(kind: str, masked: bool, padded: bool) -
     for tap, state in expected.items():
         mine = output.states[tap]
         assert mine.shape == state.shape, tap
+        if tap.what == "scores":  # of padded keys nothing is said
+            keys = batch.inputs["attention_mask"].bool()[:, None, None, :]
+            mine, state = (x.masked_fill(~keys, 0.0) for x in (mine, state))
         torch.testing.assert_close(
             real(mine, batch), real(state, batch), atol=1e-5, rtol=1e-5, msg=str(tap)
         )
@@ -293,12 +305,12 @@ def test_unscored_nothing_above_the_highest_read_layer_is_computed(kind: str, ma
         broken = tiny.model(kind, layers=LAYERS, masked=masked)
         with torch.no_grad():
             parts = (broken.base_model.embeddings, *blocks(broken)[1][:stop])
-            needed = {id(p) for part in parts for p in part.parameters()}
+            run_through = {id(p) for part in parts for p in part.parameters()}
             for parameter in broken.parameters():
-                if id(parameter) not in needed:
+                if id(parameter) not in run_through:
                     broken_ones[stop] += 1
                     parameter.fill_(torch.nan)
-        given = fast_weights(broken, "float32", stop)
+        given = fast_weights(broken, "float32", needed(wanted))
         for weights in (None, given):
             output = answer(broken, batch, fast=True, reads=wanted, scored=False, weights=weights)
             assert output.scores_NK.shape == (len(TEXTS), 0)
@@ -307,6 +319,28 @@ def test_unscored_nothing_above_the_highest_read_layer_is_computed(kind: str, ma
             for tap in wanted:
                 assert torch.equal(output.states[tap], expected[tap]), tap
     assert broken_ones[0] > broken_ones[1] > broken_ones[2] > broken_ones[LAYERS] > 0
+
+
+@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("layer", [1, LAYERS])
+def test_attention_alone_ends_inside_its_block(kind: str, layer: int) -> None:
+    """Relations of the last layer need no feed-forward of it: not computed, not decayed."""
+    model, batch = tiny.model(kind, layers=LAYERS), rows(kind)
+    wanted = [Tap("values", layer), Tap("scores", layer)]
+    expected = answer(model, batch, fast=True, reads=wanted).states
+    broken = tiny.model(kind, layers=LAYERS)
+    with torch.no_grad():
+        for name, parameter in blocks(broken)[1][layer - 1].named_parameters():
+            if not any(part in name for part in ("query", "key", "value", "_lin")):
+                parameter.fill_(torch.nan)
+            if "out_lin" in name:
+                parameter.fill_(torch.nan)
+    found = answer(broken, batch, fast=True, reads=wanted, scored=False).states
+    assert expected is not None
+    assert found is not None
+    assert all(torch.equal(found[tap], expected[tap]) for tap in wanted)
+    trained = {id(layer) for group in fast_layers(broken, needed(wanted)) for layer in group}
+    assert len(trained) == 3 + 8 * (layer - 1)
 
 
 @pytest.mark.parametrize("kind", [*FAST, "electra", "modernbert"])
@@ -361,7 +395,15 @@ def test_token_types_are_dropped_where_a_model_has_none(kind: str, fast: bool) -
     assert given["token_type_ids"].any()
     bare = {name: t for name, t in given.items() if name != "token_type_ids"}
     expected_BK = scores(model, bare, precision="float32", fast=fast)
+    seen: list[str] = []
+    for module in (model, model.base_model):
+        module.register_forward_pre_hook(
+            lambda _, __, kwargs: seen.extend(kwargs), with_kwargs=True
+        )
     assert torch.equal(scores(model, given, precision="float32", fast=fast), expected_BK)
+    fast_alone = fast and has_fast_path(model)
+    assert ("input_ids" in seen) is not fast_alone
+    assert "token_type_ids" not in seen
 
 
 @pytest.mark.parametrize("kind", ["bert", "electra"])

@@ -50,8 +50,8 @@ class Tap:
     give to the first block), or the output of the module of a dotted `name`.
 
     hidden: B x T x H. queries, keys, values: B x A x T x D, as they are multiplied (with rotary
-    positions applied). scores: B x A x T x T, queries x keys, scaled, before any mask and the
-    softmax. probabilities: the softmax of the masked scores, before dropout.
+    positions applied). scores: B x A x T x T, queries x keys, scaled, before the softmax; those
+    of padded keys have no meaning. probabilities: the softmax of the masked scores, before dropout.
     """
 
     what: What

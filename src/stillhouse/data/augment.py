@@ -281,15 +281,19 @@ class Neighbours:
         return found_QH
 
     def _nearest(self, word: str, query_H: np.ndarray, scores_W: np.ndarray) -> list[str]:
-        """The nearest of a shortlist, whose cosines are taken again: the last bits of a product
-        of matrices depend on what else is asked."""
+        """The nearest of a shortlist, whose cosines are taken again: the last bits of a product of
+        matrices depend on what else is asked. Not the word's own beginning or end, which the mean
+        of its pieces would find (safe and way near Safeway)."""
         least = min(len(scores_W), 4 * (self.candidates + 1))  # a word may be there in many cases
         bound = np.partition(scores_W, len(scores_W) - least)[len(scores_W) - least]
         near = np.flatnonzero(scores_W >= bound - 1e-5)
         exact = (self.vectors_WH[near].astype(np.float64) * query_H.astype(np.float64)).sum(1)
-        distinct = {same_word(word): word}
+        asked = same_word(word)
+        distinct = {asked: word}
         for row in near[np.argsort(-exact, kind="stable")]:
-            distinct.setdefault(same_word(self.words[row]), self.words[row])
+            found = same_word(self.words[row])
+            if found == asked or not (asked.startswith(found) or asked.endswith(found)):
+                distinct.setdefault(found, self.words[row])
         return list(distinct.values())[1 : self.candidates + 1]
 
 

@@ -231,9 +231,10 @@ class Plan:
             pooled=objective.first_token_only,
             dtype=config.states,
         )
-        needed = cache.bytes_needed(data.lengths)
+        missing = cache.missing(data.keys_N2)
+        needed = cache.bytes_needed(data.lengths[missing])
         self.progress.note(
-            f"the teacher's states of {len(data):,} rows take {needed / 1e6:,.0f} MB in "
+            f"the teacher's states of {len(missing):,} rows take {needed / 1e6:,.1f} MB in "
             f"{config.states}, under {setup.store}"
         )
         cache.require_room(needed)

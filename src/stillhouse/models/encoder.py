@@ -48,6 +48,15 @@ class Notes:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """Where a forward ends that is run for what is read only: after block `layer`, or inside it
+    once its attention is read."""
+
+    layer: int
+    in_attention: bool
+
+
+@dataclass(frozen=True)
 class Shape:
     """What a block needs to know. `attended`: the dropout of what attention gives."""
 
@@ -83,11 +92,9 @@ def _attend(
     keys x queries: a softmax over the last axis is slow for short rows."""
     scores = torch.bmm(k, q.transpose(1, 2)).mul_(q.shape[-1] ** -0.5)
     by_head = (-1, shape.heads, *scores.shape[1:])
-    noted = notes.wants("scores", layer)
+    if bias is not None:  # in the noted scores too: padded keys are nobody's business
+        scores = scores.view(by_head).add_(bias).view(-1, *by_head[2:])
     notes.put("scores", layer, scores.view(by_head).transpose(2, 3))
-    if bias is not None:
-        scores = scores.view(by_head)
-        scores = (scores + bias if noted else scores.add_(bias)).view(-1, *by_head[2:])
     weights = scores.softmax(1, dtype=torch.float32).to(q.dtype)
     notes.put("probabilities", layer, weights.view(by_head).transpose(2, 3))
     return torch.bmm(dropout(weights, shape.attention, rng).transpose(1, 2), v)
@@ -101,9 +108,10 @@ def _split(x: Tensor, rows: int, parts: int, heads: int) -> tuple[Tensor, ...]:
 
 def _block(
     x: Tensor, rows: int, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random,
-    notes: Notes, layer: int, *, last: bool, first_only: bool,
+    notes: Notes, layer: int, *, last: bool, first_only: bool, ends: bool,
 ) -> Tensor:  # fmt: skip
-    """N x H -> N x H, N = B x T; with `first_only` the first tokens' states, B x H."""
+    """N x H -> N x H, N = B x T; with `first_only` the first tokens' states, B x H. With `ends`
+    no more is computed than attention."""
     heads = shape.heads
     kept = x.view(rows, -1, x.shape[-1])[:, 0] if first_only else x
     if last:
@@ -116,6 +124,8 @@ def _block(
         for what, part in named:
             notes.put(what, layer, part.view(rows, heads, *part.shape[1:]))
     context = _attend(q, k, v, bias, shape, rng, notes, layer)
+    if ends:
+        return x
     context = context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(kept.shape)
     out = dropout(linear(context, next(pairs)), shape.attended, rng)
     attended = _norm(out + kept, next(pairs), shape.eps)
@@ -126,10 +136,10 @@ def _block(
 
 def encode(
     base: Any, inputs: Mapping[str, Tensor], pairs: Pairs, dtype: torch.dtype, rng: Random,
-    notes: Notes, *, first_only: bool = False, stop: int | None = None,
+    notes: Notes, *, first_only: bool = False, stop: Stop | None = None,
 ) -> Tensor:  # fmt: skip
-    """Last states: N x H, or with `first_only` the first tokens', B x H. With `stop`, those after
-    that many blocks, and no more is computed."""
+    """Last states: N x H, or with `first_only` the first tokens', B x H. With `stop`, whatever
+    there is at that place, and no more is computed."""
     family: Family = FAMILIES[base.config.model_type]
     x = family.embed(base.embeddings, inputs, rng).to(dtype)
     mask, bias = inputs["attention_mask"], None
@@ -137,11 +147,12 @@ def encode(
         bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
     rows, shape, last = len(mask), family.shape(base.config), len(family.blocks(base))
     notes.put("hidden", 0, x.view(rows, -1, x.shape[-1]))
-    for layer in range(1, (last if stop is None else stop) + 1):
+    for layer in range(1, (last if stop is None else stop.layer) + 1):
         is_last = layer == last
+        ends = stop is not None and stop.in_attention and layer == stop.layer
         x = _block(
             x, rows, bias, pairs, shape, rng, notes, layer,
-            last=is_last, first_only=first_only and is_last and not notes.at(layer),
+            last=is_last, first_only=first_only and is_last and not notes.at(layer), ends=ends,
         )  # fmt: skip
         notes.put("hidden", layer, x.view(rows, -1, x.shape[-1]))
     if first_only and len(x) != rows:
@@ -149,15 +160,17 @@ def encode(
     return x
 
 
-def encoder_layers(base: Any, stop: int | None = None) -> list[Joined]:
-    """The layers of a model's (first `stop`) blocks, in the order `encode` takes their weights."""
+def encoder_layers(base: Any, stop: Stop | None = None) -> list[Joined]:
+    """The layers of a model's blocks (as far as `stop`), in the order `encode` takes their
+    weights."""
     family: Family = FAMILIES[base.config.model_type]
     found: list[Joined] = []
-    blocks = family.blocks(base)
-    for i, block in enumerate(list(blocks)[:stop]):
+    blocks = list(family.blocks(base))
+    for number, block in enumerate(blocks[: stop.layer if stop else None], start=1):
         q, k, v, *others = family.parts(block)
-        found += [[q], [k, v]] if i == len(blocks) - 1 else [[q, k, v]]
-        found += [[layer] for layer in others]
+        found += [[q], [k, v]] if number == len(blocks) else [[q, k, v]]
+        if stop is None or number < stop.layer or not stop.in_attention:
+            found += [[layer] for layer in others]
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.types import Batch, States, StudentOutput, Tap
-from stillhouse.models.encoder import FAMILIES, Notes, Random, encode, encoder_layers
+from stillhouse.models.encoder import FAMILIES, Notes, Random, Stop, encode, encoder_layers
 from stillhouse.models.masked import vocabulary_scores
 from stillhouse.models.taps import reading
 from stillhouse.models.weights import Joined, Pair, joined
@@ -43,21 +43,22 @@ def has_fast_path(model: nn.Module) -> bool:
     )
 
 
-def highest(reads: Collection[Tap]) -> int:
-    """The last block that must run for what is read."""
-    return max((tap.layer for tap in reads), default=0)
+def needed(reads: Collection[Tap]) -> Stop:
+    """How far a model must run for what is read."""
+    layer = max((tap.layer for tap in reads), default=0)
+    return Stop(layer, layer > 0 and Tap("hidden", layer) not in reads)
 
 
-def fast_layers(model: Any, stop: int | None = None) -> list[Joined]:
+def fast_layers(model: Any, stop: Stop | None = None) -> list[Joined]:
     """The layers of a model's blocks and (a classifier's) head, in the order its fast path takes
-    them; with `stop`, of its first blocks only."""
+    them; with `stop`, as far as that."""
     layers = encoder_layers(model.base_model, stop)
     if stop is not None or not _is_classifier(model):
         return layers
     return layers + FAMILIES[model.config.model_type].head_layers(model)
 
 
-def fast_weights(model: nn.Module, precision: str, stop: int | None = None) -> list[Pair]:
+def fast_weights(model: nn.Module, precision: str, stop: Stop | None = None) -> list[Pair]:
     """What `run` takes as `weights`: to be made once where a model answers many batches."""
     return joined(fast_layers(model, stop), DTYPES[precision])
 
@@ -82,7 +83,7 @@ def run(
     batch = _accepted(model, batch)
     inputs = batch.inputs
     if fast and has_fast_path(model) and readable_fast(reads):
-        stop = None if scored else highest(reads)
+        stop = None if scored else needed(reads)
         pairs = iter(fast_weights(model, precision, stop) if weights is None else weights)
         return _fast(model, batch, pairs, precision, rng, frozenset(reads), stop)
     device = next(iter(inputs.values())).device
@@ -107,7 +108,7 @@ def _accepted(model: Any, batch: Batch) -> Batch:
 
 def _fast(
     model: Any, batch: Batch, pairs: Iterator[Pair], precision: str, rng: Random,
-    reads: frozenset[Tap], stop: int | None,
+    reads: frozenset[Tap], stop: Stop | None,
 ) -> StudentOutput:  # fmt: skip
     inputs, dtype, notes = batch.inputs, DTYPES[precision], Notes(reads)
     if stop is not None:

@@ -21,7 +21,7 @@ from stillhouse.models.forward import (
     NOTHING,
     fast_weights,
     has_fast_path,
-    highest,
+    needed,
     readable_fast,
     run,
 )
@@ -66,7 +66,7 @@ class LiveTeacher:
         asked = batch if self.data is None else self.data.batch(batch.rows)
         with torch.no_grad():
             if self._fast and self._weights is None:  # they never change
-                stop = None if self._scored else highest(self._reads)
+                stop = None if self._scored else needed(self._reads)
                 self._weights = fast_weights(self.model, self._precision, stop)
             found = run(
                 self.model,

@@ -35,7 +35,7 @@ PROJECTED = ("hint", "patience", "embedding", "hidden", "cosine")
 OPTIONS = {"of": ("relations",), "heads": ("relations",), "normalise": ("patience",)}
 VARIANTS = ("hint", "patience", "embedding", "hidden")
 
-Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # student, teacher, mask -> B
+Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # student, teacher, mask -> B
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class InnerTerm:
         """The sum over the pairs, an example each."""
         mine, theirs = output.states, states_of(signal)
         assert mine is not None, "the forward reads what the objective needs"
+        mask_BT = None if bool(mine.mask_BT.all()) else mine.mask_BT  # cheaper where all are real
         found = []
         for student, teacher in self.pairs:
             x, y = mine[student], theirs[teacher]
@@ -73,7 +74,7 @@ class InnerTerm:
                 x = nn.functional.linear(
                     x, self.bridge.weight.to(x.dtype), _cast(self.bridge.bias, x.dtype)
                 )
-            found.append(self.compare(x, y.to(x.dtype), mine.mask_BT))
+            found.append(self.compare(x, y.to(x.dtype), mask_BT))
         return torch.stack(found).sum(0) * self.scale, None
 
 
@@ -210,7 +211,7 @@ def _relations(config: InnerTermConfig, inside: Inside, layers: list[tuple[int, 
         )
     pairs = tuple((Tap(what, s), Tap(what, t)) for s, t in layers for what in kinds)
 
-    def compare(x: Tensor, y: Tensor, mask_BT: Tensor) -> Tensor:
+    def compare(x: Tensor, y: Tensor, mask_BT: Tensor | None) -> Tensor:
         return m.relation_kl(m.split_heads(x, heads), m.split_heads(y, heads), mask_BT)
 
     return InnerTerm(pairs, compare)

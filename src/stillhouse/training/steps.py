@@ -24,7 +24,7 @@ from stillhouse.models.forward import (
     NOTHING,
     fast_layers,
     has_fast_path,
-    highest,
+    needed,
     readable_fast,
     run,
 )
@@ -57,7 +57,7 @@ class TextForward:
         """What an optimizer is to train inside the block: the model's parameters; with a fast
         path, its blocks as two flat tensors."""
         own = own_leaves(model)
-        stop = None if self._scored else highest(self._reads)
+        stop = None if self._scored else needed(self._reads)
         layers = fast_layers(model, stop) if self._fast and has_fast_path(model) else []
         if not layers or shares_layers(layers):
             yield own
