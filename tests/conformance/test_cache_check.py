@@ -19,8 +19,9 @@ import torch
 import tiny
 from stillhouse.core.errors import RunError
 from stillhouse.core.progress import Silent
-from stillhouse.flows.common import dataset
-from stillhouse.flows.distill import ask_teacher, distill, prepare
+from stillhouse.flows.distill import distill
+from stillhouse.flows.plan import Plan
+from stillhouse.flows.setup import prepare
 from stillhouse.signals.cache import AnswerCache
 
 Distil = Callable[..., Any]
@@ -32,16 +33,9 @@ def test_answers_of_another_teacher_stop_the_run(
 ) -> None:
     """The cache's own name is right, its answers are not: as after a file was put in its place."""
     setup = prepare(distil(cache=str(tmp_path), label={"precision": precision}))
-    train = dataset(
-        setup.task,
-        setup.splits.train,
-        setup.teacher_tokenizer,
-        tmp_path,
-        max_length=32,
-        progress=Silent(),
-        title="rows",
-    )
-    ask_teacher(setup, train, Silent())
+    plan, pool = Plan(setup, Silent()), setup.rows.train
+    train = plan.rows(pool, "training rows", of_teacher=True)
+    plan.answers(pool, "training rows")
     (folder,) = (tmp_path / "answers").iterdir()
     (folder / "shard-00000.bin").unlink()
     about = json.loads((folder / "cache.json").read_text())

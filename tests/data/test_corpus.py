@@ -427,8 +427,8 @@ def test_a_file_that_cannot_be_used_is_one_line_that_says_what_to_do(tmp_path: P
             {},
         ),
         r"latin\.txt line 3 is not UTF-8": (file("latin.txt", b"a\n\ncaf\xe9\n"), {}),
-        r"to report on: 0; .*corpus\.length.*corpus\.reported": (file("few.txt"), {}),
-        r"to select on: 0; .*corpus\.held_out": (file("b.txt", many), {"held_out": 1e-9}),
+        r"to report on: 0; .*its length.*\(reported\)": (file("few.txt"), {}),
+        r"to select on: 0; .*\(held_out\)": (file("b.txt", many), {"held_out": 1e-9}),
         r"to train on: 0; at least 2": (file("c.txt", many), {"held_out": 1.0}),
         r"five: blocks .* to report on: 1; at least 2 are needed: give more text, shorter.*\)$": (
             folder("five", train_txt=many, valid_txt=b"the film was very good and we slept well"),

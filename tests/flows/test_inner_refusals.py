@@ -12,6 +12,7 @@ from transformers import FNetConfig, FNetForSequenceClassification
 import tiny
 from stillhouse.core.errors import UsageError
 from stillhouse.flows.distill import distill
+from stillhouse.flows.setup import prepare
 from stillhouse.models.load import head_settings
 
 Distil = Callable[..., Any]
@@ -87,7 +88,8 @@ def test_a_teacher_without_attention(kind: str, distil: Distil, tmp_path: Path) 
 
 def test_its_hidden_states_can_be_had(distil: Distil, tmp_path: Path) -> None:
     config = distil(of=fnet(tmp_path / "fnet"), objective=[{"kind": "hidden"}, SOFT])
-    assert distill(config, tmp_path / "run").students[0].fit.steps == 6
+    taps = prepare(config).objectives["distil"].teacher_taps
+    assert {(tap.what, tap.layer) for tap in taps} == {("hidden", 2)}
 
 
 def test_another_tokenizer_takes_first_tokens_only(
