@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ import tiny
 from stillhouse.core.errors import UsageError
 from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Batch, Dense, Labels, StudentOutput
+from stillhouse.numerics.divergences import forward_kl
 from stillhouse.training.objective import Objective, at, build
 
 
@@ -156,7 +158,11 @@ def test_terms_of_one_kind_get_names_of_their_own() -> None:
         (TermConfig(kind="hard"), {"signal": None}, "there is no teacher"),
         (TermConfig(kind="soft"), {"signal": Labels}, "gives labels only"),
         (TermConfig(kind="gold"), {"has_gold": False}, "no row has a label"),
-        (TermConfig(kind="soft"), {"choices": 1}, "set the soft term's divergence to logit_mse"),
+        (
+            TermConfig(kind="soft", divergence="forward_kl"),
+            {"choices": 1},
+            "set the soft term's divergence to logit_mse",
+        ),
         (TermConfig(kind="hard"), {"choices": 1}, "use soft with logit_mse"),
         (tiny.soft("logit_mse", standardise=True), {"choices": 1}, "can't be standardised"),
     ],
@@ -168,3 +174,16 @@ def test_a_term_that_cannot_be_fed_is_refused_when_built(
     with pytest.raises(UsageError, match=says) as caught:
         one(config, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_soft_term_is_left_open_follows_the_task() -> None:
+    """KL between classes; between a regression's values, which have no distribution, the square."""
+    output, signal = StudentOutput(torch.tensor([[1.0]])), Dense(torch.tensor([[3.0]]))
+    objective = build([TermConfig(kind="soft")], choices=1, signal=Dense, has_gold=True)
+    found = objective.terms[0](output, signal, Batch({}, np.zeros(1, np.int64)), 0.0)
+    assert float(found.sum) == pytest.approx(4.0)
+    scores_NK = torch.tensor([[1.0, 0.0]])
+    objective = build([TermConfig(kind="soft")], choices=2, signal=Dense, has_gold=True)
+    batch = Batch({}, np.zeros(1, np.int64))
+    found = objective.terms[0](StudentOutput(scores_NK), Dense(-scores_NK), batch, 0.0)
+    assert float(found.sum) == pytest.approx(float(forward_kl(scores_NK, -scores_NK)))

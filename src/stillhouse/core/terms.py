@@ -36,14 +36,14 @@ class Schedule(Config):
 class TermConfig(Config):
     """One term of the objective.
 
-    soft: a divergence between teacher and student at a temperature, times T^2 (T for total
-    variation); logit_mse is taken of the raw scores, whatever the temperature.
+    soft: a divergence between teacher and student (forward_kl; for a regression, which has no
+    other, logit_mse) at a temperature, times T^2 (T for total variation); logit_mse is taken of the raw scores, whatever the temperature.
     hard: cross-entropy with the teacher's choice. gold: the data's own labels, where it has them.
     """
 
     kind: Literal["soft", "hard", "gold"]
     weight: Schedule = Schedule(start=1.0)
-    divergence: str = "forward_kl"
+    divergence: str | None = None
     temperature: Schedule = Schedule(start=1.0)
     squared_temperature: bool = True
     standardise: bool = False

@@ -97,14 +97,9 @@ def _alike(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bo
 
 
 def stage_terms(stage: StageConfig, task: Task) -> tuple[AnyTerm, ...]:
-    """The stage's terms; in a regression left at the default, the soft term is the squared
-    difference of values, which has no temperature."""
-    if task.name == "masked_lm" and stage.objective == SOFT_AND_GOLD:
-        return DISTILBERT
-    if task.name != "regression" or stage.objective != SOFT_AND_GOLD:
-        return stage.objective
-    soft, gold = SOFT_AND_GOLD
-    return (TermConfig(kind="soft", divergence="logit_mse", weight=soft.weight), gold)
+    """The stage's terms; DistilBERT's where a masked language model is left at the default."""
+    masked = task.name == "masked_lm" and stage.objective == SOFT_AND_GOLD
+    return DISTILBERT if masked else stage.objective
 
 
 # Sanh et al. 2019, with the weights of their published run.

@@ -138,10 +138,11 @@ def _hard_classes(output: StudentOutput, signal: Signal | None, _: Batch, __: fl
     return d.cross_entropy(output.scores_NK, _choices(signal)), None
 
 
-def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
+def _soft(config: TermConfig, name: str) -> RowLoss:
     """A divergence of softened scores, times T^2 so that T doesn't change the gradient's scale
     (times T for total variation, whose gradient falls with 1 / T only)."""
-    power = 1 if config.divergence == "total_variation" else 2
+    divergence: Callable[..., Tensor] = d.DIVERGENCES[name]
+    power = 1 if name == "total_variation" else 2
     by_choices = config.variant == "reference"
     extra: dict[str, Any] = {
         name: value
@@ -155,9 +156,9 @@ def _soft(config: TermConfig, divergence: Callable[..., Tensor]) -> RowLoss:
         if config.standardise:
             student_NK, teacher_NK = d.standardise(student_NK), d.standardise(teacher_NK)
         settings = dict(extra)
-        if config.divergence == "decoupled":
+        if name == "decoupled":
             settings["target_N"] = _targets(batch, teacher_NK)
-        if config.divergence == "logit_mse":  # at T, times T^2, it is what it is at 1
+        if name == "logit_mse":  # at T, times T^2, it is what it is at 1
             loss_N = divergence(student_NK, teacher_NK, **settings)
             return (loss_N / student_NK.shape[1] if by_choices else loss_N), None
         temperature = at(config.temperature, progress)
@@ -182,8 +183,7 @@ NEEDED = {"jsd": ("beta",), "skew_kl": ("alpha",)}
 TAKEN = {"jsd": ("beta",), "skew_kl": ("alpha",), "decoupled": ("alpha", "beta")}
 
 
-def _check_soft(config: TermConfig, choices: int) -> None:
-    name = config.divergence
+def _check_soft(config: TermConfig, name: str, choices: int) -> None:
     if name not in d.DIVERGENCES:
         raise UsageError(unknown("divergence", name, d.DIVERGENCES))
     for option in ("alpha", "beta"):
@@ -204,7 +204,7 @@ def _check_soft(config: TermConfig, choices: int) -> None:
         raise UsageError(f"a temperature must be > 0, got {lowest}")
     trial = Dense(torch.zeros(1, choices))
     try:
-        _soft(config, d.DIVERGENCES[name])(
+        _soft(config, name)(
             StudentOutput(trial.scores_NK), trial, Batch({}, np.zeros(1, np.int64)), 0.0
         )
     except ValueError as error:
@@ -250,7 +250,8 @@ def build(
         else:
             if signal is not Dense:
                 raise UsageError("a soft term needs scores, and this teacher gives labels only")
-            _check_soft(config, choices)
-            rows = _soft(config, d.DIVERGENCES[config.divergence])
+            divergence = config.divergence or ("logit_mse" if choices == 1 else "forward_kl")
+            _check_soft(config, divergence, choices)
+            rows = _soft(config, divergence)
         terms.append(Term(name, config.weight, rows, needs_teacher=config.kind != "gold"))
     return Objective(terms)
