@@ -36,8 +36,10 @@ class Schedule(Config):
 class TermConfig(Config):
     """One term of the objective.
 
-    soft: a divergence between teacher and student (forward_kl; for a regression, which has no
-    other, logit_mse) at a temperature, times T^2 (T for total variation); logit_mse is taken of the raw scores, whatever the temperature.
+    soft: a divergence between teacher and student at a temperature, times T^2 (T for total
+    variation). Left open it is forward_kl; of a regression, which has no other, logit_mse, taken
+    of the raw scores, whatever the temperature. variant reference: divided by the number of
+    choices, as the code of PKD and TinyBERT does.
     hard: cross-entropy with the teacher's choice. gold: the data's own labels, where it has them.
     """
 
