@@ -57,7 +57,13 @@ def train(size: str, args: argparse.Namespace) -> None:
         "name": "pretrain",
         "objective": [{"kind": "gold"}],
         "corpus": {"path": str(args.data / "wikitext2" / "train.txt"), "length": 128},
-        "training": {"steps": args.pretrain_steps, "lr": 1e-3, "evaluations": 1, "select": "last"},
+        "training": {
+            "steps": args.pretrain_steps,
+            "batch_size": 16,
+            "lr": 1e-3,
+            "evaluations": 1,
+            "select": "last",
+        },
     }
     distil = {"name": "distil", "objective": soft}
     finetune = {

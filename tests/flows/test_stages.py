@@ -148,6 +148,10 @@ def test_a_pretrained_baseline_reads_as_much_text(
     assert [fit.steps for fit in outcome.baselines[0].fits] == [5, 12]
     assert [fit.steps for fit in outcome.students[0].fits] == [5, 6, 6]
     assert outcome.students[0].fits[0].score is not None
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert not any(x["run"] == "baseline" and x.get("stage") == "pretrain" for x in lines), (
+        "the same training is not done twice"
+    )
     before = outcome.setup.make(0).state_dict()
     after = outcome.student.state_dict()
     assert not any("cls.predictions" in key for key in after)

@@ -98,7 +98,8 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         make = lambda seed=seed: setup.make(seed)  # noqa: E731
         students.append(train("student", seed, make, stages, **common))
         if alone:
-            baselines.append(train("baseline", seed, make, alone, **common))
+            start = _shared_start(out, seed, stages, alone)
+            baselines.append(train("baseline", seed, make, alone, **common, start=start))
         for found, (_, _, changed) in zip(ablations, variants, strict=True):
             role = f"student-without-{found.stage}-{found.term}"
             start = _shared_start(out, seed, stages, changed)
@@ -140,7 +141,8 @@ def _variants(setup: Setup, plan: Plan) -> list[tuple[str, str, list[Stage]]]:
 def _shared_start(
     out: Path, seed: int, stages: list[Stage], changed: list[Stage]
 ) -> tuple[int, Path] | None:
-    """How many first stages a variant shares with the whole run, and the weights after them."""
+    """How many first stages a variant (or the baseline) shares with the whole run, and the
+    weights after them: training these again would give the same."""
     same = 0
     for mine, theirs in zip(stages, changed, strict=False):
         if mine.name != theirs.name or mine.objective is not theirs.objective:

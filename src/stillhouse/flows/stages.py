@@ -72,13 +72,15 @@ def score_on(task: Task, held_out: Data) -> Callable[[nn.Module], float]:
 
 
 def joined(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, gold ones on rows that follow each other as one with all their steps."""
+    """The stages, gold ones on rows that follow each other as one with all their steps, and the
+    settings of the longest."""
     found: list[Stage] = []
     for stage in stages:
         if found and found[-1].gold_only and stage.gold_only:
             before = found.pop()
             both = lambda seed, a=before, b=stage: a.steps(seed) + b.steps(seed)  # noqa: E731
-            found.append(replace(stage, counted=both))
+            longest = max(before, stage, key=lambda each: each.steps(0))
+            found.append(replace(stage, training=longest.training, counted=both))
         else:
             found.append(stage)
     return found
