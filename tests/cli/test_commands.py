@@ -18,9 +18,11 @@ from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny
-from stillhouse.cli import console
+from stillhouse.cli import console, recipes
 from stillhouse.cli.main import app, main
+from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.results import Record
+from stillhouse.core.settings import parse
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = [
@@ -287,6 +289,16 @@ def test_recipes_are_listed_shown_and_refused_by_name(call: Call, monkeypatch) -
     monkeypatch.delenv("STILLHOUSE_DATA", raising=False)
     code, _, err = call("recipes", "run", "sst2_student", "--out", "x")
     assert (code, "STILLHOUSE_DATA" in err) == (2, True)
+
+
+@pytest.mark.parametrize("path", sorted(recipes.folder().glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_are_complete_configs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_DATA", "/data")
+    monkeypatch.setattr("stillhouse.demo.minilm", lambda: Path("minilm"))
+    values = recipes.read(path)
+    parse(FinetuneConfig if values["flow"] == "finetune" else DistillConfig, values)
+    header = path.read_text(encoding="utf-8").split("flow:")[0]
+    assert all(f"# {word}" in header for word in ("command", "hardware", "result"))
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,9 @@ def diagnosis(
     if inner and verdict is not None and verdict != "helped" and not ablations:
         names = ", ".join(dict.fromkeys(_words(term) for _, term in inner))
         found.append(
-            f"The run with inner-layer terms ({names}) is not better than the student without "
-            "its teacher; proof.ablation=true trains it without each of them to see which counts."
+            f"These data don't show that the run with inner-layer terms ({names}) is better than "
+            "the student without its teacher; --ablation trains it without each of them, to see "
+            "which counts."
         )
     if inner and alike is not None and alike.baseline is not None:
         found.append(_of_similarity(alike, alike.baseline))
