@@ -70,6 +70,8 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
         content = prepare(config, progress=progress).content
         return _finished(out, config.model_dump(mode="json"), content, progress)
     export = _exported(config)
+    if config.export.onnx and not export.onnx:
+        progress.note("a masked language model is made to be trained on: no ONNX is written")
     if export.onnx:
         _check_export(export)
     outcome = distilling.distill(config, out, progress=progress)

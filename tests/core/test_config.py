@@ -35,7 +35,6 @@ def refused(**changes: Any) -> str:
         ({"objective": [{"kind": "sotf"}]}, "soft"),
         ({"objective": [{"kind": "hiden"}]}, "hidden"),
         ({"objective": [{"kind": "hidden", "layer": "top"}]}, "layers"),
-        ({"objective": [{"kind": "hidden", "layers": "tops"}]}, "top"),
         ({"stages": [{"name": "a", "objective": [{"kind": "soft"}], "row": "all"}]}, "rows"),
     ],
 )
@@ -141,3 +140,19 @@ def test_read_yaml_refuses_a_file_without_settings(tmp_path: Path, text: bytes) 
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="no config file"):
         read_yaml(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize("layers", ["tops", [1, 2], "1-2", [[1, 2, 3]]], ids=str)
+def test_a_wrong_layer_map_is_told_the_names_and_the_pairs(layers: object) -> None:
+    message = refused(objective=[{"kind": "hidden", "layers": layers}])
+    assert "uniform, top, bottom, skip, last, final, or pairs such as [[1, 2], [3, 6]]" in message
+
+
+def test_stages_are_set_by_name_or_number() -> None:
+    values: dict[str, Any] = {"stages": [{"name": "a"}, {"name": "b"}]}
+    override(values, ["stages.b.training.epochs=2", "stages.0.training.epochs=3"])
+    assert [stage["training"]["epochs"] for stage in values["stages"]] == [3, 2]
+    with pytest.raises(UsageError, match="unknown entry '7'"):
+        override(values, ["stages.7.training.epochs=2"])
+    with pytest.raises(UsageError, match="this run has one stage"):
+        override({"objective": []}, ["stages.a.training.epochs=2"])

@@ -16,6 +16,7 @@ import tiny
 from stillhouse.core.config import CorpusConfig
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.data import corpus as module
+from stillhouse.data import documents as reading
 from stillhouse.data.corpus import Blocks, Corpus, corpus_bytes, load_corpus, special_ids
 
 LINES = [text for text, _ in tiny.sentences(400)]
@@ -215,8 +216,8 @@ def test_a_stored_corpus_is_not_tokenised_again(
     first = load_corpus(config, BERT, tmp_path / "store", **arguments)
     assert sum(told) == corpus_bytes(config)
     calls = []
-    tokenised = module._tokenised
-    monkeypatch.setattr(module, "_tokenised", lambda *a: (calls.append(a), tokenised(*a))[1])
+    tokenised = module.tokenised
+    monkeypatch.setattr(module, "tokenised", lambda *a: (calls.append(a), tokenised(*a))[1])
     second = load_corpus(config, BERT, tmp_path / "store", **arguments)
     assert not calls
     assert sum(told) == 2 * corpus_bytes(config)
@@ -343,7 +344,7 @@ def test_long_lines_and_odd_letters(
             return call(self, text, *args, **options)
 
     tokenizer.__class__ = Recorded
-    monkeypatch.setattr(module, "CHARACTERS", 300)
+    monkeypatch.setattr(reading, "CHARACTERS", 300)
     pieces = cut(path, tmp_path / "2", tokenizer, packed=packed)
     assert max(sizes) < 2 * 300
     assert len(long) > 30 * 300
@@ -354,18 +355,6 @@ def test_long_lines_and_odd_letters(
         assert insides(pieces.train)[:3000] == insides(whole.train)[:3000]
     else:
         assert blocks_of(pieces.train) == blocks_of(whole.train)
-
-
-def test_pieces_of_a_long_line_are_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut before a space, which a byte-level tokenizer needs, or anywhere if there is none."""
-    monkeypatch.setattr(module, "CHARACTERS", 10)
-    texts = ["the film was good", "x" * 25, "the" + "x" * 20, " " * 30 + "a", "short"]
-    found = list(module._pieces([("train", text) for text in texts]))
-    ends = [i + 1 for i, (_, _, last) in enumerate(found) if last]
-    for start, end, text in zip([0, *ends], ends, texts, strict=False):
-        assert "".join(piece for _, piece, _ in found[start:end]) == text
-    assert [piece for _, piece, _ in found[:2]] == ["the film", " was good"]
-    assert max(len(piece) for _, piece, _ in found) == 10
 
 
 def bare(**names: str) -> PreTrainedTokenizerFast:
@@ -410,8 +399,8 @@ def test_a_file_that_cannot_be_used_is_one_line_that_says_what_to_do(tmp_path: P
     many = "\n".join(LINES).encode()
     cases: dict[str, tuple[str, dict[str, Any]]] = {
         r"no file or folder .*nowhere.txt: check": (str(tmp_path / "nowhere.txt"), {}),
-        r"table\.csv is a table.*--data": (file("table.csv"), {}),
-        r"rows\.jsonl is a table.*--data": (file("rows.jsonl"), {}),
+        r"table\.csv is a table.*\.txt": (file("table.csv"), {}),
+        r"rows\.jsonl is a table.*\.txt": (file("rows.jsonl"), {}),
         r"a\.doc is no \.txt file: rename": (file("a.doc"), {}),
         r"one has no train\.txt; it holds test\.txt": (folder("one", test_txt=b"the"), {}),
         r"two has no train\.txt; it holds train\.csv": (folder("two", train_csv=b"the"), {}),

@@ -153,9 +153,9 @@ def test_micro_batches_of_masked_tokens_are_one_mean(
     cut = [stage.data.batch(np.array(rows)) for rows in ([0, 1, 2], [3], [4, 5])]
     reads: Any = {"precision": "float32", "reads": stage.objective.student_taps}
 
-    def gradient(batches: list[Any]) -> torch.Tensor:
+    def gradient(batches: list[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = plan.setup.make(0).eval()
-        plain_step(
+        found = plain_step(
             model,
             batches,
             stage.objective,
@@ -166,10 +166,18 @@ def test_micro_batches_of_masked_tokens_are_one_mean(
             totals={"examples": 6, "scored": sum(len(b.gold_N) for b in batches)},
             norms=False,
         )
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return torch.cat(grads), found.values
 
-    whole = gradient([stage.data.batch(np.arange(6))])
-    torch.testing.assert_close(gradient(cut), whole, rtol=1e-4, atol=1e-6)
+    batch = stage.data.batch(np.arange(6))
+    (whole, values), (parts, again) = gradient([batch]), gradient(cut)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(again, values)
+    assert batch.scored_N is not None
+    with torch.no_grad():
+        logits = plan.setup.make(0).eval()(**batch.inputs).logits.flatten(0, 1)[batch.scored_N]
+    by_hand = torch.nn.functional.cross_entropy(logits, batch.gold_N)
+    torch.testing.assert_close(values["gold"], by_hand)
 
 
 def test_finetune_makes_a_masked_teacher_that_distils(

@@ -57,7 +57,7 @@ def test_a_corpus_comes_first(
         teacher, reviews, cache, student={"layers": 2}, training=SMALL, **settled(name, corpus)
     )
     outcome = distill(config, tmp_path / "run")
-    assert outcome.stages[0].described == "running text"
+    assert outcome.stages[0].described == "blocks of running text"
     assert outcome.students[0].fits[0].score is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertForMaskedLM
 
 import tiny
 from stillhouse.core.config import StageConfig
@@ -18,6 +20,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.terms import InnerTermConfig, TermConfig
 from stillhouse.flows import stages as staging
 from stillhouse.flows.distill import distill
+from stillhouse.flows.methods import METHODS, method
 from stillhouse.flows.plan import Plan, without
 from stillhouse.flows.setup import prepare
 from stillhouse.models.forward import run
@@ -66,7 +69,14 @@ def test_a_killed_run_goes_on_inside_its_stage(
     distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after every step of both stages, one after another: bit for bit the same."""
-    config = distil(**TWO, keep_checkpoints=True, training={"checkpoint_s": 1e-9})
+    bridged = {
+        **INNER,
+        "objective": [{"kind": "attention"}, {"kind": "hidden", "projection": "always"}],
+    }
+    config = distil(
+        stages=[bridged, SOFT], student={"layers": 2}, keep_checkpoints=True,
+        training={"checkpoint_s": 1e-9},
+    )  # fmt: skip
     whole = distill(config, tmp_path / "whole")
 
     class Killed(BaseException):
@@ -163,7 +173,7 @@ def test_inner_layers_can_be_distilled_on_running_text(
 ) -> None:
     general = {**INNER, "corpus": {"path": str(corpus), "length": 16}, "name": "general"}
     outcome = distill(distil(stages=[general, SOFT], student={"layers": 2}), tmp_path / "run")
-    assert outcome.stages[0].described == "running text"
+    assert outcome.stages[0].described == "blocks of running text"
     assert outcome.students[0].fits[0].score is None
     assert outcome.students[0].fits[1].score is not None
 
@@ -178,7 +188,10 @@ def test_leaving_a_term_out() -> None:
     both = [inner, answers]
     kinds = lambda stages: [[t.kind for t in s.objective] for s in stages or []]  # noqa: E731
     assert kinds(without(both, "inner", "hidden")) == [["attention"], ["soft"]]
-    assert kinds(without(both, "answers", "soft")) == [["attention", "hidden"], ["gold"]]
+    changed = without(both, "answers", "soft")
+    assert kinds(changed) == [["attention", "hidden"], ["gold"]]
+    assert changed is not None
+    assert changed[1].rows == "labelled", "unlabelled rows and variants would dilute gold answers"
     one = [StageConfig(name="inner", objective=(term("hint"),)), answers]
     assert kinds(without(one, "inner", "hint")) == [["soft"]]
     twice = [StageConfig(name="s", objective=(term("soft"), term("soft"), term("gold")))]
@@ -190,7 +203,11 @@ def test_ablations_stand_in_the_record_and_start_from_shared_stages(
     distil: Distil, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    config = distil(**TWO, proof={"ablation": True, "baseline": True, "seeds": [0, 1]})
+    config = distil(
+        **TWO,
+        proof={"ablation": True, "baseline": True, "seeds": [0, 1]},
+        data={"held_out": 0.5},  # enough tokens to compare states
+    )
     record = run_distill(config, out, progress=Silent()).record
     assert [(a.stage, a.without) for a in record.ablations] == [
         ("inside", "attention"),
@@ -216,6 +233,104 @@ def test_ablations_stand_in_the_record_and_start_from_shared_stages(
     assert student[0, 0] > 0.5, "the embeddings started as the teacher's"
     assert record.diagnosis
     assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_baseline_trains_and_selects_as_its_last_stage_on_answers(
+    name: str, distil: Distil, corpus: Path
+) -> None:
+    values = method(name, str(corpus) if name == "pretrained-distillation" else None)
+    for stage in values.get("stages", []):
+        if "augment" in stage:
+            stage["augment"] = {"copies": 1}
+        if "corpus" in stage:
+            stage["corpus"]["length"] = 16
+    config = distil(**values, student={"layers": 2}, training={"steps": None, "epochs": 1.0})
+    plan = Plan(prepare(config), Silent())
+    stages, alone = plan.stages(plan.setup.plan), plan.alone(plan.setup.plan)
+    last = [stage for stage in stages if stage.objective.scores_student][-1]
+    assert alone[-1].training.lr == last.training.lr == config.training.lr
+    assert alone[-1].training.select == last.training.select == "best"
+    assert alone[-1].evaluate is not None
+    assert sum(s.steps(0) for s in alone) == sum(s.steps(0) for s in stages)
+
+
+def test_a_baseline_takes_the_settings_of_the_longest_stage_on_answers(distil: Distil) -> None:
+    config = distil(
+        student={"layers": 2},
+        stages=[
+            {**INNER, "training": {"steps": 40, "lr": 1e-5, "select": "last"}},
+            {**SOFT, "training": {"steps": 9, "lr": 3e-3}},
+            {**GOLD, "training": {"steps": 8, "lr": 1e-5, "select": "last", "patience": 2}},
+        ],
+    )
+    plan = Plan(prepare(config), Silent())
+    (alone,) = plan.alone(plan.setup.plan)
+    assert alone.steps(0) == 57
+    assert (alone.training.lr, alone.training.select, alone.training.patience) == (3e-3, "last", 2)
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.0}, {"embeddings": "frozen"}], ids=str)
+def test_a_stages_settings_end_with_it(
+    distil: Distil, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """So that a stage trains alike after its forerunner and from its file."""
+    stages = [{**INNER, "training": settings}, SOFT]
+    config = distil(stages=stages, student={"layers": 2}, keep_checkpoints=True)
+    whole = distill(config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "student-0.safetensors").unlink()
+    again = distill(config, tmp_path / "run")
+    for key, tensor in whole.student.state_dict().items():
+        assert torch.equal(again.student.state_dict()[key], tensor), key
+    before = weights(tmp_path / "run", "student-0.stage-0")
+    after = whole.student.state_dict()
+    moved = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(before[moved], after[moved])
+
+
+def test_no_text_of_a_reported_or_held_out_row_is_read_in_a_stage_on_text(
+    distil: Distil, reviews: Path, tmp_path: Path
+) -> None:
+    """The rows themselves as the corpus: only the training ones stay."""
+    with reviews.open(encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    corpus = tmp_path / "same.txt"
+    corpus.write_text("".join(f"{text.upper()}  \n" for text in texts), encoding="utf-8")
+    stage = {
+        "name": "read",
+        "objective": [{"kind": "gold"}],
+        "corpus": {"path": str(corpus), "length": 32, "packed": False, "held_out": 0.3},
+    }
+    config = distil(stages=[stage, SOFT], data={"held_out": 0.3})
+    plan = Plan(prepare(config), Silent())
+    (first, _) = plan.stages(plan.setup.plan)
+    splits = plan.setup.rows
+    tokenizer = plan.setup.tokenizer
+    read = set()
+    for row in range(len(first.data)):
+        ids = first.data._blocks.inputs(np.array([row]))["input_ids"][0]  # pyright: ignore
+        read.add(tokenizer.decode(ids, skip_special_tokens=True))
+    own = [tokenizer.decode(tokenizer(e.text)["input_ids"], skip_special_tokens=True)
+           for e in (*splits.reported, *splits.held_out)]  # fmt: skip
+    assert len(read) > 5
+    assert not read & set(own)
+
+
+def test_the_default_of_a_task_is_what_is_ablated(
+    folders: Callable[..., Path], corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "masked"
+    BertForMaskedLM(tiny.model(layers=2).config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    config = tiny.config(
+        folder, corpus, cache, task="masked_lm", proof={"ablation": True},
+        data={"max_length": 16}, training={"steps": 2},
+    )  # fmt: skip
+    outcome = distill(config, tmp_path / "run")
+    assert [(a.term, a.gold_instead) for a in outcome.ablations] == [
+        ("soft", False),
+        ("cosine", False),
+    ]
 
 
 def test_two_runs_of_the_same_settings_are_the_same(distil: Distil, tmp_path: Path) -> None:

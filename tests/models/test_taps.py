@@ -9,6 +9,8 @@ Axes: B examples, T tokens, H hidden, A heads, D width of a head, K choices.
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -510,7 +512,7 @@ def test_states_of_an_unknown_family_are_read_but_no_attention() -> None:
         expected = model(**batch, output_hidden_states=True).hidden_states
     for k, state_BTH in enumerate(expected):
         assert torch.equal(found[Tap("hidden", k)], state_BTH)
-    says = r"unknown encoder family with readable attention 'fnet'.*known: bert"
+    says = r"attention of fnet can't be read, only that of bert.*use terms of hidden states"
     refused(says, model, {Tap("queries", 1)})
 
 
@@ -660,3 +662,28 @@ def test_a_window_that_only_flash_attention_knows_is_refused() -> None:
     with pytest.raises(ModelError, match="load it with sdpa"):
         with reading(model, (), replace={tap: lambda x: x for tap in parts("probabilities")}):
             model(**texts("modernbert"))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("'score', 3", "did you mean 'scores'"),
+        ("'hidden', '1'", "number from 0"),
+        ("'module'", "read by its name"),
+        ("'hidden', 1, 'bert.pooler'", "read by its name"),
+    ],
+)
+def test_a_tap_there_is_not_is_refused_when_made(given: str, says: str) -> None:
+    """As a user makes it, without the tests' own checks of types."""
+    code = f"from stillhouse.core.types import Tap; Tap({given})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert says in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("ValueError: ")
+
+
+def test_reading_before_the_forward_says_what_to_do() -> None:
+    model = tiny.model()
+    with reading(model, [Tap("hidden", 1)]) as found:
+        with pytest.raises(KeyError, match="run the model inside"):
+            found[Tap("hidden", 1)]

@@ -27,7 +27,8 @@ import tiny
 from signals.test_states import data, teacher
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.types import Tap
-from stillhouse.signals.states import StatesCache, keep_states
+from stillhouse.signals.kept import keep_states
+from stillhouse.signals.states import StatesCache
 root, dtype, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 form = dict(layers={LAYERS}, width={WIDTH}, pooled=False, dtype=dtype)

@@ -127,7 +127,7 @@ def test_widths_are_bridged_by_a_projection_that_learns() -> None:
     for kind in ("hidden", "patience", "embedding", "cosine", "hint"):
         layers = {} if kind in ("embedding", "hint") else {"layers": "final"}
         made = objective(student, teacher, {"kind": kind, **layers})
-        (bridge,) = made.bridges
+        (bridge,) = made.bridges.values()
         assert bridge.weight.shape == (H, 16)  # pyright: ignore
         mine, theirs = states(made.student_taps, 16, 2, 1), states(made.teacher_taps, H, 2, 2)
         loss(made, mine, theirs).sum().backward()
@@ -139,10 +139,10 @@ def test_papers_and_codes_projections() -> None:
     student, teacher = tiny.model(layers=2, hidden=16), tiny.model(layers=2)
     both = ({"kind": "embedding"}, {"kind": "hidden"})
     paper = objective(student, teacher, *both)
-    assert [b.bias is None for b in paper.bridges] == [True, True]
+    assert [b.bias is None for b in paper.bridges.values()] == [True, True]
     code = objective(student, teacher, *({**term, "variant": "reference"} for term in both))
     assert len(code.bridges) == 1
-    assert code.bridges[0].bias is not None
+    assert code.bridges["embedding"].bias is not None
     same = objective(teacher, teacher, *({**term, "variant": "reference"} for term in both))
     assert len(same.bridges) == 1, "their code projects equal widths too"
     assert not list(objective(teacher, teacher, *both).bridges)
@@ -151,11 +151,11 @@ def test_papers_and_codes_projections() -> None:
 def test_projections_begin_as_the_seed_says() -> None:
     student, teacher = tiny.model(layers=2, hidden=16), tiny.model(layers=2)
     made = objective(student, teacher, {"kind": "hidden"})
-    first = made.bridges[0].weight.detach().clone()  # pyright: ignore
+    first = made.bridges["hidden"].weight.detach().clone()  # pyright: ignore
     made.reset(1)
-    assert not torch.equal(made.bridges[0].weight, first)  # pyright: ignore
+    assert not torch.equal(made.bridges["hidden"].weight, first)  # pyright: ignore
     made.reset(0)
-    assert torch.equal(made.bridges[0].weight, first)  # pyright: ignore
+    assert torch.equal(made.bridges["hidden"].weight, first)  # pyright: ignore
 
 
 def test_relations_take_any_number_of_heads_on_either_side() -> None:
@@ -171,3 +171,15 @@ def test_relations_take_any_number_of_heads_on_either_side() -> None:
         for what in ("queries", "keys", "values")
     )
     torch.testing.assert_close(loss(made, mine, theirs).sum(), by_hand)
+
+
+def test_a_projection_begins_alike_whatever_other_terms_there_are() -> None:
+    student, teacher = tiny.model(layers=2, hidden=16), tiny.model(layers=2)
+    alone = objective(student, teacher, {"kind": "hidden"})
+    beside = objective(student, teacher, {"kind": "embedding"}, {"kind": "hidden"})
+    mine, same, other = (
+        made.bridges[name].weight  # pyright: ignore
+        for made, name in ((alone, "hidden"), (beside, "hidden"), (beside, "embedding"))
+    )
+    assert torch.equal(mine, same)
+    assert not torch.equal(mine, other)

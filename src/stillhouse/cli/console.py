@@ -84,6 +84,18 @@ def record_table(record: Record) -> None:
         "rows/s",
     )
     table(["model", *columns[1:]], rows)
+    for each in record.ablations:
+        low, high = each.gain.interval
+        instead = ", gold answers instead" if each.gold_instead else ""
+        out.print(
+            f"without {each.without} ({each.stage}{instead}): {each.score:.4f}; the term is worth "
+            f"{each.gain.value:+.4f} ({low:+.4f} to {high:+.4f})",
+            soft_wrap=True,
+            markup=False,
+        )
+    perplexity = record.student.metrics.get("perplexity")
+    if perplexity is not None:
+        out.print(f"perplexity of masked tokens: {perplexity:.1f}", markup=False)
     out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
 
 

@@ -100,7 +100,10 @@ def augment(
     if json:
         console.print_json({"out": str(out), "rows": rows})
     else:
-        console.out.print(f"{rows:,} variants in {out}: give them as --unlabelled", soft_wrap=True)
+        console.out.print(
+            f"{rows:,} variants in {out}: give them as --unlabelled, with this data's settings",
+            soft_wrap=True,
+        )
 
 
 def bench(

@@ -116,10 +116,12 @@ class StageResult(Result):
 
 
 class Ablation(Result):
-    """The same run without one term. `gain` is the whole run minus this one."""
+    """The same run without one term, or with gold answers in its place where the stage would have
+    none to learn from. `gain` is the whole run minus this one."""
 
     stage: str
     without: str
+    gold_instead: bool = False
     score: float
     interval: Interval
     seeds: list[float]

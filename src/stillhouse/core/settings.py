@@ -14,6 +14,7 @@ from stillhouse.core.errors import UsageError, unknown
 from stillhouse.core.terms import INNER, RESPONSE
 
 C = TypeVar("C", bound=BaseModel)
+LAYERS = ("uniform", "top", "bottom", "skip", "last", "final")
 
 
 def parse(kind: type[C], values: Mapping[str, Any]) -> C:
@@ -34,10 +35,16 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
         if first["type"] == "term_kind":
             kind_of = first["input"].get("kind") if isinstance(first["input"], dict) else None
             raise UsageError(unknown(f"{where}.kind", str(kind_of), (*RESPONSE, *INNER))) from None
-        if first["type"] == "literal_error" and isinstance(first["input"], str):
+        if (
+            first["type"] == "literal_error"
+            and "layers" not in loc
+            and isinstance(first["input"], str)
+        ):
             known = re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
             raise UsageError(unknown(where, first["input"], known)) from None
         message = first["msg"].removeprefix("Value error, ")
+        if "inner" in loc and "layers" in loc:
+            message = f"one of {', '.join(LAYERS)}, or pairs such as [[1, 2], [3, 6]]"
         raise UsageError(f"setting {where or 'config'}: {message}") from None
 
 
@@ -79,6 +86,8 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"--set takes name=value, as in training.lr=3e-5; got {setting!r}")
         *sections, last = name.split(".")
         place: Any = values
+        if sections[:1] == ["stages"] and not isinstance(values.get("stages"), list):
+            raise UsageError(f"--set {name}: this run has one stage: its settings are training.*")
         for section in sections:
             place = _inside(place, section, name)
         if isinstance(place, list):
@@ -104,8 +113,9 @@ def _position(place: list[Any], section: str, name: str) -> int:
     if section in names:
         return names.index(section)
     if not section.isdigit() or int(section) >= len(place):
-        known = ", ".join(str(each) for each in names if each) or f"0 to {len(place) - 1}"
-        raise UsageError(f"--set {name}: there is no {section} in that list, but {known}")
+        numbers = [str(i) for i in range(len(place))]
+        known = [str(each) for each in names if each] or numbers
+        raise UsageError(f"--set {name}: " + unknown("entry", section, known))
     return int(section)
 
 

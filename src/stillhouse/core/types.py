@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillhouse.core.errors import RunError
+from stillhouse.core.errors import RunError, unknown
 
 NO_LABEL = -100
 
@@ -47,7 +47,8 @@ What = Literal["hidden", "queries", "keys", "values", "scores", "probabilities",
 @dataclass(frozen=True, order=True)
 class Tap:
     """A place inside a model: something of block `layer` (from 1; hidden 0: what the embeddings
-    give to the first block), or the output of the module of a dotted `name`.
+    give to the first block), or the output of the module of a dotted `name`. A norm after the last
+    block, as ModernBERT has, is a module of its own. Raises ValueError for a place there is not.
 
     hidden: B x T x H. queries, keys, values: B x A x T x D, as they are multiplied (with rotary
     positions applied). scores: B x A x T x T, queries x keys, scaled, before the softmax; those
@@ -57,6 +58,14 @@ class Tap:
     what: What
     layer: int = 0
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.what not in get_args(What):
+            raise ValueError(unknown("tap", self.what, get_args(What)))
+        if not isinstance(self.layer, int):
+            raise ValueError(f"a tap's layer is a number from 0, got {self.layer!r}")
+        if (self.what == "module") != bool(self.name):
+            raise ValueError('a module is read by its name: Tap("module", name="bert.pooler")')
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,6 @@
 """Running text as blocks of tokens: cut once, on disk, memory-mapped afterwards.
 
-A line is a document. Which split a line belongs to follows from its own content: the same line
-(whatever its case, white space and Unicode form) is never in two of them, and neither is a block.
-Lines next to each other may well be: to keep whole articles apart, give train.txt, valid.txt and
-test.txt.
+A block holds tokens of one split's documents only, and is never in two splits.
 
 Axes: N blocks, T tokens.
 """
@@ -15,8 +12,8 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,23 +25,18 @@ from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import CorpusConfig
 from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.progress import Advance
 from stillhouse.core.rundir import settle
-from stillhouse.core.seeding import derive
+from stillhouse.data.documents import PURPOSE, documents, file_digest, text_files, tokenised
 from stillhouse.data.encoding import Encoded, tokenizer_fingerprint
-from stillhouse.data.readers import READERS, SPLITS, read
-from stillhouse.data.rows import folded_key
 from stillhouse.data.sources import shared
 
 FORMAT = 1  # of what is stored: blocks of another one are cut anew
-CHARACTERS = 1 << 20  # tokenised together; a longer line is tokenised in pieces of so many
-REPORT = 1 << 20  # bytes read between two words about it
 COUNTED = 8192  # blocks counted together
 TAIL = 8  # tokens that the last, incomplete packed block must have to stay
 SHORTEST = 12  # tokens, special ones too, that a chunked block must have (DistilBERT's)
 UNKNOWN = 0.5  # share of its tokens from which on a chunked block is left out (DistilBERT's)
 FEWEST = 2  # blocks a split needs
-PURPOSE = {"reported": "report on", "held_out": "select on", "train": "train on"}
-Progress = Callable[[int], None]
 
 
 class Blocks:
@@ -109,7 +101,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 def corpus_bytes(config: CorpusConfig) -> int:
     """Size of the corpus's files: what `load_corpus`'s progress adds up to. Raises DataError."""
-    return sum(path.stat().st_size for path in _files(config).values())
+    return sum(path.stat().st_size for path in text_files(config).values())
 
 
 def load_corpus(
@@ -118,7 +110,8 @@ def load_corpus(
     store: Path,
     *,
     max_length: int,
-    progress: Progress = lambda size: None,
+    progress: Advance = lambda size: None,
+    apart: Collection[bytes] = frozenset(),
 ) -> Corpus:
     """The corpus in blocks of `config.length` tokens (`max_length` if that is less), from `store`
     if they were cut before. `progress` hears how many more bytes of text were read.
@@ -126,20 +119,22 @@ def load_corpus(
     A folder with train.txt, valid.txt and test.txt reports on test and selects on valid; with one
     of these two it reports on that, and selects on a share of the training lines; a single file is
     split by content. `config.rows` training blocks are those with the smallest content keys:
-    a random draw that depends on nothing but content. Raises DataError.
+    a random draw that depends on nothing but content. Lines whose folded keys are in `apart` (rows
+    that a run reports or selects on) are in no block. Raises DataError.
     """
-    files, length = _files(config), min(config.length, max_length)
+    files, length = text_files(config), min(config.length, max_length)
     rules = _Rules.of(tokenizer, length=length, packed=config.packed)
     given = {"reported": config.reported, "held_out": config.held_out}
     shares = {split: share for split, share in given.items() if split not in files}
-    digests = {split: _digest(path) for split, path in files.items()}
-    identity = repr((FORMAT, digests, shares, length, config.packed)).encode()
+    digests = {split: file_digest(path) for split, path in files.items()}
+    identity = repr((FORMAT, digests, shares, length, config.packed, sorted(apart))).encode()
     content = hashlib.blake2b(identity, digest_size=16).hexdigest()
     folder = store / f"{content}-{tokenizer_fingerprint(tokenizer)}"
     if (folder / "summary.json").exists():
         progress(corpus_bytes(config))
     else:
-        _make(folder, files, shares, tokenizer, rules, progress)
+        with _stored(folder) as temporary:
+            _write(temporary, files, shares, tokenizer, rules, progress, apart)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     notes = [f"{config.path}: {note}" for note in summary["notes"]]
     stored = {split: Blocks(folder / split, tokenizer, length=length) for split in PURPOSE}
@@ -158,42 +153,6 @@ def load_corpus(
     for blocks in found.values():
         digest.update(len(blocks).to_bytes(8, "little") + blocks.keys_N2.tobytes())
     return Corpus(**found, notes=notes, fingerprint=digest.hexdigest())
-
-
-def _files(config: CorpusConfig) -> dict[str, Path]:
-    """The text file of each split that has its own."""
-    path = Path(config.path)
-    if path.is_file():
-        if path.suffix.lower() in set(READERS) - {".txt"}:
-            raise DataError(f"{path} is a table, not running text: give it with --data")
-        if path.suffix.lower() != ".txt":
-            raise DataError(f"{path} is no .txt file: rename it if there is plain text in it")
-        return {"train": path}
-    if not path.is_dir():
-        raise DataError(f"there is no file or folder {path}: check the path of the text")
-    found: dict[str, Path] = {}
-    for split, names in SPLITS.items():
-        present = [file for name in names if (file := path / f"{name}.txt").is_file()]
-        if len(present) > 1:
-            listed = ", ".join(file.name for file in present)
-            raise DataError(f"{path} has several {split} files ({listed}): leave one of them")
-        if present:
-            found[split] = present[0]
-    if "train" not in found:
-        listing = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise DataError(f"{path} has no train.txt; it holds {listing}: give a folder with one")
-    if "test" in found and "dev" in found:
-        return {"reported": found["test"], "held_out": found["dev"], "train": found["train"]}
-    own = found.get("test") or found.get("dev")
-    return {**({"reported": own} if own else {}), "train": found["train"]}
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
 
 
 def _apart(keys: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
@@ -302,22 +261,15 @@ class _Writer:
         np.save(self.folder / "keys.npy", keys_N2)
 
 
-def _make(
-    folder: Path,
-    files: dict[str, Path],
-    shares: dict[str, float],
-    tokenizer: PreTrainedTokenizerBase,
-    rules: _Rules,
-    progress: Progress,
-) -> None:
-    """Cuts the blocks of every split into `folder`, which appears when it is finished."""
+@contextmanager
+def _stored(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes if it
+    doesn't. Raises RunError where the block raises OSError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".corpus-", dir=folder.parent))
         try:
-            notes = _write(temporary, files, shares, tokenizer, rules, progress)
-            summary = json.dumps({"notes": notes})
-            (temporary / "summary.json").write_text(summary, encoding="utf-8")
+            yield temporary
             settle(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -331,105 +283,19 @@ def _write(
     shares: dict[str, float],
     tokenizer: PreTrainedTokenizerBase,
     rules: _Rules,
-    progress: Progress,
-) -> list[str]:
+    progress: Advance,
+    apart: Collection[bytes],
+) -> None:
+    """Cuts the blocks of every split into `folder`; its summary comes last."""
     left_out: Counter[str] = Counter()
     with ExitStack() as stack:
         writers = {split: _Writer(folder / split, rules, stack) for split in PURPOSE}
-        documents = _documents(files, shares, left_out, progress)
-        for split, ids_T in _tokenised(documents, tokenizer):
+        found = documents(files, shares, left_out, progress, apart)
+        for split, ids_T in tokenised(found, tokenizer):
             writers[split].add(ids_T)
         for split, writer in writers.items():
             writer.close()
             for kind, count in writer.dropped.items():
                 left_out[f"pieces {kind} left out of {split}"] += count
-    return [f"{kind}: {count}" for kind, count in left_out.items()]
-
-
-def _lines(path: Path, progress: Progress) -> Iterator[str]:
-    """The lines of `path` that hold something, without the white space around it."""
-    told, waiting, empty = 0, 0, True
-    for line, row in read(path):
-        try:
-            waiting += len(row["text"].encode())
-        except UnicodeEncodeError:
-            raise DataError(f"{path} line {line} is not UTF-8: save the file as UTF-8") from None
-        if text := row["text"].strip():
-            empty = False
-            yield text
-        if waiting >= REPORT:
-            progress(waiting)
-            told, waiting = told + waiting, 0
-    if empty:
-        raise DataError(f"{path} has no text in it: give a file with a document on each line")
-    progress(path.stat().st_size - told)
-
-
-def _documents(
-    files: dict[str, Path], shares: dict[str, float], left_out: Counter[str], progress: Progress
-) -> Iterator[tuple[str, str]]:
-    """(split, text) of every line that is used. Lines of a split that has its own file are kept
-    out of those that are read after it; shares are drawn from the training file."""
-    taken: set[bytes] = set()
-    for origin in (split for split in PURPOSE if split in files):
-        own: set[bytes] = set()
-        for text in _lines(files[origin], progress):
-            key = folded_key(text, None)
-            if key in taken:
-                left_out[f"lines of {files[origin].name} left out, held out or reported too"] += 1
-                continue
-            if origin == "train":
-                yield _drawn(key, shares), text
-            else:
-                own.add(key)
-                yield origin, text
-        taken |= own
-
-
-def _drawn(key: bytes, shares: dict[str, float]) -> str:
-    """The split of a line of the training file, by its content alone."""
-    drawn = (s for s, share in shares.items() if derive(0, s, key.hex()) < share * 2.0**63)
-    return next(drawn, "train")
-
-
-def _pieces(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, bool]]:
-    """(split, piece, whether the document ends with it): a document that is too long to be
-    tokenised at once is cut before a white space, or where there is none for long, anywhere."""
-    for split, text in documents:
-        while len(text) > CHARACTERS:
-            at = max(text.rfind(" ", 1, CHARACTERS), 0) or CHARACTERS
-            yield split, text[:at], False
-            text = text[at:]
-        yield split, text, True
-
-
-def _batches(pieces: Iterable[tuple[str, str, bool]]) -> Iterator[list[tuple[str, str, bool]]]:
-    batch, size = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[1])
-        if size >= CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _tokenised(
-    documents: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(split, ids) of each document, without special tokens; some megabytes of text at a time."""
-    parts: list[np.ndarray] = []
-    for batch in _batches(_pieces(documents)):
-        coded: Any = tokenizer(
-            [piece for _, piece, _ in batch],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        for (split, _, ends), ids in zip(batch, coded["input_ids"], strict=True):
-            parts.append(np.array(ids, "<i4"))
-            if ends:
-                yield split, np.concatenate(parts)
-                parts = []
+    notes = [f"{kind}: {count}" for kind, count in left_out.items()]
+    (folder / "summary.json").write_text(json.dumps({"notes": notes}), encoding="utf-8")

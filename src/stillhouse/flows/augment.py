@@ -20,14 +20,13 @@ from stillhouse.core.types import Example
 from stillhouse.data.augment import (
     STOP_WORDS,
     Candidates,
-    Neighbours,
     Tally,
     augment_rows,
     first_of,
     is_word,
-    read_vectors,
 )
 from stillhouse.data.encoding import tokenizer_fingerprint
+from stillhouse.data.neighbours import Neighbours, read_vectors
 from stillhouse.data.readers import Row
 from stillhouse.data.rows import FORMAT, Columns, Rows, ingest
 from stillhouse.data.sources import Pool

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -152,6 +154,35 @@ def set_dropout(model: nn.Module, share: float | None) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a model was made, but for its weights: its shares of dropout, and what is trained of it.
+    One stage's settings are not to last into the next."""
+
+    config: Any
+    shares: dict[str, float | None]
+    dropouts: list[tuple[nn.Dropout, float]]
+    trained: list[tuple[nn.Parameter, bool]]
+
+    def restore(self) -> None:
+        for name, share in self.shares.items():
+            setattr(self.config, name, share)
+        for module, share in self.dropouts:
+            module.p = share
+        for parameter, wanted in self.trained:
+            parameter.requires_grad_(wanted)
+
+
+def state_of(model: nn.Module) -> Made:
+    config: Any = getattr(model, "config", None)
+    return Made(
+        config,
+        {name: getattr(config, name) for name in DROPOUTS if hasattr(config, name)},
+        [(m, m.p) for m in model.modules() if isinstance(m, nn.Dropout)],
+        [(p, p.requires_grad) for p in model.parameters()],
+    )
 
 
 def tidy(out: Path, *, keep: bool) -> None:

@@ -25,7 +25,8 @@ from stillhouse.models.taps import geometry
 from stillhouse.numerics.cka import linear_cka
 from stillhouse.tasks.base import Data
 
-ROWS = 128  # held-out rows whose states are compared
+ROWS = 512  # held-out rows whose states are compared
+TOKENS = 5  # times the width: with fewer, CKA of unrelated states is not small
 SMALL = 0.05  # a share of the gradient that hardly counts
 RESPONSE = ("soft", "hard", "gold")
 
@@ -77,15 +78,17 @@ def _gradient_shares(path: Path, names: list[str]) -> dict[str, dict[str, float]
 
 def similarity(outcome: Outcome) -> Similarity | None:
     """CKA between the layers of teacher and shipped student, and of its baseline. None where they
-    read other tokens, or have no blocks."""
+    cut texts differently or have no blocks, and where there are few tokens for their width."""
     setup = outcome.setup
     if not setup.same_tokens or not len(outcome.held_out):
         return None
     rows = generator(0, "similarity").permutation(len(outcome.held_out))[:ROWS]
     try:
-        theirs = _states(setup.teacher, outcome.held_out, np.sort(rows))
+        theirs = _states(setup.teacher, outcome.teacher_held_out, np.sort(rows))
         mine = _states(outcome.student, outcome.held_out, np.sort(rows))
     except ModelError:
+        return None
+    if len(theirs[0]) < TOKENS * max(mine[0].shape[1], theirs[0].shape[1]):
         return None
     baseline = None
     if outcome.baselines:
@@ -123,7 +126,10 @@ def diagnosis(
 ) -> list[str]:
     """What a reader should know of the inner terms, in sentences."""
     inner = [(s, t) for s in stages for t in s.terms if t.split("-")[0] not in RESPONSE]
-    found = [_of_ablation(each) for each in ablations if each.verdict != "helped"]
+    found = [_hurt(each) for each in ablations if each.verdict == "hurt"]
+    if open_ones := [each for each in ablations if each.verdict == "no difference"]:
+        listed = "; ".join(_gain(each) for each in open_ones)
+        found.append(f"No difference that these data can show, with and without: {listed}.")
     for stage, term in inner:
         share = stage.gradient_share.get(term)
         if share is not None and share < SMALL:
@@ -147,18 +153,24 @@ def _words(term: str) -> str:
     return term.replace("_", " ")
 
 
-def _of_ablation(each: Ablation) -> str:
-    low, high = (100 * value for value in each.gain.interval)
-    what = "hurt" if each.verdict == "hurt" else "made no difference that these data can show"
-    return (
-        f"The {_words(each.without)} term of stage {each.stage} {what}: with it "
-        f"{100 * each.gain.value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})."
-    )
+def _gain(each: Ablation) -> str:
+    low, high = (_points(value) for value in each.gain.interval)
+    instead = ", against gold answers in its place" if each.gold_instead else ""
+    value = _points(each.gain.value)
+    return f"{_words(each.without)} of {each.stage}{instead} ({value} points, {low} to {high})"
+
+
+def _hurt(each: Ablation) -> str:
+    return f"A term hurt: {_gain(each)}."
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _of_similarity(alike: Similarity, baseline: list[list[float]]) -> str:
     mine, theirs = alike.student[-1][-1], baseline[-1][-1]
     return (
-        f"The last layer is {mine:.2f} alike the teacher's last (CKA; 1 is the same up to "
-        f"rotation and scale), the student's without the teacher {theirs:.2f}."
+        f"CKA of the student's and the teacher's last layer is {mine:.2f}, of the baseline's and "
+        f"the teacher's {theirs:.2f} (1: the same up to rotation and scale)."
     )

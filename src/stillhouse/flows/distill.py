@@ -13,11 +13,12 @@ from stillhouse.core.config import DistillConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch
 from stillhouse.data.sources import shared
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import TRAINED_ON
-from stillhouse.flows.plan import Plan, without
+from stillhouse.flows.plan import Plan, gold_instead, without
 from stillhouse.flows.setup import Setup, prepare
 from stillhouse.flows.stages import (
     Stage,
@@ -38,6 +39,7 @@ class Without:
 
     stage: str
     term: str
+    gold_instead: bool
     runs: list[Trained]
 
 
@@ -54,6 +56,7 @@ class Outcome:
     ablations: list[Without]
     teacher_scores_NK: np.ndarray
     held_out: Data
+    teacher_held_out: Data
     reported: Data
     teacher_reported: Data
     teacher_s: float
@@ -69,12 +72,13 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     progress = progress or Silent()
     started = time.perf_counter()
     setup = prepare(config, progress=progress)
+    _check_answers(setup)
     claim(out, config.model_dump(mode="json"), setup.content)
     for note in setup.notes:
         progress.note(note)
     plan = Plan(setup, progress)
-    stages = plan.stages(config.plan)
-    alone = plan.alone(config.plan) if config.proof.baseline else []
+    stages = plan.stages(setup.plan)
+    alone = plan.alone(setup.plan) if config.proof.baseline else []
     variants = _variants(setup, plan) if config.proof.ablation else []
     doubts = [*_seen_by_teacher(setup), *_no_better_than_chance(plan)]
     for doubt in doubts:
@@ -91,16 +95,20 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
             progress.note(
                 f"stage {stage.name}: {len(stage.data):,} {stage.described}, {steps:,} steps"
             )
+    if variants:
+        each = 1 + bool(alone) + len(variants)
+        progress.note(f"{each} trainings a seed: the student's, {len(variants)} without a term"
+                      + (", the baseline's" if alone else ""))  # fmt: skip
     common = {"task": setup.task, "reported": plan.reported, "out": out, "progress": progress}
     students, baselines = [], []
-    ablations = [Without(stage, term, []) for stage, term, _ in variants]
+    ablations = [variant for variant, _ in variants]
     for seed in config.proof.seeds:
         make = lambda seed=seed: setup.make(seed)  # noqa: E731
         students.append(train("student", seed, make, stages, **common))
         if alone:
             start = _shared_start(out, seed, stages, alone)
             baselines.append(train("baseline", seed, make, alone, **common, start=start))
-        for found, (_, _, changed) in zip(ablations, variants, strict=True):
+        for found, changed in variants:
             role = f"student-without-{found.stage}-{found.term}"
             start = _shared_start(out, seed, stages, changed)
             found.runs.append(train(role, seed, make, changed, **common, start=start))
@@ -115,6 +123,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         ablations=ablations,
         teacher_scores_NK=score_rows(setup.teacher, plan.teacher_reported, setup.task),
         held_out=plan.held_out,
+        teacher_held_out=plan.teacher_held_out,
         reported=plan.reported,
         teacher_reported=plan.teacher_reported,
         teacher_s=plan.teacher_s,
@@ -123,10 +132,20 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     )
 
 
-def _variants(setup: Setup, plan: Plan) -> list[tuple[str, str, list[Stage]]]:
+def _check_answers(setup: Setup) -> None:
+    """Raises UsageError where no stage would train what the student answers with."""
+    rows = [stage for stage in setup.plan if not stage.corpus]
+    if not any(isinstance(term, TermConfig) for stage in rows for term in stage.objective):
+        raise UsageError(
+            "no term looks at the student's answers, so its head would stay as it is made: add a "
+            "soft or gold term, or a stage with one"
+        )
+
+
+def _variants(setup: Setup, plan: Plan) -> list[tuple[Without, list[Stage]]]:
     """For each term of the teacher's, the stages without it."""
-    configs = setup.config.plan
-    found: list[tuple[str, str, list[Stage]]] = []
+    configs = setup.plan
+    found: list[tuple[Without, list[Stage]]] = []
     for config in configs:
         terms = zip(term_names(config.objective), config.objective, strict=True)
         for name, term in terms:
@@ -134,7 +153,8 @@ def _variants(setup: Setup, plan: Plan) -> list[tuple[str, str, list[Stage]]]:
                 continue
             changed = without(configs, config.name, name)
             if changed is not None:
-                found.append((config.name, name, plan.stages(changed)))
+                left_out = Without(config.name, name, gold_instead(config, name), [])
+                found.append((left_out, plan.stages(changed)))
     return found
 
 

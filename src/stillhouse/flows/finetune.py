@@ -168,7 +168,7 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
             np.save(file, ready.splits.labelled.folded_N2)
     stage = Stage(
         name="finetune",
-        described="running text" if ready.corpus else "labelled rows",
+        described="blocks of running text" if ready.corpus else "labelled rows",
         data=training,
         objective=objective,
         source=None,

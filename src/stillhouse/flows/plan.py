@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -18,15 +20,17 @@ from stillhouse.core.terms import AnyTerm, TermConfig
 from stillhouse.core.types import SignalSource
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.encoding import tokenizer_fingerprint
+from stillhouse.data.rows import folded_key
 from stillhouse.data.sources import Part, Pool
 from stillhouse.flows.augment import augmented
-from stillhouse.flows.common import dataset
+from stillhouse.flows.common import dataset, max_tokens
 from stillhouse.flows.setup import Setup, build_objective, read_corpus, stage_teacher
 from stillhouse.flows.stages import Stage, joined, score_on, whole
 from stillhouse.models.load import fingerprint
 from stillhouse.models.masked import around
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
-from stillhouse.signals.states import CachedStates, StatesCache, keep_states
+from stillhouse.signals.kept import CachedStates, keep_states
+from stillhouse.signals.states import StatesCache
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, WithStates, check, label
 from stillhouse.tasks.base import Data, Dataset
 from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
@@ -57,6 +61,12 @@ class Plan:
         if self.setup.corpus is not None:
             return self._blocks(self.setup.corpus, "held_out", self.setup.config.masking)
         return self.rows(self.setup.rows.held_out, "held-out rows")
+
+    @property
+    def teacher_held_out(self) -> Data:
+        if self.setup.corpus is not None:
+            return self.held_out
+        return self.rows(self.setup.rows.held_out, "held-out rows", of_teacher=True)
 
     @property
     def reported(self) -> Data:
@@ -103,13 +113,14 @@ class Plan:
             if not config.corpus:
                 gold = gold.model_copy(update={"rows": "labelled", "augment": None})
             made = self._stage(gold)
-            found.append(replace(made, counted=full.steps))
+            answers = full.objective.scores_student
+            found.append(replace(made, counted=full.steps, answers=answers))
         return joined(found)
 
     def _stage(self, config: StageConfig) -> Stage:
         setup = self.setup
         own = setup.objectives.get(config.name)
-        same = own is not None and config in setup.config.plan
+        same = own is not None and config in setup.plan
         objective = own if same and own is not None else build_objective(setup, config)
         if config.corpus is not None or setup.corpus is not None:
             return self._on_text(config, objective)
@@ -233,10 +244,11 @@ class Plan:
         )
         missing = cache.missing(data.keys_N2)
         needed = cache.bytes_needed(data.lengths[missing])
-        self.progress.note(
-            f"the teacher's states of {len(missing):,} rows take {needed / 1e6:,.1f} MB in "
-            f"{config.states}, under {setup.store}"
-        )
+        if len(missing):
+            self.progress.note(
+                f"the teacher's states of {len(missing):,} rows take {needed / 1e6:,.1f} MB in "
+                f"{config.states}, under {setup.store}"
+            )
         cache.require_room(needed)
         started = time.perf_counter()
         with self.progress.stage("reading the teacher's states", len(data), "rows") as advance:
@@ -247,10 +259,10 @@ class Plan:
     def _on_text(self, config: StageConfig, objective: Objective) -> Stage:
         """A stage on running text, as a masked language model."""
         setup = self.setup
-        corpus = self._corpus(config)
+        own = stage_teacher(setup, config)
+        corpus = self._corpus(config, max_tokens(own, setup.config.data.max_length))
         train = self._blocks(corpus, "train", config.masking)
         held_out = self._blocks(corpus, "held_out", config.masking)
-        own = stage_teacher(setup, config)
         source: SignalSource | None = None
         if objective.needs_teacher:
             source = LiveTeacher(
@@ -272,7 +284,7 @@ class Plan:
 
         return Stage(
             name=config.name,
-            described="running text",
+            described="blocks of running text",
             data=train,
             objective=objective,
             source=source,
@@ -283,17 +295,25 @@ class Plan:
             evaluate=score_on(task, held_out) if scored else None,
         )
 
-    def _corpus(self, config: StageConfig) -> Corpus:
+    @cached_property
+    def _apart(self) -> frozenset[bytes]:
+        """Folded keys of every reported or held-out text: no corpus may hold it as a line."""
+        splits = self.setup.rows
+        examples = itertools.chain(splits.reported, splits.held_out)
+        texts = (text for each in examples for text in (each.text, each.pair) if text is not None)
+        return frozenset(folded_key(text, None) for text in texts)
+
+    def _corpus(self, config: StageConfig, longest: int) -> Corpus:
         if config.corpus is None:
             assert self.setup.corpus is not None
             return self.setup.corpus
         used = config.corpus.model_copy(update={"reported": 0.0})  # a stage reports on none
-        key = used.model_dump_json()
+        key = f"{used.model_dump_json()} {longest}"
         if key not in self._corpora:
             setup = self.setup
-            length = min(setup.length, setup.teacher_length)
+            length = min(setup.length, longest)
             self._corpora[key] = read_corpus(
-                used, setup.tokenizer, setup.store, length, self.progress
+                used, setup.tokenizer, setup.store, length, self.progress, self._apart
             )
             for note in self._corpora[key].notes:
                 self.progress.note(note)
@@ -331,8 +351,8 @@ def _identity(setup: Setup) -> dict[str, object]:
 
 
 def without(configs: Sequence[StageConfig], stage: str, term: str) -> list[StageConfig] | None:
-    """The stages without one term. A stage on rows that loses its only response term gets the gold
-    answers instead; one that had no other term is left out; None where nothing would remain."""
+    """The stages without one term. A stage that loses its only term on answers gets gold answers
+    instead (on labelled rows); one that had no other term is left out; None where none remains."""
     found: list[StageConfig] = []
     for config in configs:
         if config.name != stage:
@@ -340,9 +360,17 @@ def without(configs: Sequence[StageConfig], stage: str, term: str) -> list[Stage
             continue
         named = zip(term_names(config.objective), config.objective, strict=True)
         terms = tuple(each for name, each in named if name != term)
-        responds = any(isinstance(each, TermConfig) for each in config.objective)
-        if responds and not any(isinstance(each, TermConfig) for each in terms):
-            terms = (*terms, *GOLD)
-        if terms:
-            found.append(config.model_copy(update={"objective": terms}))
+        changes: dict[str, object] = {"objective": terms}
+        if gold_instead(config, term):
+            changes["objective"] = (*terms, *GOLD)
+            if not config.corpus:
+                changes |= {"rows": "labelled", "augment": None}
+        if changes["objective"]:
+            found.append(config.model_copy(update=changes))
     return found or None
+
+
+def gold_instead(config: StageConfig, term: str) -> bool:
+    """Whether gold answers take a term's place: a stage's only term on answers."""
+    named = zip(term_names(config.objective), config.objective, strict=True)
+    return [name for name, each in named if isinstance(each, TermConfig)] == [term]

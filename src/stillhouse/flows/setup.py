@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,14 @@ class Setup:
         return self.splits
 
     @property
+    def plan(self) -> list[StageConfig]:
+        """The stages, the task's default objective where none was asked for."""
+        return [
+            stage.model_copy(update={"objective": stage_terms(stage, self.task)})
+            for stage in self.config.plan
+        ]
+
+    @property
     def notes(self) -> list[str]:
         return self.splits.notes if self.splits else self.corpus.notes if self.corpus else []
 
@@ -115,10 +123,9 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
     progress = progress or Silent()
     if config.task == "masked_lm":
         return _on_text(config, progress)
-    store = store_root(config.cache)
-    splits = load(config.data, store / "rows")
-    trust = config.trust_remote_code
+    store, trust = store_root(config.cache), config.trust_remote_code
     teacher = load_classifier(config.teacher, trust_remote_code=trust)
+    splits = load(config.data, store / "rows")
     labelled = [splits.labelled, splits.held_out, splits.reported]
     task = teacher_task(
         teacher.config,
@@ -177,9 +184,10 @@ def read_corpus(
     store: Path,
     length: int,
     progress: Progress,
+    apart: Collection[bytes] = frozenset(),
 ) -> Corpus:
     with progress.stage(f"reading {Path(config.path).name}", corpus_bytes(config), "bytes") as read:
-        return load_corpus(config, tokenizer, store, max_length=length, progress=read)
+        return load_corpus(config, tokenizer, store, max_length=length, progress=read, apart=apart)
 
 
 def _models(
@@ -249,7 +257,7 @@ def _checked(
         {},
         {},
     )
-    for stage in config.plan:
+    for stage in setup.plan:
         setup.objectives[stage.name] = build_objective(setup, stage)
     return setup
 
@@ -257,12 +265,14 @@ def _checked(
 def build_objective(setup: Setup, stage: StageConfig) -> Objective:
     """A stage's terms, checked against both models. Raises UsageError, ModelError."""
     student = setup.make(setup.config.proof.seeds[0])
-    terms = stage_terms(stage, setup.task)
+    terms = stage.objective
     try:
         teacher = stage_teacher(setup, stage)
         if stage.corpus:
             found = _text_objective(terms, student, teacher, setup)
         else:
+            if setup.corpus is not None:
+                _same_vocabulary(terms, student, teacher)
             found = objectives.build(
                 terms,
                 choices=setup.task.width,
@@ -307,9 +317,9 @@ def _text_objective(
         )
     if any(term.kind != "gold" for term in terms) and not (masked or setup.same_tokens):
         raise UsageError("on a corpus, the student needs its teacher's tokenizer")
-    scored = any(not isinstance(term, InnerTermConfig) for term in terms)
-    if scored:
+    if any(not isinstance(term, InnerTermConfig) for term in terms):
         around(student, 0)  # whether it can be
+    _same_vocabulary(terms, student, teacher)
     return objectives.build(
         terms,
         choices=student.config.vocab_size,
@@ -317,6 +327,17 @@ def _text_objective(
         has_gold=True,
         inside=_inside(terms, student, teacher, same_tokens=True),
     )
+
+
+def _same_vocabulary(
+    terms: tuple[AnyTerm, ...], student: PreTrainedModel, teacher: PreTrainedModel
+) -> None:
+    mine, theirs = student.config.vocab_size, teacher.config.vocab_size
+    if mine != theirs and any(term.kind in ("soft", "hard") for term in terms):
+        raise UsageError(
+            f"the student scores {mine} tokens and its teacher {theirs}: give both a vocabulary of "
+            "one size (resize_token_embeddings), or leave soft and hard terms out"
+        )
 
 
 def _inside(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from stillhouse.core.config import TrainingConfig
 from stillhouse.core.progress import Progress
 from stillhouse.core.types import SignalSource
 from stillhouse.evaluation.evaluate import predict, score_rows
-from stillhouse.flows.common import set_dropout
+from stillhouse.flows.common import set_dropout, state_of
 from stillhouse.tasks.base import Data, Task
 from stillhouse.training import checkpoint
 from stillhouse.training.callbacks import advancing
@@ -36,7 +37,8 @@ def whole(model: PreTrainedModel, _: int) -> nn.Module:
 class Stage:
     """One part of a training, ready to run. `view` is what of the run's model it trains (with a
     seed for what is fresh); `on_rows` says that it trains the run's own task; `evaluate` gives
-    the held-out `metric` of what it trains."""
+    the held-out `metric` of what it trains; `answers` says whether the stage, or in a baseline
+    the one it stands for, has a term on answers."""
 
     name: str
     described: str
@@ -49,6 +51,7 @@ class Stage:
     metric: str | None = None
     evaluate: Callable[[nn.Module], float] | None = None
     counted: Callable[[int], int] | None = None
+    answers: bool = True
 
     def steps(self, seed: int) -> int:
         """Optimizer steps of a training with `seed`."""
@@ -72,18 +75,30 @@ def score_on(task: Task, held_out: Data) -> Callable[[nn.Module], float]:
 
 
 def joined(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, gold ones on rows that follow each other as one with all their steps, and the
-    settings of the longest."""
+    """The stages, gold ones on rows that follow each other as one with all their steps.
+
+    It trains as the longest of them that stands for a stage with a term on answers, and selects
+    as the last of these does.
+    """
     found: list[Stage] = []
-    for stage in stages:
-        if found and found[-1].gold_only and stage.gold_only:
-            before = found.pop()
-            both = lambda seed, a=before, b=stage: a.steps(seed) + b.steps(seed)  # noqa: E731
-            longest = max(before, stage, key=lambda each: each.steps(0))
-            found.append(replace(stage, training=longest.training, counted=both))
-        else:
-            found.append(stage)
+    for gold, group in itertools.groupby(stages, key=lambda stage: stage.gold_only):
+        members = list(group)
+        found += [_one_of(members)] if gold else members
     return found
+
+
+def _one_of(members: list[Stage]) -> Stage:
+    if len(members) == 1:
+        return members[0]
+    scored = [stage for stage in members if stage.answers] or members
+    longest = max(reversed(scored), key=lambda stage: stage.steps(0))
+    last = scored[-1].training
+    selecting = {name: getattr(last, name) for name in ("select", "evaluations", "patience")}
+    return replace(
+        members[-1],
+        training=longest.training.model_copy(update=selecting),
+        counted=lambda seed: sum(stage.steps(seed) for stage in members),
+    )
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,7 @@ def train(
         fits = [FitResult(**each) for each in facts["fits"]]
         return Trained(role, seed, fits, tensors["|reported"].numpy(), path)
     model = make()
+    made = state_of(model)
     fits: list[FitResult] = []
     first, half = 0, _half(out, role, seed, None)
     if start is not None:
@@ -152,6 +168,7 @@ def train(
             fits = _resume(model, done)
             continue
         half = _half(out, role, seed, stage if len(stages) > 1 else None)
+        made.restore()
         fits = [*fits, _one(role, seed, model, stage, len(stages) > 1, out, half, progress)]
         if position < len(stages) - 1:
             checkpoint.save(done, dict(model.state_dict()), {"fits": [asdict(f) for f in fits]})

@@ -6,7 +6,7 @@ from stillhouse.core.results import Record
 
 TEMPLATE = """---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {pipeline}
 tags: [distillation, stillhouse]
 ---
 
@@ -21,14 +21,25 @@ tags: [distillation, stillhouse]
 {shipped}{usage}
 ## How it was made
 
-{rows_train:,} training rows ({labelled:,} labelled, the others answered by the teacher only),
-{held_out:,} held-out rows chose the checkpoint, {reported:,} rows were read once to report.
-Labels: {labels}.
+{made}
 
 The student was trained by [Stillhouse](https://pypi.org/project/stillhouse/). The run's
 record.json, config.yaml and manifest.json hold every setting, version and seed.
 """
 
+ROWS = """{train:,} training rows ({labelled:,} labelled, the others answered by the teacher only),
+{held_out:,} held-out rows chose the checkpoint, {reported:,} rows were read once to report.
+Labels: {labels}."""
+BLOCKS = """{train:,} blocks of running text, {held_out:,} held-out ones chose the checkpoint,
+{reported:,} were read once to report. Perplexity of their masked tokens: {perplexity:.1f}."""
+MASKED_USAGE = """```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="this-folder")
+fill(f"... {{fill.tokenizer.mask_token}} ...")
+```
+
+"""
 USAGE = """```python
 from transformers import pipeline
 
@@ -58,16 +69,19 @@ def model_card(record: Record, *, teacher: str) -> str:
             f"Scores are means over {len(student.seeds)} seeds. These weights are of seed "
             f"{student.shipped_seed}, the best on held-out rows: {student.shipped_score:.4f}.\n\n"
         )
+    masked = record.task == "masked_lm"
+    facts = {**data.model_dump(), "labels": ", ".join(data.labels)}
+    if masked:
+        made = BLOCKS.format(**facts, perplexity=student.metrics["perplexity"])
+    else:
+        made = ROWS.format(**facts)
     return TEMPLATE.format(
+        pipeline="fill-mask" if masked else "text-classification",
         teacher=teacher,
         sentence=record.sentence,
         metric=record.metric,
         rows=rows,
         shipped=shipped,
-        usage=USAGE,
-        rows_train=data.train,
-        labelled=data.labelled,
-        held_out=data.held_out,
-        reported=data.reported,
-        labels=", ".join(data.labels),
+        usage=MASKED_USAGE.replace("{{", "{").replace("}}", "}") if masked else USAGE,
+        made=made,
     )

@@ -99,6 +99,11 @@ def load_classifier(
         raise hub_error(name, error) from error
     check_weights(name, model, found)
     if labels is None and found["missing_keys"]:
+        if any("MaskedLM" in kind for kind in model.config.architectures or []):
+            raise ModelError(
+                f"{name} is a masked language model, which has no labels: fine-tune it first "
+                "(distill and finetune take it with --task masked_lm)"
+            )
         raise ModelError(
             f"{name} has no classification head (its weights lack "
             f"{', '.join(sorted(found['missing_keys'])[:3])}): fine-tune it first"

@@ -96,7 +96,7 @@ def reading(
     replace = replace or {}
     wanted = {*taps, *replace}
     check_taps(model, wanted)
-    inside = _Inside(frozenset(taps), replace, {})
+    inside = _Inside(frozenset(taps), replace, _Found())
     handles: list[Any] = []
     swapped: list[tuple[Any, Any]] = []
     try:
@@ -118,6 +118,13 @@ def reading(
         for module, config in swapped:
             module.config = config
             _active.pop(module, None)
+
+
+class _Found(dict[Tap, Tensor]):
+    def __missing__(self, tap: Tap) -> Tensor:
+        raise KeyError(
+            f"{tap} was not read: name it in reading(), and run the model inside the block"
+        )
 
 
 class _Inside:
@@ -155,7 +162,10 @@ def _attention(model: nn.Module, block: nn.Module) -> Any:
     """The module of a block that calls transformers' attention. Raises ModelError."""
     family = getattr(getattr(model, "config", None), "model_type", _name(model))
     if family not in ATTENTION:
-        raise ModelError(unknown("encoder family with readable attention", family, ATTENTION))
+        raise ModelError(
+            f"the attention of {family} can't be read, only that of {', '.join(ATTENTION)}: use "
+            "terms of hidden states, or another model"
+        )
     if getattr(model.config, "is_decoder", False):  # its mask is the kernel's own affair
         raise ModelError(f"the attention of {_name(model)} can't be read: it is a decoder")
     try:

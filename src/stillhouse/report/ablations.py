@@ -34,13 +34,17 @@ class Row:
     result: Ablation
 
 
+def _left_out(each: Ablation) -> str:
+    return terms.name(each.without) + (" (gold answers instead)" if each.gold_instead else "")
+
+
 def rows(record: Record) -> list[Row]:
     """The most useful term first."""
     lower = record.metric in view.LOWER_IS_BETTER
     found = sorted(record.ablations, key=lambda each: each.gain.value * (1 if lower else -1))
     several = len(record.stages) > 1 or len({each.stage for each in found}) > 1
     return [
-        Row(terms.name(each.without), each.stage if several else "", WORDS[each.verdict], each)
+        Row(_left_out(each), each.stage if several else "", WORDS[each.verdict], each)
         for each in found
     ]
 

@@ -24,6 +24,7 @@ from filelock import FileLock
 from stillhouse.core.errors import RunError
 from stillhouse.core.rundir import write_json
 from stillhouse.core.types import Batch, Dense
+from stillhouse.signals.keys import Keys
 
 SHARD = 65_536  # records
 
@@ -75,9 +76,7 @@ class AnswerCache:
                 break
             shard += 1
         keys = [np.asarray(records["key"]) for records in self._maps]
-        self.keys_N2 = np.concatenate(keys) if keys else np.empty((0, 2), "<u8")
-        self._order = np.argsort(self.keys_N2[:, 0], kind="stable")
-        self._sorted = self.keys_N2[self._order, 0]
+        self._keys = Keys(np.concatenate(keys) if keys else np.empty((0, 2), "<u8"))
 
     def _whole_records(self, path: Path) -> int:
         """How many records stand before the first that is torn or damaged."""
@@ -105,16 +104,11 @@ class AnswerCache:
         )
 
     def __len__(self) -> int:
-        return len(self.keys_N2)
+        return len(self._keys)
 
     def positions(self, keys_N2: np.ndarray) -> np.ndarray:
         """Where each key's answer lies, -1 for one that is not there."""
-        if not len(self):
-            return np.full(len(keys_N2), -1)
-        at = np.searchsorted(self._sorted, keys_N2[:, 0]).clip(max=len(self) - 1)
-        found = self._order[at]
-        same = (self.keys_N2[found] == keys_N2).all(-1)
-        return np.where(same, found, -1)
+        return self._keys.positions(keys_N2)
 
     def scores(self, positions: np.ndarray) -> np.ndarray:
         """The answers at `positions`, float32, N x K."""
@@ -138,20 +132,8 @@ class AnswerCache:
                 self._load()
 
     def pending(self, keys_N2: np.ndarray) -> np.ndarray:
-        """Positions in `keys_N2` that had no answer when this request was first made.
-
-        The same request resumed after a kill gets the same positions, so that it cuts the same
-        batches: a teacher's low bits depend on which rows are asked together.
-        """
-        request = hashlib.blake2b(keys_N2.tobytes(), digest_size=12).hexdigest()
-        path = self.folder / f"request-{request}.json"
-        if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            held = {"records": len(self)}
-            write_json(path, held)
-        positions = self.positions(keys_N2)
-        return np.flatnonzero((positions < 0) | (positions >= held["records"]))
+        """Positions in `keys_N2` that had no answer when this request was first made."""
+        return np.flatnonzero(self._keys.pending(keys_N2, self.folder))
 
 
 def _crc(record: np.void) -> int:

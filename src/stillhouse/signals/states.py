@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -24,58 +24,21 @@ from typing import Literal
 import numpy as np
 import torch
 from filelock import FileLock
-from jaxtyping import Float, Float32, Int8
+from jaxtyping import Float
 from torch import Tensor
 
-from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
-from stillhouse.core.memory import keep_freed
 from stillhouse.core.rundir import write_json
-from stillhouse.core.types import Batch, States, Tap
-from stillhouse.data.batching import sorted_batches
-from stillhouse.signals.teacher import LiveTeacher
+from stillhouse.core.types import States, Tap
+from stillhouse.numerics.quantise import COMPUTED, DECODE, ENCODE
+from stillhouse.signals.keys import Keys, first_of_each
 
 ENTRY = np.dtype(
     [("key", "<u8", (2,)), ("offset", "<u8"), ("tokens", "<u4"), ("crc", "<u4"), ("check", "<u4")]
 )
 SPARE = 10**9  # bytes that stay free on the disk
-LARGEST = 127  # of an int8 value: symmetric, -128 is not used
 
 StatesType = Literal["bf16", "int8"]
-Planes = tuple[Tensor, ...]  # what a value is kept as; each L x S x (H, or 1 for a scale)
-
-
-def quantised(
-    x: Float[Tensor, "... H"],
-) -> tuple[Float32[Tensor, "... 1"], Int8[Tensor, "... H"]]:
-    """A scale for each vector and whole numbers q in -127..127: x is nearly scale * q.
-
-    No element is off by more than scale / 2, that is by the vector's largest one / 254. A vector
-    of zeros has scale 0.
-    """
-    x = x.float()
-    scale = x.abs().amax(-1, keepdim=True) / LARGEST
-    divisor = torch.where(scale > 0, scale, 1.0)
-    return scale, (x / divisor).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
-
-
-def _bits(x: Tensor) -> Planes:
-    return (x.view(torch.int16),)
-
-
-def _values(bits: Tensor) -> Tensor:
-    return bits.view(torch.bfloat16)
-
-
-def _scaled(scale: Tensor, q: Tensor) -> Tensor:
-    """In float32: in bfloat16 the product would be rounded once more, which int8's bound is not
-    to pay for."""
-    return scale * q
-
-
-COMPUTED = {"bf16": torch.bfloat16, "int8": torch.float32}  # what is encoded
-ENCODE: dict[str, Callable[[Tensor], Planes]] = {"bf16": _bits, "int8": quantised}
-DECODE: dict[str, Callable[..., Tensor]] = {"bf16": _values, "int8": _scaled}
 
 
 class StatesCache:
@@ -140,8 +103,7 @@ class StatesCache:
             else np.asarray(np.memmap(self.data_path, np.uint8, mode="r", shape=(self.end,)))
         )
         self._checked = np.zeros(len(self), bool)
-        self._order = np.argsort(self._entries["key"][:, 0], kind="stable")
-        self._sorted = self._entries["key"][self._order, 0]
+        self._keys = Keys(self._entries["key"])
 
     def _whole_entries(self) -> np.ndarray:
         """The entries before a torn end. Raises RunError if one before whole ones is damaged."""
@@ -165,29 +127,15 @@ class StatesCache:
 
     def positions(self, keys_N2: np.ndarray) -> np.ndarray:
         """Where each key's record is, -1 for one that is not there."""
-        if not len(self):
-            return np.full(len(keys_N2), -1)
-        at = np.searchsorted(self._sorted, keys_N2[:, 0]).clip(max=len(self) - 1)
-        found = self._order[at]
-        same = (self._entries["key"][found] == keys_N2).all(-1)
-        return np.where(same, found, -1)
+        return self._keys.positions(keys_N2)
 
     def missing(self, keys_N2: np.ndarray) -> np.ndarray:
         """Positions in `keys_N2` without a record, the first of each content."""
-        return _first_of_each(keys_N2, self.positions(keys_N2) < 0)
+        return first_of_each(keys_N2, self.positions(keys_N2) < 0)
 
     def pending(self, keys_N2: np.ndarray) -> np.ndarray:
-        """Those that were missing when this request was first made: the same ones after a kill,
-        so that the same batches are cut, on which a teacher's low bits depend."""
-        request = hashlib.blake2b(keys_N2.tobytes(), digest_size=12).hexdigest()
-        path = self.folder / f"request-{request}.json"
-        if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            held = {"records": len(self)}
-            write_json(path, held)
-        positions = self.positions(keys_N2)
-        return _first_of_each(keys_N2, (positions < 0) | (positions >= held["records"]))
+        """Those that were missing when this request was first made."""
+        return first_of_each(keys_N2, self._keys.pending(keys_N2, self.folder))
 
     def tokens(self, positions: np.ndarray) -> np.ndarray:
         """How many tokens each record holds."""
@@ -276,13 +224,6 @@ def _checks(entries: np.ndarray) -> np.ndarray:
     return np.array([zlib.crc32(view[i : i + held]) for i in range(0, len(view), size)], "<u4")
 
 
-def _first_of_each(keys_N2: np.ndarray, wanted_N: np.ndarray) -> np.ndarray:
-    """Positions of the wanted keys, in order, no key twice."""
-    wanted = np.flatnonzero(wanted_N)
-    _, first = np.unique(keys_N2[wanted], axis=0, return_index=True)
-    return wanted[np.sort(first)]
-
-
 def _cut(path: Path, size: int) -> None:
     if path.exists() and path.stat().st_size > size:
         with path.open("r+b") as file:
@@ -327,82 +268,3 @@ def _write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def keep_states(
-    teacher: LiveTeacher,
-    cache: StatesCache,
-    config: LabelConfig,
-    *,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> int:
-    """Asks the teacher, which reads the cache's layers and no more, for every row of its data that
-    the cache lacks; how many were asked.
-
-    Rows are asked shortest first in batches that do not depend on how far an earlier try came.
-    """
-    keep_freed()
-    data = teacher.data
-    assert data is not None
-    taps = {Tap("hidden", layer) for layer in cache.layers}
-    asked = 0
-    with cache.writing() as writer:
-        pending = cache.pending(data.keys_N2)
-        done = cache.positions(data.keys_N2) >= 0
-        progress(len(data) - len(pending))
-        batches = sorted_batches(
-            data.lengths[pending], size=config.batch_size, max_tokens=config.max_tokens
-        )
-        for part in batches:
-            rows = pending[part]
-            missing = ~done[rows]
-            if missing.any():
-                states = teacher.signal(data.batch(rows))
-                assert isinstance(states, States), "the teacher is not to be scored"
-                assert set(states.found) == taps, "the teacher reads what the cache keeps"
-                kept = zip(cache.records(states), missing, strict=True)
-                writer.append(data.keys_N2[rows][missing], [r for r, lacks in kept if lacks])
-                asked += int(missing.sum())
-            progress(len(rows))
-    return asked
-
-
-class CachedStates:
-    """A source of states from a cache. Every row must be in it.
-
-    Padded tokens' states are zeros. The mask is the batch's own, as a live teacher's is; pooled
-    states are B x 1 x H, their one token is always real.
-    """
-
-    kind = States
-
-    def __init__(self, cache: StatesCache, keys_N2: np.ndarray) -> None:
-        self._cache = cache
-        self._positions = cache.positions(keys_N2)
-        self.fingerprint = cache.fingerprint
-        missing = int((self._positions < 0).sum())
-        if missing:
-            raise RunError(
-                f"the cache lacks the states of {missing} of {len(keys_N2)} rows: keep them first"
-            )
-
-    def signal(self, batch: Batch) -> States:
-        """Raises RunError where a row's tokens are not as many as were kept."""
-        cache, positions = self._cache, self._positions[batch.rows]
-        mask_BT = batch.inputs["attention_mask"].bool()
-        if cache.pooled:
-            found = cache.read(positions, 1, mask_BT.device)
-        else:
-            self._check_tokens(positions, mask_BT)
-            found = cache.read(positions, mask_BT.shape[1], mask_BT.device)
-        taps = [Tap("hidden", layer) for layer in cache.layers]
-        return States(dict(zip(taps, found, strict=True)), mask_BT)
-
-    def _check_tokens(self, positions: np.ndarray, mask_BT: Tensor) -> None:
-        mine, kept = mask_BT.sum(-1).cpu().numpy(), self._cache.tokens(positions)
-        if (mine != kept).any():
-            row = int((mine != kept).argmax())
-            raise RunError(
-                f"a row has {mine[row]} tokens, and {kept[row]} in {self._cache.folder}: "
-                "its states were kept for another tokenizer or length"
-            )

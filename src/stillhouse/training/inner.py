@@ -91,8 +91,8 @@ def inner_term(config: InnerTermConfig, inside: Inside, shared: dict[str, nn.Lin
     kind = config.kind
     if not inside.same_tokens and kind != "patience":
         raise UsageError(
-            f"a {kind} term compares token by token, and the student has another tokenizer or "
-            "length than its teacher: use patience (first token only), or the teacher's own"
+            f"{kind} term: it compares token by token, and the student has another tokenizer or "
+            "length than its teacher: use patience (first token only), or the teacher's tokenizer"
         )
     if kind in ATTENTION and not (inside.student.heads and inside.teacher.heads):
         whose = "teacher" if inside.student.heads else "student"
@@ -194,13 +194,13 @@ def _check_heads(kind: str, inside: Inside) -> None:
     if mine != theirs:
         raise UsageError(
             f"{kind} term: the student has {mine} attention heads and the teacher {theirs}: it "
-            "needs equally many; a relations term takes any"
+            "needs equally many; a relations term (method minilm2) takes any"
         )
 
 
 def _relations(config: InnerTermConfig, inside: Inside, layers: list[tuple[int, int]]) -> InnerTerm:
     """MiniLM's relations among queries, keys or values, re-split into as many heads on both sides:
-    the mean over what is related, the sum over layers."""
+    the sum over what is related and over layers, each a mean over heads and tokens."""
     kinds: tuple[Any, ...] = config.of or PARTS
     widths = inside.student.attention_width, inside.teacher.attention_width
     heads = config.heads or inside.teacher.heads

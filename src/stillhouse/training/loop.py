@@ -131,6 +131,8 @@ class _Run:
         self.log = log if accelerator.is_main_process else MetricsLog(None)
         self.resume, self.accelerator = resume, accelerator
         self.optimizer = Optimizer(model, config, leaves)
+        aside = {id(p) for p in objective.bridges.parameters()}  # thrown away: not the student's
+        self.measured = [p for p in self.optimizer.parameters if id(p) not in aside]
         self.per_epoch = steps_per_epoch(data, config, seed)
         self.steps = config.steps or max(1, round(config.epochs * self.per_epoch))
         self.every = max(1, self.steps // config.evaluations) if evaluate is not None else 0
@@ -186,7 +188,7 @@ class _Run:
             rngs=rngs,
             totals=self._totals(batches, total),
             norms=norms,
-            parameters=self.optimizer.parameters,
+            parameters=self.measured,
         )
         if world > 1:
             self._reduce()

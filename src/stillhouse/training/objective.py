@@ -32,6 +32,7 @@ from stillhouse.core.types import (
     Unit,
 )
 from stillhouse.numerics import divergences as d
+from stillhouse.numerics.wide import WIDE, forward_kl_wide
 from stillhouse.training.inner import InnerTerm, Inside, inner_term, taps_of
 
 Loss = tuple[Tensor, Tensor | None]  # a loss a row, and which rows have one (None: all)
@@ -81,8 +82,12 @@ class Objective:
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
         inner = [term.rows for term in self.terms if isinstance(term.rows, InnerTerm)]
-        bridges = dict.fromkeys(term.bridge for term in inner if term.bridge is not None)
-        self.bridges = nn.ModuleList(bridges)
+        named = {
+            term.rows.bridge: term.name
+            for term in reversed(self.terms)  # a shared one has the name of its first term
+            if isinstance(term.rows, InnerTerm) and term.rows.bridge is not None
+        }
+        self.bridges = nn.ModuleDict({name: bridge for bridge, name in named.items()})
         read = [taps_of(term) for term in inner]
         self.student_taps: frozenset[Tap] = frozenset().union(*(mine for mine, _ in read))
         self.teacher_taps: frozenset[Tap] = frozenset().union(*(theirs for _, theirs in read))
@@ -107,10 +112,11 @@ class Objective:
         return bool(inner) and all(term.first_token_only for term in inner)
 
     def reset(self, seed: int) -> None:
-        """Fresh projections: as a run with `seed` begins."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "projections") % 2**31)
-            for bridge in self.bridges:
+        """Fresh projections, as a run with `seed` begins: each by its term's name, so that it is
+        the same whatever other terms there are."""
+        for name, bridge in self.bridges.items():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(seed, "projection", name) % 2**31)
                 bridge.reset_parameters()  # pyright: ignore
 
 
@@ -163,7 +169,8 @@ def _soft(config: TermConfig, name: str) -> RowLoss:
             return (loss_N / student_NK.shape[1] if by_choices else loss_N), None
         temperature = at(config.temperature, progress)
         softened = (d.soften(x, temperature) for x in (student_NK, teacher_NK))
-        loss_N = divergence(*softened, **settings)
+        wide = name == "forward_kl" and student_NK.shape[1] >= WIDE
+        loss_N = forward_kl_wide(*softened) if wide else divergence(*softened, **settings)
         if by_choices:
             loss_N = loss_N / student_NK.shape[1]
         return loss_N * (temperature**power if config.squared_temperature else 1.0), None

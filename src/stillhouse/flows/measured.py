@@ -1,0 +1,206 @@
+"""Scores as they stand in a record: of a model, over seeds, against another, without a term.
+
+Axes: N rows, K choices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from stillhouse.core.results import (
+    Ablation,
+    DataSummary,
+    Disagreement,
+    Efficiency,
+    Gain,
+    ModelResult,
+    TrainedResult,
+    Verdict,
+)
+from stillhouse.core.seeding import generator
+from stillhouse.core.types import Predictions
+from stillhouse.data.corpus import Corpus
+from stillhouse.data.sources import Splits
+from stillhouse.evaluation.evaluate import calibration, confusion, interval
+from stillhouse.flows.distill import Outcome, Without
+from stillhouse.flows.stages import Trained
+from stillhouse.numerics import stats
+from stillhouse.tasks.base import Task
+
+SHOWN = 30
+
+
+def summary(splits: Splits | None, corpus: Corpus | None, labels: list[str]) -> DataSummary:
+    """Rows by what they are for; of running text, blocks."""
+    if splits is None:
+        assert corpus is not None
+        return DataSummary(
+            train=len(corpus.train),
+            labelled=0,
+            unlabelled=len(corpus.train),
+            held_out=len(corpus.held_out),
+            reported=len(corpus.reported),
+            labels=[],
+        )
+    return DataSummary(
+        train=len(splits.train),
+        labelled=len(splits.labelled),
+        unlabelled=len(splits.unlabelled),
+        held_out=len(splits.held_out),
+        reported=len(splits.reported),
+        labels=labels,
+        dropped=splits.dropped,
+    )
+
+
+def measured(
+    name: str, task: Task, predictions: Predictions, cost: Efficiency, *, resamples: int
+) -> ModelResult:
+    rng = generator(0, "interval", name)
+    error, bins = calibration(predictions)
+    metrics = task.score(predictions)
+    return ModelResult(
+        **cost.model_dump(),
+        name=name,
+        score=metrics[task.metric],
+        metrics=metrics,
+        interval=interval(
+            task, [predictions.answers_N], predictions.gold_N, resamples=resamples, rng=rng
+        ),
+        calibration_error=error,
+        reliability=bins,
+        confusion=confusion(predictions, task),
+    )
+
+
+def measured_over_seeds(
+    name: str,
+    task: Task,
+    runs: list[Trained],
+    best: Trained,
+    cost: Efficiency,
+    teacher: Predictions | None,
+    teacher_score: float | None,
+    gold_N: Tensor,
+    *,
+    resamples: int,
+) -> TrainedResult:
+    """Means over seeds; calibration and confusion of the seed that is shipped."""
+    all_answers = [task.predictions(run.scores_NK, gold_N) for run in runs]
+    scored = [task.score(predictions) for predictions in all_answers]
+    metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
+    shipped = task.predictions(best.scores_NK, gold_N)
+    error, bins = calibration(shipped)
+    score = metrics[task.metric]
+    agreement = None
+    if teacher is not None:
+        agreement = float(
+            np.mean([task.agreement(p.answers_N, teacher.answers_N) for p in all_answers])
+        )
+    return TrainedResult(
+        **cost.model_dump(),
+        name=name,
+        score=score,
+        metrics=metrics,
+        interval=interval(
+            task,
+            [p.answers_N for p in all_answers],
+            shipped.gold_N,
+            resamples=resamples,
+            rng=generator(0, "interval", name),
+        ),
+        calibration_error=error,
+        reliability=bins,
+        confusion=confusion(shipped, task),
+        seeds=[s[task.metric] for s in scored],
+        shipped_seed=best.seed,
+        shipped_score=task.score(shipped)[task.metric],
+        agreement=agreement,
+        retention=score / teacher_score if teacher_score else None,
+        best_steps=[run.fit.best_step for run in runs],
+    )
+
+
+def disagreements(
+    outcome: Outcome, task: Task, teacher: Predictions, student: Predictions
+) -> list[Disagreement]:
+    """The reported rows where the two differ most: by the teacher's confidence in classification,
+    by distance in regression. None of running text."""
+    if outcome.setup.splits is None:
+        return []
+    if teacher.probabilities_NK is None or student.probabilities_NK is None:
+        order = np.argsort(-np.abs(teacher.answers_N - student.answers_N), kind="stable")
+    else:
+        confidence = teacher.probabilities_NK.max(-1)
+        differ = teacher.answers_N != student.answers_N
+        order = np.argsort(-np.where(differ, confidence, -1.0), kind="stable")[: int(differ.sum())]
+    chosen = order[:SHOWN]
+    examples = outcome.setup.splits.reported.at(chosen)
+
+    def confidence_of(predictions: Predictions, row: int) -> float | None:
+        held = predictions.probabilities_NK
+        return None if held is None else float(held[row].max())
+
+    return [
+        Disagreement(
+            text=example.text,
+            pair=example.pair,
+            gold=task.show(float(teacher.gold_N[row])),
+            teacher=task.show(float(teacher.answers_N[row])),
+            student=task.show(float(student.answers_N[row])),
+            teacher_confidence=confidence_of(teacher, row),
+            student_confidence=confidence_of(student, row),
+        )
+        for row, example in zip(chosen.tolist(), examples, strict=True)
+    ]
+
+
+def gain_of(
+    task: Task,
+    students: list[Trained],
+    baselines: list[Trained],
+    gold_N: Tensor,
+    *,
+    resamples: int,
+) -> tuple[Gain, Verdict]:
+    answers = [
+        [task.predictions(run.scores_NK, gold_N).answers_N for run in runs]
+        for runs in (students, baselines)
+    ]
+    found = stats.paired_gain(
+        lambda a, g: task.metric_of(a, g, task.metric),
+        answers[0],
+        answers[1],
+        task.predictions(students[0].scores_NK, gold_N).gold_N,
+        resamples=resamples,
+        rng=generator(0, "gain"),
+    )
+    gain = Gain(value=found.value, interval=found.interval, p_value=found.p_value)
+    return gain, stats.verdict(found)
+
+
+def ablation_of(
+    task: Task, outcome: Outcome, found: Without, gold_N: Tensor, resamples: int
+) -> Ablation:
+    """The whole run against the same without one term."""
+    gain, verdict = gain_of(task, outcome.students, found.runs, gold_N, resamples=resamples)
+    predictions = [task.predictions(run.scores_NK, gold_N) for run in found.runs]
+    scores = [task.score(each)[task.metric] for each in predictions]
+    covered = interval(
+        task,
+        [each.answers_N for each in predictions],
+        predictions[0].gold_N,
+        resamples=resamples,
+        rng=generator(0, "interval", found.stage, found.term),
+    )
+    return Ablation(
+        stage=found.stage,
+        without=found.term,
+        gold_instead=found.gold_instead,
+        score=float(np.mean(scores)),
+        interval=covered,
+        seeds=scores,
+        gain=gain,
+        verdict=verdict,
+    )

@@ -1,0 +1,98 @@
+"""A teacher's hidden states, asked for once and then read from their cache at each step.
+
+Axes: B examples, T tokens, H hidden; keys are N x 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from stillhouse.core.config import LabelConfig
+from stillhouse.core.errors import RunError
+from stillhouse.core.memory import keep_freed
+from stillhouse.core.types import Batch, States, Tap
+from stillhouse.data.batching import sorted_batches
+from stillhouse.signals.states import StatesCache
+from stillhouse.signals.teacher import LiveTeacher
+
+
+def keep_states(
+    teacher: LiveTeacher,
+    cache: StatesCache,
+    config: LabelConfig,
+    *,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Asks the teacher, which reads the cache's layers and no more, for every row of its data that
+    the cache lacks; how many were asked.
+
+    Rows are asked shortest first in batches that do not depend on how far an earlier try came.
+    """
+    keep_freed()
+    data = teacher.data
+    assert data is not None
+    taps = {Tap("hidden", layer) for layer in cache.layers}
+    asked = 0
+    with cache.writing() as writer:
+        pending = cache.pending(data.keys_N2)
+        done = cache.positions(data.keys_N2) >= 0
+        progress(len(data) - len(pending))
+        batches = sorted_batches(
+            data.lengths[pending], size=config.batch_size, max_tokens=config.max_tokens
+        )
+        for part in batches:
+            rows = pending[part]
+            missing = ~done[rows]
+            if missing.any():
+                states = teacher.signal(data.batch(rows))
+                assert isinstance(states, States), "the teacher is not to be scored"
+                assert set(states.found) == taps, "the teacher reads what the cache keeps"
+                kept = zip(cache.records(states), missing, strict=True)
+                writer.append(data.keys_N2[rows][missing], [r for r, lacks in kept if lacks])
+                asked += int(missing.sum())
+            progress(len(rows))
+    return asked
+
+
+class CachedStates:
+    """A source of states from a cache. Every row must be in it.
+
+    Padded tokens' states are zeros. The mask is the batch's own, as a live teacher's is; pooled
+    states are B x 1 x H, their one token is always real.
+    """
+
+    kind = States
+
+    def __init__(self, cache: StatesCache, keys_N2: np.ndarray) -> None:
+        self._cache = cache
+        self._positions = cache.positions(keys_N2)
+        self.fingerprint = cache.fingerprint
+        missing = int((self._positions < 0).sum())
+        if missing:
+            raise RunError(
+                f"the cache lacks the states of {missing} of {len(keys_N2)} rows: keep them first"
+            )
+
+    def signal(self, batch: Batch) -> States:
+        """Raises RunError where a row's tokens are not as many as were kept."""
+        cache, positions = self._cache, self._positions[batch.rows]
+        mask_BT = batch.inputs["attention_mask"].bool()
+        if cache.pooled:
+            found = cache.read(positions, 1, mask_BT.device)
+        else:
+            self._check_tokens(positions, mask_BT)
+            found = cache.read(positions, mask_BT.shape[1], mask_BT.device)
+        taps = [Tap("hidden", layer) for layer in cache.layers]
+        return States(dict(zip(taps, found, strict=True)), mask_BT)
+
+    def _check_tokens(self, positions: np.ndarray, mask_BT: Tensor) -> None:
+        mine, kept = mask_BT.sum(-1).cpu().numpy(), self._cache.tokens(positions)
+        if (mine != kept).any():
+            row = int((mine != kept).argmax())
+            raise RunError(
+                f"a row has {mine[row]} tokens, and {kept[row]} in {self._cache.folder}: "
+                "its states were kept for another tokenizer or length"
+            )
