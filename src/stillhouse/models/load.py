@@ -47,7 +47,7 @@ def resolve(name: str) -> Path | str:
     return name
 
 
-def hub_error(name: str, error: Exception) -> ModelError:
+def _hub_error(name: str, error: Exception) -> ModelError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if not Path(name).exists():
         return ModelError(f"no folder {name} here, and the hub gave no model of that name: {first}")
@@ -59,7 +59,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise hub_error(name, error) from error
+        raise _hub_error(name, error) from error
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -67,7 +67,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     try:
         found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise hub_error(name, error) from error
+        raise _hub_error(name, error) from error
     if not found.is_fast:
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json): convert it first")
     return found
@@ -79,25 +79,15 @@ def load_classifier(
     """A sequence classifier in float32 and eval mode. With `labels`, its head is made for them:
     the stored one where it has the same labels, in whatever order, else a fresh one (drawn from
     torch's generator); without, it must be there. Raises ModelError."""
-    source = resolve(name)
     settings: dict[str, Any] = {}
     held: list[str] = []
     if labels is not None:
         held = label_names(load_config(name, trust_remote_code=trust_remote_code))
         if held != labels:
             settings = head_settings(labels) | {"ignore_mismatched_sizes": True}
-    try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **settings,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise hub_error(name, error) from error
-    check_weights(name, model, found)
+    model, found = pretrained(
+        AutoModelForSequenceClassification, name, trust_remote_code=trust_remote_code, **settings
+    )
     if labels is None and found["missing_keys"]:
         if any("MaskedLM" in kind for kind in model.config.architectures or []):
             raise ModelError(
@@ -113,7 +103,28 @@ def load_classifier(
     return model.eval()
 
 
-def check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
+def pretrained(
+    kind: Any, name: str, *, trust_remote_code: bool, **settings: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model in float32 from safetensors, and what transformers says of its loading. Raises
+    ModelError where it can't be loaded, or its encoder's weights are not its config's."""
+    source = resolve(name)
+    try:
+        model, found = kind.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _hub_error(name, error) from error
+    _check_weights(name, model, found)
+    return model, found
+
+
+def _check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
     """Raises ModelError where weights of the encoder itself are missing, too many, or of another
     shape than the config says: they would be random, or left out, in silence."""
     inside = f"{model.base_model_prefix}."

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from stillhouse.core.errors import ModelError, unknown
-from stillhouse.models.load import check_weights, hub_error, resolve
+from stillhouse.models.load import pretrained
 
 Head = Callable[[Any, Tensor], Tensor]
 
@@ -57,19 +56,8 @@ def load_masked_lm(
 ) -> PreTrainedModel:
     """A masked language model in float32 and eval mode. With `fresh_head`, a head that is not
     there is drawn from torch's generator; without, it must be. Raises ModelError."""
-    source = resolve(name)
-    try:
-        model, found = AutoModelForMaskedLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise hub_error(name, error) from error
+    model, found = pretrained(AutoModelForMaskedLM, name, trust_remote_code=trust_remote_code)
     check_family(model.config)
-    check_weights(name, model, found)
     if found["missing_keys"] and not fresh_head:
         raise ModelError(
             f"{name} has no masked language model head (its weights lack "
