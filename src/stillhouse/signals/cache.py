@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -153,8 +153,10 @@ class AnswerWriter:
         self._written = len(cache)
         self._file: int | None = None
 
-    def append(self, keys_N2: np.ndarray, scores_NK: np.ndarray) -> None:
-        """Raises RunError if a score is not finite, or the disk is full (what was whole stays)."""
+    def append(self, keys_N2: np.ndarray, scores: np.ndarray | Sequence[np.ndarray]) -> None:
+        """Scores row by row. Raises RunError if one is not finite, or the disk is full (what was
+        whole stays)."""
+        scores_NK = np.asarray(scores, np.float32)
         if not np.isfinite(scores_NK).all():
             bad = int((~np.isfinite(scores_NK)).any(-1).sum())
             raise RunError(

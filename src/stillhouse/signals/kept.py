@@ -5,18 +5,15 @@ Axes: B examples, T tokens, H hidden; keys are N x 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from torch import Tensor
 
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
-from stillhouse.core.memory import keep_freed
+from stillhouse.core.progress import Advance
 from stillhouse.core.types import Batch, States, Tap
-from stillhouse.data.batching import sorted_batches
 from stillhouse.signals.states import StatesCache
-from stillhouse.signals.teacher import LiveTeacher
+from stillhouse.signals.teacher import LiveTeacher, ask
 
 
 def keep_states(
@@ -24,37 +21,19 @@ def keep_states(
     cache: StatesCache,
     config: LabelConfig,
     *,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Advance = lambda rows: None,
 ) -> int:
     """Asks the teacher, which reads the cache's layers and no more, for every row of its data that
-    the cache lacks; how many were asked.
-
-    Rows are asked shortest first in batches that do not depend on how far an earlier try came.
-    """
-    keep_freed()
-    data = teacher.data
-    assert data is not None
+    the cache lacks; how many were asked."""
     taps = {Tap("hidden", layer) for layer in cache.layers}
-    asked = 0
-    with cache.writing() as writer:
-        pending = cache.pending(data.keys_N2)
-        done = cache.positions(data.keys_N2) >= 0
-        progress(len(data) - len(pending))
-        batches = sorted_batches(
-            data.lengths[pending], size=config.batch_size, max_tokens=config.max_tokens
-        )
-        for part in batches:
-            rows = pending[part]
-            missing = ~done[rows]
-            if missing.any():
-                states = teacher.signal(data.batch(rows))
-                assert isinstance(states, States), "the teacher is not to be scored"
-                assert set(states.found) == taps, "the teacher reads what the cache keeps"
-                kept = zip(cache.records(states), missing, strict=True)
-                writer.append(data.keys_N2[rows][missing], [r for r, lacks in kept if lacks])
-                asked += int(missing.sum())
-            progress(len(rows))
-    return asked
+
+    def records(batch: Batch) -> list[bytes]:
+        states = teacher.signal(batch)
+        assert isinstance(states, States), "the teacher is not to be scored"
+        assert set(states.found) == taps, "the teacher reads what the cache keeps"
+        return cache.records(states)
+
+    return ask(teacher, cache, records, config, progress=progress)
 
 
 class CachedStates:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
 from stillhouse.core.memory import keep_freed
+from stillhouse.core.progress import Advance
 from stillhouse.core.types import Batch, Dense, Signal, SignalSource, States, Tap, states_of
 from stillhouse.data.batching import sorted_batches
 from stillhouse.models.forward import (
@@ -107,9 +109,25 @@ def label(
     cache: AnswerCache,
     config: LabelConfig,
     *,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Advance = lambda rows: None,
 ) -> int:
-    """Asks the teacher for every row of its data that the cache lacks; how many were asked.
+    """Asks the teacher for every row of its data that the cache lacks; how many were asked."""
+
+    def answers(batch: Batch) -> np.ndarray:
+        return teacher.scores(batch).cpu().numpy()
+
+    return ask(teacher, cache, answers, config, progress=progress)
+
+
+def ask(
+    teacher: LiveTeacher,
+    cache: Any,
+    records: Callable[[Batch], Any],
+    config: LabelConfig,
+    *,
+    progress: Advance,
+) -> int:
+    """Appends to `cache` the `records` of every row of the teacher's data that it lacks.
 
     Rows are asked shortest first in batches that do not depend on how far an earlier try came.
     """
@@ -126,11 +144,11 @@ def label(
         )
         for part in batches:
             rows = pending[part]
-            missing = ~done[rows]
-            if missing.any():
-                answers = teacher.scores(data.batch(rows)).cpu().numpy()
-                writer.append(data.keys_N2[rows][missing], answers[missing])
-                asked += int(missing.sum())
+            lacking = np.flatnonzero(~done[rows])
+            if len(lacking):
+                found = records(data.batch(rows))
+                writer.append(data.keys_N2[rows[lacking]], [found[i] for i in lacking])
+                asked += len(lacking)
             progress(len(rows))
     return asked
 
