@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import killing
 import tiny
 from stillhouse.core.config import DistillConfig
 
@@ -34,17 +34,7 @@ distill(DistillConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2])
 
 
 def start(config: DistillConfig, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, config.model_dump_json(), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def end(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=300)
-    return process.returncode
+    return killing.start(SCRIPT, config.model_dump_json(), str(out))
 
 
 def results(out: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -79,15 +69,15 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, embed
     whole, killed = (tiny.config(teacher, data, tmp_path / n, **changes) for n in ("c1", "c2"))
     process = start(whole, tmp_path / "whole")
     started = time.perf_counter()
-    assert end(process) == 0
+    assert killing.end(process) == 0
     seconds = time.perf_counter() - started
     draw = random.Random(embeddings)
     for _ in range(KILLS):
         process = start(killed, tmp_path / "killed")
         time.sleep(draw.uniform(0, seconds / 2))
         process.send_signal(signal.SIGKILL)
-        end(process)
-    assert end(start(killed, tmp_path / "killed")) == 0
+        killing.end(process)
+    assert killing.end(start(killed, tmp_path / "killed")) == 0
     expected, found = results(tmp_path / "whole"), results(tmp_path / "killed")
     assert expected.keys() == found.keys()
     assert len(expected) == 4

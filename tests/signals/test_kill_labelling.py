@@ -6,13 +6,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import killing
 import tiny
 from stillhouse.core.config import DistillConfig
 
@@ -30,17 +30,7 @@ label_only(DistillConfig.model_validate(json.loads(sys.argv[1])))
 
 def start(config: DistillConfig) -> subprocess.Popen[str]:
     """A labelling process that has got as far as its work."""
-    command = [sys.executable, "-c", SCRIPT, config.model_dump_json()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def end(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=300)
-    return process.returncode
+    return killing.start(SCRIPT, config.model_dump_json())
 
 
 def answers(store: Path) -> bytes:
@@ -58,7 +48,7 @@ def test_killed_labelling_loses_and_repeats_nothing(tmp_path: Path) -> None:
     )
     process = start(whole)
     started = time.perf_counter()
-    assert end(process) == 0
+    assert killing.end(process) == 0
     seconds = time.perf_counter() - started
     expected = answers(tmp_path / "whole")
     draw, sizes = random.Random(0), [0]
@@ -66,11 +56,11 @@ def test_killed_labelling_loses_and_repeats_nothing(tmp_path: Path) -> None:
         process = start(killed)
         time.sleep(draw.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
-        end(process)
+        killing.end(process)
         found = sorted((tmp_path / "killed").glob("answers/*/*.bin"))
         sizes.append(sum(p.stat().st_size for p in found))
     assert sizes == sorted(sizes), "answers were lost"
-    assert end(start(killed)) == 0
+    assert killing.end(start(killed)) == 0
     found = answers(tmp_path / "killed")
     assert found == expected
     keys = np.frombuffer(found, np.uint8).reshape(-1, 16 + 2 * 4 + 4)[:, :16]

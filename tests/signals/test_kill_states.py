@@ -6,12 +6,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import killing
 from stillhouse.signals.states import ENTRY
 
 KILLS = int(os.environ.get("STILLHOUSE_KILLS", "3"))
@@ -51,17 +51,7 @@ keep_states(live, cache, LabelConfig(batch_size=4))
 
 def start(root: Path, dtype: str, *, dies_after: int = 0) -> subprocess.Popen[str]:
     """A process that has got as far as its work."""
-    command = [sys.executable, "-c", SCRIPT, str(root), dtype, str(dies_after)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def end(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=300)
-    return process.returncode
+    return killing.start(SCRIPT, str(root), dtype, str(dies_after))
 
 
 def content(root: Path) -> tuple[bytes, bytes]:
@@ -75,7 +65,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path, dtype
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(whole, dtype)
     started = time.perf_counter()
-    assert end(process) == 0
+    assert killing.end(process) == 0
     seconds = time.perf_counter() - started
     expected = content(whole)
     assert len(expected[1]) == ROWS * ENTRY.itemsize
@@ -89,7 +79,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path, dtype
             process = start(killed, dtype)
             time.sleep(draw.uniform(0, seconds / 2))
             process.send_signal(signal.SIGKILL)
-        assert end(process) in (0, -signal.SIGKILL)
+        assert killing.end(process) in (0, -signal.SIGKILL)
         if (killed / "states").exists() and any(killed.glob("states/*/index.bin")):
             found = content(killed)
             records.append(len(found[1]) // ENTRY.itemsize)
@@ -98,7 +88,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path, dtype
                 == expected[1][: records[-1] * ENTRY.itemsize]
             )
     assert records == sorted(records), "states were lost"
-    assert end(start(killed, dtype)) == 0
+    assert killing.end(start(killed, dtype)) == 0
     assert content(killed) == expected
 
 
@@ -106,14 +96,14 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path, dtype
 def test_killed_in_the_write_of_an_entry_it_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """The first batch's entries, torn after each of these many bytes."""
     whole = tmp_path / "whole"
-    assert end(start(whole, "int8")) == 0
+    assert killing.end(start(whole, "int8")) == 0
     expected = content(whole)
     entries = 4 * ENTRY.itemsize
     first = int.from_bytes(expected[1][entries + 16 : entries + 24], "little")  # its records' end
     for kept in (0, ENTRY.itemsize + 1, entries):
         killed = tmp_path / f"killed-{kept}"
-        assert end(start(killed, "int8", dies_after=first + kept)) == -signal.SIGKILL
+        assert killing.end(start(killed, "int8", dies_after=first + kept)) == -signal.SIGKILL
         data, index = content(killed)
         assert (len(data), len(index)) == (first, kept)
-        assert end(start(killed, "int8")) == 0
+        assert killing.end(start(killed, "int8")) == 0
         assert content(killed) == expected
