@@ -57,7 +57,8 @@ from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import predict
 from stillhouse.flows.common import max_tokens
 from stillhouse.flows.plan import Plan
-from stillhouse.flows.setup import Setup, prepare
+from stillhouse.flows.prepare import prepare
+from stillhouse.flows.setup import Setup
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
 from stillhouse.training.loop import fit

@@ -26,7 +26,7 @@ import stillhouse as sh
 from stillhouse.core.config import DistillConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.settings import parse
-from stillhouse.flows.setup import prepare
+from stillhouse.flows.prepare import prepare
 from stillhouse.numerics import metrics, stats
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "sick")

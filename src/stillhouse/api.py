@@ -39,7 +39,7 @@ from stillhouse.export import (
     quantize_int8,
 )
 from stillhouse.flows import distill as distilling
-from stillhouse.flows.augment import augment_file
+from stillhouse.flows.augment import augmented, write_rows
 from stillhouse.flows.common import dataset, max_tokens, store_root, teacher_task
 from stillhouse.flows.methods import method as named_method
 from stillhouse.models.load import load_classifier, load_tokenizer
@@ -151,9 +151,8 @@ def augment(
     store = store_root(cache)
     splits = load(parse(DataConfig, _section(DataConfig, data, "path")), store / "rows")
     forbidden = [splits.reported.folded_N2, splits.held_out.folded_N2]
-    return augment_file(
+    rows = augmented(
         splits.labelled,
-        Path(out),
         config,
         teacher=load_classifier(str(teacher)),
         tokenizer=load_tokenizer(str(teacher)),
@@ -161,6 +160,7 @@ def augment(
         forbidden_N2=np.concatenate(forbidden),
         progress=progress,
     )
+    return write_rows(rows, Path(out))
 
 
 def evaluate(

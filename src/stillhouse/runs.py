@@ -30,8 +30,8 @@ from stillhouse.export import (
 from stillhouse.flows import distill as distilling
 from stillhouse.flows import finetune as finetuning
 from stillhouse.flows.common import tidy
+from stillhouse.flows.prepare import prepare
 from stillhouse.flows.proof import distillation_record, finetune_record
-from stillhouse.flows.setup import prepare
 from stillhouse.models.card import model_card
 from stillhouse.models.load import resolve
 from stillhouse.report.html import render

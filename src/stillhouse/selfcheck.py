@@ -24,7 +24,8 @@ from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import max_tokens
-from stillhouse.flows.setup import Setup, prepare
+from stillhouse.flows.prepare import prepare
+from stillhouse.flows.setup import Setup
 from stillhouse.models.forward import has_fast_path, scores
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label

@@ -21,7 +21,7 @@ from stillhouse.core.errors import RunError
 from stillhouse.core.progress import Silent
 from stillhouse.flows.distill import distill
 from stillhouse.flows.plan import Plan
-from stillhouse.flows.setup import prepare
+from stillhouse.flows.prepare import prepare
 from stillhouse.signals.cache import AnswerCache
 
 Distil = Callable[..., Any]

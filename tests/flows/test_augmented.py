@@ -20,7 +20,7 @@ from stillhouse.core.progress import Advance
 from stillhouse.data.readers import read
 from stillhouse.data.rows import Rows, folded_key
 from stillhouse.data.sources import Part, Pool, Splits, load, shared
-from stillhouse.flows.augment import augment_file, augmented
+from stillhouse.flows.augment import augmented, write_rows
 
 NONE = np.empty((0, 2), "<u8")
 
@@ -215,15 +215,7 @@ def test_pairs_stay_pairs_and_both_vary(tmp_path: Path) -> None:
     path = tiny.write_csv(tmp_path / "pairs.csv", ["text", "pair", "label"], rows)
     pool = load(DataConfig(path=str(path)), tmp_path / "rows").labelled
     file = tmp_path / "out" / "more.jsonl"
-    made = augment_file(
-        pool,
-        file,
-        AugmentConfig(copies=3),
-        teacher=tiny.model(),
-        tokenizer=tiny.tokenizer(),
-        store=tmp_path,
-        forbidden_N2=NONE,
-    )
+    made = write_rows(run(pool, tmp_path, copies=3), file)
     found = [row for _, row in read(file)]
     assert len(found) == made > len(pool)
     assert {tuple(row) for row in found} == {("text", "pair")}
@@ -236,18 +228,12 @@ def test_pairs_stay_pairs_and_both_vary(tmp_path: Path) -> None:
 
 def test_a_file_of_texts_has_no_pair_and_no_label(splits: Splits, tmp_path: Path) -> None:
     file = tmp_path / "more.jsonl"
-    settings: dict[str, Any] = {
-        "teacher": tiny.model(),
-        "tokenizer": tiny.tokenizer(),
-        "store": tmp_path,
-        "forbidden_N2": NONE,
-    }
-    augment_file(splits.labelled, file, AugmentConfig(copies=1), **settings)
+    write_rows(run(splits.labelled, tmp_path, copies=1), file)
     assert {tuple(json.loads(line)) for line in file.read_text().splitlines()} == {("text",)}
 
 
 def test_nothing_to_replace_is_said(splits: Splits, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"made no new row .* \(share 0\.0\)"):
         run(splits.labelled, tmp_path, share=0)
-    with pytest.raises(DataError, match="can't read word vectors"):
+    with pytest.raises(DataError, match=r"can't read .*none\.txt"):
         run(splits.labelled, tmp_path, vectors=str(tmp_path / "none.txt"))

@@ -12,7 +12,7 @@ from transformers import FNetConfig, FNetForSequenceClassification
 import tiny
 from stillhouse.core.errors import UsageError
 from stillhouse.flows.distill import distill
-from stillhouse.flows.setup import prepare
+from stillhouse.flows.prepare import prepare
 from stillhouse.models.load import head_settings
 
 Distil = Callable[..., Any]

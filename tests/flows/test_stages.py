@@ -19,10 +19,11 @@ from stillhouse.core.config import StageConfig
 from stillhouse.core.progress import Silent
 from stillhouse.core.terms import InnerTermConfig, TermConfig
 from stillhouse.flows import stages as staging
+from stillhouse.flows.ablation import without
 from stillhouse.flows.distill import distill
 from stillhouse.flows.methods import METHODS, method
-from stillhouse.flows.plan import Plan, without
-from stillhouse.flows.setup import prepare
+from stillhouse.flows.plan import Plan
+from stillhouse.flows.prepare import prepare
 from stillhouse.models.forward import run
 from stillhouse.runs import run_distill
 from stillhouse.training.steps import plain_step

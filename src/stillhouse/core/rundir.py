@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -49,6 +50,27 @@ def atomic(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well, and vanishes if it
+    doesn't; if another run was first, its folder stands. Raises RunError, which says that `what`
+    can't be stored, where the block raises OSError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+        try:
+            yield temporary
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"can't store {what} under {folder}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,15 +126,6 @@ def _same_content(folder: Path, content: dict[str, str]) -> None:
 def _is_foreign(path: Path) -> bool:
     """Whether a file is not one that a killed `atomic` left."""
     return not (path.name.startswith(".") and path.suffix == ".part")
-
-
-def settle(temporary: Path, folder: Path) -> None:
-    """Makes a finished temporary folder `folder`. If another run was first, its folder stands."""
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
 
 
 def _revision() -> str | None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import CorpusConfig
-from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Advance
-from stillhouse.core.rundir import settle
+from stillhouse.core.rundir import atomic_folder
 from stillhouse.data.documents import PURPOSE, documents, file_digest, text_files, tokenised
 from stillhouse.data.encoding import Encoded, tokenizer_fingerprint
 from stillhouse.data.sources import shared
@@ -133,7 +131,7 @@ def load_corpus(
     if (folder / "summary.json").exists():
         progress(corpus_bytes(config))
     else:
-        with _stored(folder) as temporary:
+        with atomic_folder(folder, "tokens") as temporary:
             _write(temporary, files, shares, tokenizer, rules, progress, apart)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     notes = [f"{config.path}: {note}" for note in summary["notes"]]
@@ -259,22 +257,6 @@ class _Writer:
         np.save(self.folder / "seconds.npy", np.array(self.lengths[1:], np.int32))
         keys_N2 = np.frombuffer(bytes(self.keys), "<u8").reshape(-1, 2)
         np.save(self.folder / "keys.npy", keys_N2)
-
-
-@contextmanager
-def _stored(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well, and vanishes if it
-    doesn't. Raises RunError where the block raises OSError."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".corpus-", dir=folder.parent))
-        try:
-            yield temporary
-            settle(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"can't store tokens under {folder}: {error.strerror or error}") from error
 
 
 def _write(

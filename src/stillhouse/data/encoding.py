@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,8 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from stillhouse.core.errors import RunError
-from stillhouse.core.rundir import settle
+from stillhouse.core.rundir import atomic_folder
 from stillhouse.data.sources import Pool
 
 CHUNK = 4096
@@ -101,15 +98,8 @@ def encode(
     if (folder / "ids.bin").exists():
         progress(len(pool))
     else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=store))
-        try:
+        with atomic_folder(folder, "tokens") as temporary:
             _write(pool, tokenizer, temporary, max_length, progress)
-            settle(temporary, folder)
-        except OSError as error:
-            raise RunError(f"can't store tokens under {folder}: {error.strerror}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return Encoded(folder, tokenizer, max_length=max_length)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,8 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.core.errors import DataError, RunError
-from stillhouse.core.rundir import settle
+from stillhouse.core.errors import DataError
+from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
 from stillhouse.data.readers import Row
 
@@ -124,15 +122,8 @@ def ingest(
 ) -> Rows:
     """Reads, checks and stores `source`; a folder that is already there is used as it is."""
     if not (folder / "summary.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".rows-", dir=folder.parent))
-        try:
+        with atomic_folder(folder, "rows") as temporary:
             _write(source, where, columns, temporary, labelled=labelled)
-            settle(temporary, folder)
-        except OSError as error:
-            raise RunError(f"can't store rows under {folder}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return Rows(folder)
 
 

@@ -25,6 +25,7 @@ from stillhouse.data.augment import (
     first_of,
     is_word,
 )
+from stillhouse.data.documents import file_digest
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.neighbours import Neighbours, read_vectors
 from stillhouse.data.readers import Row
@@ -63,7 +64,7 @@ def augmented(
     if config.vectors is None:
         identity += [fingerprint(teacher), tokenizer_fingerprint(tokenizer)]
     else:
-        identity += [_digest(Path(config.vectors))]
+        identity += [file_digest(Path(config.vectors))]
     if config.model is not None:
         identity += [folder_fingerprint(config.model), precision]
     key = hashlib.blake2b(repr(identity).encode(), digest_size=16).hexdigest()
@@ -98,31 +99,8 @@ def augmented(
     return rows
 
 
-def augment_file(
-    pool: Pool,
-    path: Path,
-    config: AugmentConfig,
-    *,
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    store: Path,
-    forbidden_N2: np.ndarray,
-    stop_words: Collection[str] = STOP_WORDS,
-    precision: Literal["bf16", "float32"] = "bf16",
-    progress: Progress | None = None,
-) -> int:
-    """How many rows `path` got: JSONL with text, and pair where rows have one. See `augmented`."""
-    rows = augmented(
-        pool,
-        config,
-        teacher=teacher,
-        tokenizer=tokenizer,
-        store=store,
-        forbidden_N2=forbidden_N2,
-        stop_words=stop_words,
-        precision=precision,
-        progress=progress,
-    )
+def write_rows(rows: Rows, path: Path) -> int:
+    """How many rows `path` got: JSONL with text, and pair where rows have one."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for example in rows.examples(rows.kept):
             file.write(json.dumps(_fields(example), ensure_ascii=False) + "\n")
@@ -170,14 +148,3 @@ def _fields(example: Example) -> dict[str, str]:
 def _numbered(examples: Iterable[Example]) -> Iterator[Row]:
     for number, example in enumerate(examples, 1):
         yield number, dict(_fields(example))
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"can't read word vectors {path}: {error.strerror or error}") from None
-    return digest.hexdigest()

@@ -17,9 +17,11 @@ from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch
 from stillhouse.data.sources import shared
 from stillhouse.evaluation.evaluate import score_rows
+from stillhouse.flows.ablation import gold_instead, without
 from stillhouse.flows.common import TRAINED_ON
-from stillhouse.flows.plan import Plan, gold_instead, without
-from stillhouse.flows.setup import Setup, prepare
+from stillhouse.flows.plan import Plan
+from stillhouse.flows.prepare import prepare
+from stillhouse.flows.setup import Setup
 from stillhouse.flows.stages import (
     Stage,
     Trained,
@@ -126,7 +128,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         teacher_held_out=plan.teacher_held_out,
         reported=plan.reported,
         teacher_reported=plan.teacher_reported,
-        teacher_s=plan.teacher_s,
+        teacher_s=plan.teacher.seconds,
         total_s=time.perf_counter() - started,
         notes=[*setup.notes, *doubts],
     )
@@ -192,9 +194,9 @@ def _seen_by_teacher(setup: Setup) -> list[str]:
 def _no_better_than_chance(plan: Plan) -> list[str]:
     """A warning where the teacher answers the labelled rows no better than one class would."""
     setup = plan.setup
-    if setup.task.name != "classification" or not plan.asked:
+    if setup.task.name != "classification" or not plan.teacher.asked:
         return []
-    source, train = plan.asked[0]
+    source, train = plan.teacher.asked[0]
     return _chance(source, train, setup)
 
 

@@ -29,7 +29,7 @@ from stillhouse.flows.common import (
     max_tokens,
     store_root,
 )
-from stillhouse.flows.setup import corpus_of, read_corpus
+from stillhouse.flows.prepare import corpus_of, read_corpus
 from stillhouse.flows.stages import Stage, Trained, load_trained, score_on, train
 from stillhouse.models.load import (
     folder_fingerprint,

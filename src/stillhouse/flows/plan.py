@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,46 +14,41 @@ from transformers import PreTrainedModel
 from stillhouse.core.config import AugmentConfig, MaskingConfig, StageConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
-from stillhouse.core.seeding import derive, generator
-from stillhouse.core.terms import AnyTerm, TermConfig
+from stillhouse.core.seeding import derive
 from stillhouse.core.types import SignalSource
 from stillhouse.data.corpus import Corpus
-from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.rows import folded_key
 from stillhouse.data.sources import Part, Pool
+from stillhouse.flows.ablation import GOLD
+from stillhouse.flows.asking import Asking
 from stillhouse.flows.augment import augmented
 from stillhouse.flows.common import dataset, max_tokens
-from stillhouse.flows.setup import Setup, build_objective, read_corpus, stage_teacher
+from stillhouse.flows.objectives import build_objective, stage_teacher
+from stillhouse.flows.prepare import read_corpus
+from stillhouse.flows.setup import Setup
 from stillhouse.flows.stages import Stage, joined, score_on, whole
 from stillhouse.models.load import fingerprint
 from stillhouse.models.masked import around
-from stillhouse.signals.cache import AnswerCache, CachedTeacher
-from stillhouse.signals.kept import CachedStates, keep_states
-from stillhouse.signals.states import StatesCache
-from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, WithStates, check, label
+from stillhouse.signals.cache import CachedTeacher
+from stillhouse.signals.teacher import LiveTeacher, WithStates
 from stillhouse.tasks.base import Data, Dataset
 from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
-from stillhouse.training.objective import Objective, term_names
-
-GOLD: tuple[AnyTerm, ...] = (TermConfig(kind="gold"),)
+from stillhouse.training.objective import Objective
 
 
 @dataclass
 class Plan:
     """What a run trains on, read once: its rows in the tokens of student and teacher, the
-    teacher's answers, and every stage made of them. `teacher_s`: seconds that asking it took."""
+    teacher's answers, and every stage made of them."""
 
     setup: Setup
     progress: Progress
-    teacher_s: float = 0.0
     _read: dict[tuple[object, ...], Data] = field(default_factory=dict)
-    _asked: dict[str, tuple[CachedTeacher, Dataset]] = field(default_factory=dict)
     _corpora: dict[str, Corpus] = field(default_factory=dict)
 
-    @property
-    def asked(self) -> list[tuple[CachedTeacher, Dataset]]:
-        """The teacher's answers there are, with the rows they belong to."""
-        return list(self._asked.values())
+    @cached_property
+    def teacher(self) -> Asking:
+        return Asking(self.setup, self.progress)
 
     @property
     def held_out(self) -> Data:
@@ -83,7 +77,7 @@ class Plan:
     def rows(self, pool: Pool, title: str, *, of_teacher: bool = False) -> Dataset:
         """A pool in the student's tokens, or in the teacher's where these differ."""
         setup = self.setup
-        of_teacher = of_teacher and not _same_inputs(setup)
+        of_teacher = of_teacher and not setup.same_inputs
         key = (pool.fingerprint, len(pool.labels), title, of_teacher)
         if key not in self._read:
             self._read[key] = dataset(
@@ -180,81 +174,14 @@ class Plan:
         if objective.scores_teacher:
             answers = self.answers(pool, title)
         if objective.teacher_taps:
-            states = self._states(objective, self.rows(pool, title, of_teacher=True))
+            states = self.teacher.states(objective, self.rows(pool, title, of_teacher=True))
         if answers is not None and states is not None:
             return WithStates(answers, states)
         return answers or states
 
     def answers(self, pool: Pool, title: str) -> CachedTeacher:
-        """The teacher's answers to a pool, from its cache, asked now where it lacks them.
-
-        A sample is asked again live and compared, so a cache of another teacher is noticed.
-        """
-        if pool.fingerprint in self._asked:
-            return self._asked[pool.fingerprint][0]
-        setup, config = self.setup, self.setup.config.label
-        data = self.rows(pool, title, of_teacher=True)
-        identity = {**_identity(setup), "choices": setup.task.choices}
-        started = time.perf_counter()
-        cache = AnswerCache(setup.store, identity)
-        precision = config.precision
-        live = LiveTeacher(setup.teacher, data, fingerprint=cache.fingerprint, precision=precision)
-        with self.progress.stage("asking the teacher", len(data), "rows") as advance:
-            label(live, cache, config, progress=advance)
-        self.teacher_s += time.perf_counter() - started
-        source = CachedTeacher(cache, data.keys_N2)
-        sample = generator(0, "cache check").permutation(len(data))[: config.check_rows]
-        exact = LiveTeacher(
-            setup.teacher, data, fingerprint="live", precision="float32", fast=False
-        )
-        allowed = TOLERANCE[precision]
-        worst = check(exact, source.signal, rows=np.sort(sample), tolerance=allowed)
-        self.progress.note(
-            f"cached answers agree with the live teacher within {worst:.4f} on {len(sample)} rows"
-        )
-        self._asked[pool.fingerprint] = (source, data)
-        return source
-
-    def _states(self, objective: Objective, data: Dataset) -> SignalSource:
-        """The teacher's inner states: read live, or kept on disk."""
-        setup, config = self.setup, self.setup.config.label
-        live = LiveTeacher(
-            setup.teacher,
-            data,
-            fingerprint="live",
-            precision=config.precision,
-            reads=objective.teacher_taps,
-            scored=False,
-        )
-        if config.states == "live":
-            return live
-        taps = sorted(objective.teacher_taps)
-        if any(tap.what != "hidden" for tap in taps):
-            raise UsageError(
-                "label.states keeps hidden states only, and the objective reads attention: "
-                "leave it at live"
-            )
-        cache = StatesCache(
-            setup.store,
-            _identity(setup),
-            layers=tuple(tap.layer for tap in taps),
-            width=setup.teacher.config.hidden_size,
-            pooled=objective.first_token_only,
-            dtype=config.states,
-        )
-        missing = cache.missing(data.keys_N2)
-        needed = cache.bytes_needed(data.lengths[missing])
-        if len(missing):
-            self.progress.note(
-                f"the teacher's states of {len(missing):,} rows take {needed / 1e6:,.1f} MB in "
-                f"{config.states}, under {setup.store}"
-            )
-        cache.require_room(needed)
-        started = time.perf_counter()
-        with self.progress.stage("reading the teacher's states", len(data), "rows") as advance:
-            keep_states(live, cache, config, progress=advance)
-        self.teacher_s += time.perf_counter() - started
-        return CachedStates(cache, data.keys_N2)
+        """The teacher's answers to a pool's rows."""
+        return self.teacher.answers(self.rows(pool, title, of_teacher=True), pool.fingerprint)
 
     def _on_text(self, config: StageConfig, objective: Objective) -> Stage:
         """A stage on running text, as a masked language model."""
@@ -332,45 +259,3 @@ class Plan:
         found = self._read[key]
         assert isinstance(found, MaskedBlocks)
         return found
-
-
-def _same_inputs(setup: Setup) -> bool:
-    """Whether the student's tokens, all of them, are what the teacher takes."""
-    mine, theirs = setup.tokenizer, setup.teacher_tokenizer
-    return setup.same_tokens and mine.model_input_names == theirs.model_input_names
-
-
-def _identity(setup: Setup) -> dict[str, object]:
-    """What the teacher's outputs depend on."""
-    return {
-        "teacher": fingerprint(setup.teacher),
-        "tokenizer": tokenizer_fingerprint(setup.teacher_tokenizer),
-        "max_length": setup.teacher_length,
-        "precision": setup.config.label.precision,
-    }
-
-
-def without(configs: Sequence[StageConfig], stage: str, term: str) -> list[StageConfig] | None:
-    """The stages without one term. A stage that loses its only term on answers gets gold answers
-    instead (on labelled rows); one that had no other term is left out; None where none remains."""
-    found: list[StageConfig] = []
-    for config in configs:
-        if config.name != stage:
-            found.append(config)
-            continue
-        named = zip(term_names(config.objective), config.objective, strict=True)
-        terms = tuple(each for name, each in named if name != term)
-        changes: dict[str, object] = {"objective": terms}
-        if gold_instead(config, term):
-            changes["objective"] = (*terms, *GOLD)
-            if not config.corpus:
-                changes |= {"rows": "labelled", "augment": None}
-        if changes["objective"]:
-            found.append(config.model_copy(update=changes))
-    return found or None
-
-
-def gold_instead(config: StageConfig, term: str) -> bool:
-    """Whether gold answers take a term's place: a stage's only term on answers."""
-    named = zip(term_names(config.objective), config.objective, strict=True)
-    return [name for name, each in named if isinstance(each, TermConfig)] == [term]

@@ -21,7 +21,7 @@ from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
 from stillhouse.core.memory import keep_freed
 from stillhouse.core.seeding import generator
-from stillhouse.core.types import Batch, Callback, LoopState, SignalSource, Unit
+from stillhouse.core.types import Callback, LoopState, SignalSource
 from stillhouse.models.forward import training_mode
 from stillhouse.models.weights import Leaf, own_leaves
 from stillhouse.tasks.base import Data
@@ -30,6 +30,7 @@ from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective, at
 from stillhouse.training.optim import Optimizer, learning_rate
 from stillhouse.training.order import step_batches, steps_per_epoch
+from stillhouse.training.ranks import Ranks
 from stillhouse.training.steps import Forward, StepStats, leaves_of, plain_step
 
 IMBALANCE = 100.0
@@ -129,7 +130,7 @@ class _Run:
         self.data, self.objective, self.source = data, objective, source
         self.config, self.seed, self.forward, self.evaluate = config, seed, forward, evaluate
         self.log = log if accelerator.is_main_process else MetricsLog(None)
-        self.resume, self.accelerator = resume, accelerator
+        self.resume, self.accelerator, self.ranks = resume, accelerator, Ranks(accelerator)
         self.optimizer = Optimizer(model, config, leaves)
         aside = {id(p) for p in objective.bridges.parameters()}  # thrown away: not the student's
         self.measured = [p for p in self.optimizer.parameters if id(p) not in aside]
@@ -166,10 +167,8 @@ class _Run:
                 break
 
     def _step(self, rows: list[np.ndarray], step_fn: Callable[..., StepStats]) -> StepStats:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        step, total = self.at.step, sum(map(len, rows))
-        mine = [part[rank::world] for part in rows]
-        mine = [part for part in mine if len(part)]
+        rank, step, total = self.ranks.rank, self.at.step, sum(map(len, rows))
+        mine = self.ranks.share(rows)
         batches = [
             self.data.batch(part, generator(self.seed, "masks", step, i, rank)).to(
                 self.accelerator.device
@@ -186,14 +185,11 @@ class _Run:
             self.forward,
             progress=step / self.steps,
             rngs=rngs,
-            totals=self._totals(batches, total),
+            totals=self.ranks.totals(batches, total),
             norms=norms,
             parameters=self.measured,
         )
-        if world > 1:
-            self._reduce()
-            stats.loss = self._sum(stats.loss)
-            stats.values = {name: self._sum(value) for name, value in stats.values.items()}
+        self.ranks.reduce(self.optimizer, stats)
         norm = self.optimizer.clip()
         if norms and len(self.objective.terms) == 1:
             stats.gradient_norms = {self.objective.terms[0].name: norm}
@@ -202,35 +198,6 @@ class _Run:
         self.at.step += 1
         self.at.examples += total
         return stats
-
-    def _totals(self, batches: Sequence[Batch], examples: int) -> dict[Unit, int]:
-        """How many examples and scored rows the step has, over all processes."""
-        if not batches or batches[0].scored_N is None:
-            return {"examples": examples, "scored": examples}
-        scored = torch.tensor(sum(len(b.scored_N) for b in batches if b.scored_N is not None))
-        if self.accelerator.num_processes > 1:
-            scored = self._sum(scored.to(self.accelerator.device))
-        return {"examples": examples, "scored": int(scored)}
-
-    def _reduce(self) -> None:
-        """Sums the gradients of all processes: each divided by all rows already. The table whose
-        touched rows only are updated keeps its touched rows: those of any process."""
-        rows = self.optimizer.rows
-        for p in self.optimizer.parameters:
-            gradient = torch.zeros_like(p) if p.grad is None else p.grad
-            total = self._sum(gradient.to_dense() if gradient.is_sparse else gradient)
-            if rows is not None and p is rows.table:
-                touched = torch.zeros(len(p), device=p.device)
-                if gradient.is_sparse:
-                    touched[gradient.coalesce().indices()[0]] = 1.0
-                at = self._sum(touched).nonzero()[:, 0]
-                total = torch.sparse_coo_tensor(
-                    at[None], total[at], total.shape, is_coalesced=True, check_invariants=False
-                )
-            p.grad = total
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, "sum")  # pyright: ignore
 
     def _note(self, stats: StepStats, state: LoopState) -> None:
         """Logs every `log_every` steps; a loss that is not finite ends the run."""

@@ -1,0 +1,179 @@
+"""Loads and checks everything a distillation needs, before a file of the run is written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stillhouse.core.config import CorpusConfig, DataConfig, DistillConfig
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Progress, Silent
+from stillhouse.core.seeding import shape_seed
+from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
+from stillhouse.data.sources import Splits, load
+from stillhouse.flows.common import check_padding, max_tokens, store_root, teacher_task
+from stillhouse.flows.objectives import build_objective
+from stillhouse.flows.setup import Make, Setup, alike
+from stillhouse.models.load import load_classifier, load_tokenizer
+from stillhouse.models.masked import load_masked_lm
+from stillhouse.models.student import build, refuse_larger
+from stillhouse.tasks.base import Task
+from stillhouse.tasks.masked_lm import MaskedLM
+
+
+def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup:
+    """Loads and checks everything a run needs. Raises UsageError before anything is trained."""
+    progress = progress or Silent()
+    if config.task == "masked_lm":
+        return _on_text(config, progress)
+    store, trust = store_root(config.cache), config.trust_remote_code
+    teacher = load_classifier(config.teacher, trust_remote_code=trust)
+    splits = load(config.data, store / "rows")
+    labelled = [splits.labelled, splits.held_out, splits.reported]
+    task = teacher_task(
+        teacher.config,
+        labelled,
+        asked=config.task,
+        label_map=config.data.label_map,
+        metric=config.proof.metric,
+    )
+    check_metric(task, config.proof.metric)
+    named = config.student.model or config.student.source
+
+    def load_named() -> PreTrainedModel:
+        assert named is not None
+        return load_classifier(named, labels=task.choices, trust_remote_code=trust)
+
+    made = _models(config, teacher, load_named if named else None)
+    return _checked(config, task, splits, None, teacher, *made, store)
+
+
+def _on_text(config: DistillConfig, progress: Progress) -> Setup:
+    """A masked language model's run, on blocks of running text."""
+    if config.proof.metric not in (None, "accuracy"):
+        raise UsageError(f"masked_lm has no metric {config.proof.metric}: choose accuracy")
+    store, trust = store_root(config.cache), config.trust_remote_code
+    teacher = load_masked_lm(config.teacher, trust_remote_code=trust)
+    named = config.student.model or config.student.source
+
+    def load_named() -> PreTrainedModel:
+        assert named is not None
+        return load_masked_lm(named, fresh_head=True, trust_remote_code=trust)
+
+    make, tokenizer, theirs = _models(config, teacher, load_named if named else None)
+    if not alike(tokenizer, theirs):
+        raise UsageError(
+            "masked tokens are compared one by one, and the student has another tokenizer than "
+            "its teacher: give a student with the teacher's"
+        )
+    length = min(max_tokens(make(config.proof.seeds[0]), config.data.max_length),
+                 max_tokens(teacher, config.data.max_length))  # fmt: skip
+    corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
+    task = MaskedLM(tokenizer, width=teacher.config.vocab_size)
+    made = (make, tokenizer, theirs)
+    return _checked(config, task, None, corpus, teacher, *made, store)
+
+
+def corpus_of(data: DataConfig) -> CorpusConfig:
+    """The corpus section of a run that is all on running text."""
+    return CorpusConfig(
+        path=data.path, length=data.max_length, packed=data.packed, rows=data.labelled_rows
+    )
+
+
+def read_corpus(
+    config: CorpusConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Path,
+    length: int,
+    progress: Progress,
+    apart: Collection[bytes] = frozenset(),
+) -> Corpus:
+    with progress.stage(f"reading {Path(config.path).name}", corpus_bytes(config), "bytes") as read:
+        return load_corpus(config, tokenizer, store, max_length=length, progress=read, apart=apart)
+
+
+def _models(
+    config: DistillConfig,
+    teacher: PreTrainedModel,
+    load_named: Callable[[], PreTrainedModel] | None,
+) -> tuple[Make, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """How students are made, their tokenizer, and the teacher's."""
+    shape, trust = config.student, config.trust_remote_code
+    named = shape.model or shape.source
+    theirs = load_tokenizer(config.teacher, trust_remote_code=trust)
+    tokenizer = load_tokenizer(named, trust_remote_code=trust) if named else theirs
+
+    def make(seed: int) -> PreTrainedModel:
+        source = teacher
+        if load_named is not None:
+            with torch.random.fork_rng(devices=[]):  # for a head that the named model lacks
+                torch.manual_seed(shape_seed(seed))
+                source = load_named()
+        return source if shape.model else build(source, shape, seed=shape_seed(seed))
+
+    student = make(config.proof.seeds[0])
+    refuse_larger(student, teacher)
+    check_padding(teacher, theirs)
+    check_padding(student, tokenizer)
+    return make, _without_types(tokenizer, student), theirs
+
+
+def _without_types(
+    tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+) -> PreTrainedTokenizerBase:
+    """The tokenizer without token types where the student has no embeddings for them: a user
+    passes on to the model whatever the tokenizer gives."""
+    names = tokenizer.model_input_names
+    if "token_type_ids" not in names or hasattr(student.config, "type_vocab_size"):
+        return tokenizer
+    own = copy.deepcopy(tokenizer)
+    own.model_input_names = [name for name in names if name != "token_type_ids"]
+    return own
+
+
+def _checked(
+    config: DistillConfig,
+    task: Task,
+    splits: Splits | None,
+    corpus: Corpus | None,
+    teacher: PreTrainedModel,
+    make: Make,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    store: Path,
+) -> Setup:
+    """The setup, every stage's objective built. Raises UsageError, ModelError."""
+    student = make(config.proof.seeds[0])
+    setup = Setup(
+        config,
+        task,
+        splits,
+        corpus,
+        teacher,
+        teacher_tokenizer,
+        tokenizer,
+        make,
+        store,
+        max_tokens(student, config.data.max_length),
+        max_tokens(teacher, config.data.max_length),
+        {},
+        {},
+    )
+    for stage in setup.plan:
+        setup.objectives[stage.name] = build_objective(setup, stage)
+    return setup
+
+
+def check_metric(task: Task, metric: str | None) -> None:
+    """Raises UsageError for a metric that the task doesn't have."""
+    known = {
+        "classification": ("accuracy", "macro_f1", "matthews"),
+        "regression": ("pearson", "spearman"),
+    }[task.name]
+    if metric is not None and metric not in known:
+        raise UsageError(f"{task.name} has no metric {metric}: choose {', '.join(known)}")
