@@ -21,11 +21,18 @@ from rich.text import Text
 from stillhouse.core.progress import Advance
 
 
+def rate(speed: float, unit: str) -> str:
+    """Units a second, or seconds a unit where these are slow."""
+    if speed >= 1:
+        return f"{speed:,.0f} {unit}/s"
+    return f"{1 / speed:,.1f} s each" if speed > 0 else ""
+
+
 class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         unit = task.fields.get("unit", "")
-        return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="dim")
+        return Text("" if speed is None else rate(speed, unit), style="dim")
 
 
 class Terminal:
@@ -60,5 +67,5 @@ class Terminal:
 
         yield advance
         seconds = time.perf_counter() - started
-        rate = f", {done / seconds:,.0f} {unit}/s" if done and seconds > 0 else ""
-        self.note(f"{title}: {done:,} of {total:,} {unit} in {seconds:.1f} s{rate}")
+        speed = f", {rate(done / seconds, unit)}" if done and seconds > 0 else ""
+        self.note(f"{title}: {done:,} of {total:,} {unit} in {seconds:.1f} s{speed}")

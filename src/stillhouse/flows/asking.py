@@ -50,8 +50,11 @@ class Asking:
         cache = AnswerCache(setup.store, identity)
         precision = config.precision
         live = LiveTeacher(setup.teacher, data, fingerprint=cache.fingerprint, precision=precision)
-        with self.progress.stage("asking the teacher", len(data), "rows") as advance:
-            label(live, cache, config, progress=advance)
+        if len(cache.pending(data.keys_N2)):
+            with self.progress.stage("asking the teacher", len(data), "rows") as advance:
+                label(live, cache, config, progress=advance)
+        else:
+            self.progress.note(f"the teacher has answered all {len(data):,} rows before")
         self.seconds += time.perf_counter() - started
         source = CachedTeacher(cache, data.keys_N2)
         sample = generator(0, "cache check").permutation(len(data))[: config.check_rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -63,6 +63,22 @@ class Span:
     terms: frozenset[str]
     start: int
     metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure of stages that share an axis."""
+
+    number: int
+    spans: list[Span]
+    series: list[Series]
+    marks: list[Mark]
+    alone: bool
+
+    def titled(self, title: str) -> str:
+        """The title, with the stages' names where other panels show others."""
+        names = ", ".join(fmt.shorten(span.name, 40) for span in self.spans)
+        return title if self.alone else f"{title}: {names}"
 
 
 def told(record: Record) -> bool:
@@ -126,35 +142,31 @@ def _spans(record: Record, metrics: Metrics) -> tuple[list[Span], Metrics]:
 
 def _scores(record: Record, spans: Sequence[Span], rest: Metrics, key: str) -> list[Figure]:
     scored = [span for span in spans if span.metric is not None]
-    panels = _panels(scored, lambda span: span.metric)
     made: list[Figure] = []
-    for number, panel in enumerate(panels, start=1):
-        last = number == len(panels)
-        series, marks = _panel(panel, spans, rest if last else Metrics(), score_series)
-        if not series:
-            continue
-        metric = panel[0].metric or record.metric
+    for panel in _panels(scored, lambda span: span.metric, spans, rest, score_series):
+        metric = panel.spans[0].metric or record.metric
         svg = curves.held_out_score(
-            series, view.role_names(record), key=f"{key}-score-{number}", marks=marks
+            panel.series,
+            view.role_names(record),
+            key=f"{key}-score-{panel.number}",
+            marks=panel.marks,
         )
-        title = f"{view.metric_name(metric)} on held-out rows"
-        made.append(drawn(_titled(title, panel, panels), svg, score_note(metric, series)))
+        title = panel.titled(f"{view.metric_name(metric)} on held-out rows")
+        made.append(drawn(title, svg, score_note(metric, panel.series)))
     return made
 
 
 def _losses(record: Record, spans: Sequence[Span], rest: Metrics, key: str) -> list[Figure]:
-    panels = _panels(spans, lambda span: span.terms)
     made: list[Figure] = []
-    for number, panel in enumerate(panels, start=1):
-        last = number == len(panels)
-        series, marks = _panel(panel, spans, rest if last else Metrics(), loss_series)
-        if not series:
-            continue
+    for panel in _panels(spans, lambda span: span.terms, spans, rest, loss_series):
         svg = curves.training_loss(
-            series, view.role_names(record), key=f"{key}-loss-{number}", marks=marks
+            panel.series,
+            view.role_names(record),
+            key=f"{key}-loss-{panel.number}",
+            marks=panel.marks,
         )
-        note = LOSS_NOTE if len({each.name for each in series}) > 1 else ""
-        made.append(drawn(_titled("Training loss", panel, panels), svg, note))
+        note = LOSS_NOTE if len({each.name for each in panel.series}) > 1 else ""
+        made.append(drawn(panel.titled("Training loss"), svg, note))
     return made
 
 
@@ -177,27 +189,24 @@ def _terms(record: Record, spans: Sequence[Span], rest: Metrics, key: str) -> li
     return made
 
 
-def _panels(spans: Sequence[Span], by: Callable[[Span], object]) -> list[list[Span]]:
-    return [list(group) for _, group in groupby(spans, by)]
-
-
-def _panel(
-    panel: Sequence[Span],
+def _panels(
+    shown: Sequence[Span],
+    by: Callable[[Span], object],
     spans: Sequence[Span],
     rest: Metrics,
     read: Callable[[Metrics, Sequence[str]], list[Series]],
-) -> tuple[list[Series], list[Mark]]:
-    """The panel's series, and where the stages between its first and its last begin."""
-    whole = read(rest, ROLES)
-    series = [*(each for span in panel for each in read(span.metrics, ROLES)), *whole]
-    first = spans[0] if whole else panel[0]
-    within = [span for span in spans if first.start <= span.start <= panel[-1].start]
-    return series, [Mark(span.start, span.name) for span in within]
-
-
-def _titled(title: str, panel: Sequence[Span], panels: Sequence[object]) -> str:
-    names = ", ".join(fmt.shorten(span.name, 40) for span in panel)
-    return f"{title}: {names}" if len(panels) > 1 else title
+) -> Iterator[Panel]:
+    """Neighbouring stages that share an axis, with what there is to draw; marks are where the
+    stages between a panel's first and last begin. `rest` belongs to the last panel."""
+    groups = [list(group) for _, group in groupby(shown, by)]
+    for number, group in enumerate(groups, start=1):
+        whole = read(rest, ROLES) if number == len(groups) else []
+        series = [*(each for span in group for each in read(span.metrics, ROLES)), *whole]
+        first = spans[0] if whole else group[0]
+        within = [span for span in spans if first.start <= span.start <= group[-1].start]
+        marks = [Mark(span.start, span.name) for span in within]
+        if series:
+            yield Panel(number, group, series, marks, alone=len(groups) == 1)
 
 
 def score_note(metric: str, series: Sequence[Series]) -> str:
