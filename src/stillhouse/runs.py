@@ -96,7 +96,7 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
         content = finetuning.content_of(config, progress)
         return _finished(out, config.model_dump(mode="json"), content, progress)
     done = finetuning.finetune(config, out, progress=progress)
-    save_model(done.model, done.tokenizer, out)
+    save_model(done.model, done.gold.tokenizer, out)
     one, many = efficiency.samples(done.reported)
     runner = efficiency.torch_runner(done.model)
     timing = efficiency.time_all({"model": (runner, one, many)})["model"]

@@ -256,15 +256,20 @@ class DistillConfig(Config):
         return self.stages or (StageConfig(name="distil", **own),)
 
 
-class FinetuneConfig(Config):
-    flow: Literal["finetune"] = "finetune"
+class GoldConfig(Config):
+    """What any training of a pretrained model on gold answers is made of."""
+
     task: Literal["auto", "classification", "regression", "masked_lm"] = "auto"
     model: str
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     masking: MaskingConfig = MaskingConfig()
-    seed: int = 0
-    resamples: Annotated[int, Field(ge=2)] = 2000
     cache: str | None = None
     trust_remote_code: bool = False
     keep_checkpoints: bool = False
+
+
+class FinetuneConfig(GoldConfig):
+    flow: Literal["finetune"] = "finetune"
+    seed: int = 0
+    resamples: Annotated[int, Field(ge=2)] = 2000

@@ -41,7 +41,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         label_map=config.data.label_map,
         metric=config.proof.metric,
     )
-    check_metric(task, config.proof.metric)
+    check_metric(task.name, config.proof.metric)
     named = config.student.model or config.student.source
 
     def load_named() -> PreTrainedModel:
@@ -54,8 +54,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
 
 def _on_text(config: DistillConfig, progress: Progress) -> Setup:
     """A masked language model's run, on blocks of running text."""
-    if config.proof.metric not in (None, "accuracy"):
-        raise UsageError(f"masked_lm has no metric {config.proof.metric}: choose accuracy")
+    check_metric("masked_lm", config.proof.metric)
     store, trust = store_root(config.cache), config.trust_remote_code
     teacher = load_masked_lm(config.teacher, trust_remote_code=trust)
     named = config.student.model or config.student.source
@@ -169,11 +168,12 @@ def _checked(
     return setup
 
 
-def check_metric(task: Task, metric: str | None) -> None:
+def check_metric(task: str, metric: str | None) -> None:
     """Raises UsageError for a metric that the task doesn't have."""
     known = {
         "classification": ("accuracy", "macro_f1", "matthews"),
         "regression": ("pearson", "spearman"),
-    }[task.name]
+        "masked_lm": ("accuracy",),
+    }[task]
     if metric is not None and metric not in known:
-        raise UsageError(f"{task.name} has no metric {metric}: choose {', '.join(known)}")
+        raise UsageError(f"{task} has no metric {metric}: choose {', '.join(known)}")

@@ -136,7 +136,8 @@ def _run_warnings(runs: list[Trained]) -> list[str]:
 
 def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     """The record of a fine-tuning: one model, no teacher, no verdict."""
-    task, gold_N = done.task, done.reported.gold_N
+    gold = done.gold
+    task, gold_N = gold.task, done.reported.gold_N
     model = measured_over_seeds(
         "model",
         task=task,
@@ -154,7 +155,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         flow="finetune",
         task=task.name,
         metric=task.metric,
-        data=summary(done.splits, done.corpus, task.choices),
+        data=summary(gold.splits, gold.corpus, task.choices),
         teacher=None,
         student=model,
         baseline=None,
@@ -168,5 +169,5 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
             total_s=done.total_s,
             examples_per_s=done.trained.examples / max(seconds, 1e-9),
         ),
-        warnings=[*done.notes, *_run_warnings([done.trained])],
+        warnings=[*gold.notes, *_run_warnings([done.trained])],
     )

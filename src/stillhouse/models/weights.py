@@ -11,7 +11,7 @@ forward, `state_dict`, a callback) sees the same numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +21,19 @@ from torch import Tensor, nn
 from stillhouse.core.errors import RunError
 
 Joined = Sequence[Any]  # linear layers of the same input, or one norm
+Masks = Mapping[str, Tensor]  # by a parameter's name: True where its weights are trained
+NO_MASKS: Masks = {}
+NO_MASKS_BY_ID: Mapping[int, Tensor] = {}
 
 
 class Leaf(NamedTuple):
-    """A tensor that the optimizer trains."""
+    """A tensor that the optimizer trains. `mask`: 1 where its gradient counts, 0 where the weight
+    stays as it is; None where all of it does, or whoever makes the gradient has masked it."""
 
     name: str
     tensor: Tensor
     decays: bool
+    mask: Tensor | None = None
 
 
 class Pair(NamedTuple):
@@ -39,10 +44,13 @@ class Pair(NamedTuple):
     slots: tuple[Tensor, Tensor] | None = None
 
 
-def own_leaves(model: nn.Module, prefix: str = "") -> list[Leaf]:
-    """A model's trainable parameters; matrices decay, vectors don't."""
-    named = model.named_parameters()
-    return [Leaf(prefix + n, p, p.ndim >= 2) for n, p in named if p.requires_grad]
+def own_leaves(model: nn.Module, prefix: str = "", masks: Masks = NO_MASKS) -> list[Leaf]:
+    """A model's trainable parameters; matrices decay, vectors don't. `masks`: by name."""
+    return [
+        Leaf(prefix + n, p, p.ndim >= 2, masks[n].to(p) if n in masks else None)
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    ]
 
 
 def shares_layers(layers: Sequence[Joined]) -> bool:
@@ -65,13 +73,13 @@ def joined(layers: Sequence[Joined], dtype: torch.dtype) -> list[Pair]:
 class FlatWeights:
     """The layers' weights in two flat float32 buffers, which are what is trained."""
 
-    def __init__(self, layers: Sequence[Joined]) -> None:
+    def __init__(self, layers: Sequence[Joined], masks: Mapping[int, Tensor]) -> None:
         weights = [[m.weight for m in group] for group in layers]
         biases = [[m.bias for m in group] for group in layers]
         matrix = [group[0].ndim >= 2 for group in weights]
-        self._matrices = _Buffer([w for w, m in zip(weights, matrix, strict=True) if m])
+        self._matrices = _Buffer([w for w, m in zip(weights, matrix, strict=True) if m], masks)
         norms = [w for w, m in zip(weights, matrix, strict=True) if not m]
-        self._vectors = _Buffer([*norms, *biases])
+        self._vectors = _Buffer([*norms, *biases], masks)
         self._matrix = matrix
 
     def leaves(self) -> list[Leaf]:
@@ -105,9 +113,9 @@ class FlatWeights:
 
 
 class _Buffer:
-    """Groups of parameters, one after another in a flat tensor."""
+    """Groups of parameters, one after another in a flat tensor. `masks`: by parameters' ids."""
 
-    def __init__(self, groups: list[list[nn.Parameter]]) -> None:
+    def __init__(self, groups: list[list[nn.Parameter]], masks: Mapping[int, Tensor]) -> None:
         self.groups = groups
         self.shapes = [torch.Size([sum(map(len, g)), *g[0].shape[1:]]) for g in groups]
         members = [p for group in groups for p in group]
@@ -117,6 +125,10 @@ class _Buffer:
         ):
             parameter.data = part.view(parameter.shape)
         self._places = [(parameter, parameter.data_ptr()) for parameter in members]
+        self._mask: Tensor | None = None
+        if any(id(p) in masks for p in members):
+            own = [masks.get(id(p), torch.ones_like(p, dtype=torch.bool)) for p in members]
+            self._mask = torch.cat([mask.flatten() for mask in own]).to(self.values.device)
 
     def check(self) -> None:
         if any(parameter.data_ptr() != place for parameter, place in self._places):
@@ -125,7 +137,9 @@ class _Buffer:
     def views(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """Each group in `dtype`, and the slot for its gradient."""
         slots = torch.empty(len(self.values), dtype=dtype, device=self.values.device)
-        values = _Unflatten.apply(self.values, slots, self.shapes)
+        if self._mask is not None and self._mask.dtype != dtype:
+            self._mask = self._mask.to(dtype)
+        values = _Unflatten.apply(self.values, slots, self.shapes, self._mask)
         return list(zip(values, _cut(slots, self.shapes), strict=True))
 
 
@@ -136,23 +150,27 @@ def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
 
 class _Unflatten(torch.autograd.Function):
     """A flat tensor as tensors of the given shapes in the dtype of `slots`, a flat tensor to
-    collect their gradients in. Each of them may be used once."""
+    collect their gradients in. Each of them may be used once. `mask`: 0 where the gradient is to
+    be 0; it costs next to nothing in the product that casts it."""
 
     @staticmethod
     def forward(
-        ctx: Any, flat: Tensor, slots: Tensor, shapes: list[torch.Size]
+        ctx: Any, flat: Tensor, slots: Tensor, shapes: list[torch.Size], mask: Tensor | None
     ) -> tuple[Tensor, ...]:
-        ctx.slots, ctx.shapes = slots, shapes
+        ctx.slots, ctx.shapes, ctx.mask = slots, shapes, mask
         return tuple(_cut(flat.to(slots.dtype, copy=True), shapes))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:  # pyright: ignore
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None, None]:  # pyright: ignore
         for slot, gradient in zip(_cut(ctx.slots, ctx.shapes), gradients, strict=True):
             if gradient is None:
                 slot.zero_()
             elif gradient.data_ptr() != slot.data_ptr():
                 slot.copy_(gradient)
-        return ctx.slots.to(torch.float32, copy=True), None, None
+        if ctx.mask is None:
+            return ctx.slots.to(torch.float32, copy=True), None, None, None
+        found = torch.empty(ctx.slots.shape, device=ctx.slots.device)
+        return torch.mul(ctx.slots, ctx.mask, out=found), None, None, None
 
 
 class _Linear(torch.autograd.Function):
@@ -183,9 +201,12 @@ def linear(x: Tensor, pair: Pair) -> Tensor:
 
 
 @contextlib.contextmanager
-def flattened(layers: Sequence[Joined]) -> Iterator[FlatWeights]:
-    """The layers' weights in flat buffers inside the block, and back in their own after it."""
-    flat = FlatWeights(layers)
+def flattened(
+    layers: Sequence[Joined], masks: Mapping[int, Tensor] = NO_MASKS_BY_ID
+) -> Iterator[FlatWeights]:
+    """The layers' weights in flat buffers inside the block, and back in their own after it.
+    `masks`, by parameters' ids, are True where a weight is trained."""
+    flat = FlatWeights(layers, masks)
     try:
         yield flat
     finally:

@@ -23,7 +23,8 @@ from stillhouse.core.memory import keep_freed
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Callback, LoopState, SignalSource
 from stillhouse.models.forward import training_mode
-from stillhouse.models.weights import Leaf, own_leaves
+from stillhouse.models.masks import apply_masks, check_masks
+from stillhouse.models.weights import NO_MASKS, Leaf, Masks, own_leaves
 from stillhouse.tasks.base import Data
 from stillhouse.training import checkpoint
 from stillhouse.training.metrics import MetricsLog
@@ -38,7 +39,8 @@ IMBALANCE = 100.0
 
 @dataclass
 class FitResult:
-    """A finished training. `score` is the held-out one of the weights that were kept."""
+    """A finished training. `score` is the held-out one of the weights that were kept; `peak_step`
+    is where it was best, whichever were kept."""
 
     steps: int
     best_step: int
@@ -46,6 +48,7 @@ class FitResult:
     examples: int
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    peak_step: int | None = None
 
 
 @dataclass
@@ -75,18 +78,25 @@ def fit(
     resume: Path | None = None,
     callbacks: Sequence[Callback] = (),
     step_fn: Callable[..., StepStats] = plain_step,
+    masks: Masks = NO_MASKS,
+    start: int = 0,
     accelerator: Accelerator | None = None,
 ) -> FitResult:
     """Trains `model` in place; leaves the kept weights in it (best on `evaluate`, or the last).
 
     `resume` is a checkpoint's path: read if it exists, written every `config.checkpoint_s`.
+    `masks`, by parameter's name, are True where a weight is trained; the others are 0, and stay
+    exactly 0. `start`: the step to begin at, in schedule and data order too (late rewinding).
+
+    Raises ValueError for masks that don't fit the model, or a start that is no step of it.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     keep_freed()
     model.to(accelerator.device)
     objective.bridges.to(accelerator.device)
     objective.reset(seed)
-    with training_mode(model, on=True), leaves_of(forward, model) as leaves:
+    masks = apply_masks(model, masks)
+    with training_mode(model, on=True), leaves_of(forward, model, masks) as leaves:
         run = _Run(
             model,
             [
@@ -103,9 +113,12 @@ def fit(
             log or MetricsLog(None),
             resume,
             accelerator,
+            start,
         )
         run.train(callbacks, step_fn)
-        return run.finish()
+        result = run.finish()
+    check_masks(model, masks)
+    return result
 
 
 class _Run:
@@ -125,6 +138,7 @@ class _Run:
         log: MetricsLog,
         resume: Path | None,
         accelerator: Accelerator,
+        start: int,
     ) -> None:
         self.model = model
         self.data, self.objective, self.source = data, objective, source
@@ -137,7 +151,9 @@ class _Run:
         self.per_epoch = steps_per_epoch(data, config, seed)
         self.steps = config.steps or max(1, round(config.epochs * self.per_epoch))
         self.every = max(1, self.steps // config.evaluations) if evaluate is not None else 0
-        self.at = _Progress()
+        if not 0 <= start < self.steps:
+            raise ValueError(f"a training of {self.steps} steps can't begin at step {start}")
+        self.at = _Progress(step=start)
         self.best: dict[str, Tensor] = {}
         self._load()
         self.log.cut(self.at.step)
@@ -312,6 +328,7 @@ class _Run:
             self.at.examples,
             self.at.seconds,
             list(self.at.warnings),
+            None if self.at.best_score is None else self.at.best_step,
         )
 
 

@@ -75,14 +75,16 @@ class Optimizer:
         self.rows: RowAdamW | None = None
         if table is not None and config.embeddings == "frozen":
             table.weight.requires_grad_(False)
+        leaves = own_leaves(model) if leaves is None else leaves
         if table is not None:
-            trained = config.embeddings == "rows" and table.weight.requires_grad
+            masked = any(leaf.tensor is table.weight and leaf.mask is not None for leaf in leaves)
+            trained = config.embeddings == "rows" and table.weight.requires_grad and not masked
             table.sparse = trained and _only_input(model, table)
         if table is not None and table.sparse:
             self.rows = RowAdamW(table.weight, weight_decay=config.weight_decay, betas=config.betas)
         self.dense = [
             leaf
-            for leaf in (own_leaves(model) if leaves is None else leaves)
+            for leaf in leaves
             if leaf.tensor.requires_grad and not (self.rows and leaf.tensor is self.rows.table)
         ]
         groups = [
@@ -101,7 +103,11 @@ class Optimizer:
         return [*found, self.rows.table] if self.rows else found
 
     def clip(self) -> Tensor:
-        """The gradient's norm before it is scaled down to `config.clip`."""
+        """The gradient's norm before it is scaled down to `config.clip`. Masked weights have no
+        gradient, so they keep their value, and have no moments either."""
+        for leaf in self.dense:
+            if leaf.mask is not None and leaf.tensor.grad is not None:
+                leaf.tensor.grad.mul_(leaf.mask)
         if self.rows is not None and self.rows.table.grad is not None:
             self.rows.table.grad = self.rows.table.grad.coalesce()
         gradients = _values(p.grad for p in self.parameters)
@@ -123,7 +129,7 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as named tensors."""
         found: dict[str, Tensor] = {}
-        for name, p, _ in self.dense:
+        for name, p, *_ in self.dense:
             for key, value in self.adamw.state.get(p, {}).items():
                 found[f"{name}|{key}"] = value
         if self.rows is not None:
@@ -138,7 +144,7 @@ class Optimizer:
                 "the checkpoint is of another version or kind of machine: delete the run's "
                 "checkpoints folder, and run again"
             )
-        for name, p, _ in self.dense:
+        for name, p, *_ in self.dense:
             mine = {k.partition("|")[2]: v for k, v in state.items() if k.startswith(f"{name}|")}
             if mine:
                 self.adamw.state[p] = {key: value.clone() for key, value in mine.items()}

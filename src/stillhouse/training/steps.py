@@ -28,7 +28,15 @@ from stillhouse.models.forward import (
     readable_fast,
     run,
 )
-from stillhouse.models.weights import FlatWeights, Leaf, flattened, own_leaves, shares_layers
+from stillhouse.models.weights import (
+    NO_MASKS,
+    FlatWeights,
+    Leaf,
+    Masks,
+    flattened,
+    own_leaves,
+    shares_layers,
+)
 from stillhouse.training.objective import Objective, at
 
 Forward = Callable[[nn.Module, Batch, np.random.Generator], StudentOutput]
@@ -53,16 +61,17 @@ class TextForward:
         self._model: nn.Module | None = None
 
     @contextlib.contextmanager
-    def training(self, model: nn.Module) -> Iterator[list[Leaf]]:
+    def training(self, model: nn.Module, masks: Masks = NO_MASKS) -> Iterator[list[Leaf]]:
         """What an optimizer is to train inside the block: the model's parameters; with a fast
         path, its blocks as two flat tensors."""
-        own = own_leaves(model)
+        own = own_leaves(model, masks=masks)
         stop = None if self._scored else needed(self._reads)
         layers = fast_layers(model, stop) if self._fast and has_fast_path(model) else []
         if not layers or shares_layers(layers):
             yield own
             return
-        with flattened(layers) as flat:
+        by_id = {id(p): masks[name] for name, p in model.named_parameters() if name in masks}
+        with flattened(layers, by_id) as flat:
             inside = flat.parameters()
             if not inside <= {id(leaf.tensor) for leaf in own}:  # some are frozen
                 yield own
@@ -90,11 +99,13 @@ class TextForward:
             return run(model, batch, **settings)
 
 
-def leaves_of(forward: Forward, model: nn.Module) -> contextlib.AbstractContextManager[list[Leaf]]:
+def leaves_of(
+    forward: Forward, model: nn.Module, masks: Masks = NO_MASKS
+) -> contextlib.AbstractContextManager[list[Leaf]]:
     """What to train of a model whose scores come from `forward`."""
     if isinstance(forward, TextForward):
-        return forward.training(model)
-    return contextlib.nullcontext(own_leaves(model))
+        return forward.training(model, masks)
+    return contextlib.nullcontext(own_leaves(model, masks=masks))
 
 
 @dataclass
