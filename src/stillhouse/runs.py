@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from stillhouse.core.config import DistillConfig, ExportConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
@@ -34,6 +33,7 @@ from stillhouse.flows.prepare import prepare
 from stillhouse.flows.proof import distillation_record, finetune_record
 from stillhouse.models.card import model_card
 from stillhouse.models.load import resolve
+from stillhouse.models.save import save_model
 from stillhouse.report.html import render
 from stillhouse.tasks.base import Data, Task
 
@@ -121,18 +121,6 @@ def _finish(out: Path, record: Record, *, keep: bool) -> None:
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
     tidy(out, keep=keep)
-
-
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A folder that `from_pretrained` loads, put in place whole."""
-    part = folder.parent / f".{folder.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)  # pyright: ignore[reportCallIssue]
-    tokenizer.save_pretrained(part)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in part.iterdir():
-        file.replace(folder / file.name)
-    part.rmdir()
 
 
 def _exported(config: DistillConfig) -> ExportConfig:

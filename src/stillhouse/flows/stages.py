@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.progress import Progress
-from stillhouse.core.types import SignalSource
+from stillhouse.core.types import Callback, SignalSource
 from stillhouse.evaluation.evaluate import predict, score_rows
 from stillhouse.flows.common import set_dropout, state_of
+from stillhouse.models.weights import Masks
 from stillhouse.tasks.base import Data, Task
 from stillhouse.training import checkpoint
 from stillhouse.training.callbacks import advancing
@@ -24,7 +25,7 @@ from stillhouse.training.loop import FitResult, fit
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
 from stillhouse.training.order import steps_per_epoch
-from stillhouse.training.steps import TextForward
+from stillhouse.training.steps import StepStats, TextForward, plain_step
 
 View = Callable[[PreTrainedModel, int], nn.Module]
 
@@ -38,7 +39,8 @@ class Stage:
     """One part of a training, ready to run. `view` is what of the run's model it trains (with a
     seed for what is fresh); `on_rows` says that it trains the run's own task; `evaluate` gives
     the held-out `metric` of what it trains; `answers` says whether the stage, or in a baseline
-    the one it stands for, has a term on answers."""
+    the one it stands for, has a term on answers. `masks`, `start` and `step_fn` are the loop's;
+    without `fast`, every parameter has its own gradient for `step_fn` to see."""
 
     name: str
     described: str
@@ -52,6 +54,11 @@ class Stage:
     evaluate: Callable[[nn.Module], float] | None = None
     counted: Callable[[int], int] | None = None
     answers: bool = True
+    masks: Masks = field(default_factory=dict)
+    start: int = 0
+    step_fn: Callable[..., StepStats] = plain_step
+    fast: bool = True
+    callbacks: tuple[Callback, ...] = ()
 
     def steps(self, seed: int) -> int:
         """Optimizer steps of a training with `seed`."""
@@ -213,7 +220,10 @@ def _one(
     steps = stage.steps(seed)
     objective = stage.objective
     forward = TextForward(
-        stage.training, reads=objective.student_taps, scored=objective.scores_student
+        stage.training,
+        fast=stage.fast,
+        reads=objective.student_taps,
+        scored=objective.scores_student,
     )
     with progress.stage(f"training {title}", steps, "steps") as advance:
         result = fit(
@@ -227,7 +237,10 @@ def _one(
             evaluate=stage.evaluate,
             log=MetricsLog(out / "metrics.jsonl", **labels),
             resume=half,
-            callbacks=[advancing(advance)],
+            callbacks=[advancing(advance), *stage.callbacks],
+            step_fn=stage.step_fn,
+            masks=stage.masks,
+            start=stage.start,
         )
     return result
 

@@ -51,8 +51,8 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
-def _like(source: PreTrainedModel, config: Any, seed: int = 0) -> PreTrainedModel:
-    """An untrained model of the class of `source`."""
+def like(source: PreTrainedModel, config: Any, seed: int = 0) -> PreTrainedModel:
+    """An untrained model of the class of `source`, of the shape that `config` says."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(source)._from_config(config)  # pyright: ignore
@@ -71,7 +71,7 @@ def take_layers(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
         config.layer_types = [source.config.layer_types[k - 1] for k in layers]
-    student = _like(source, config)
+    student = like(source, config)
     weights = {}
     position = {f"{name}.{k - 1}.": f"{name}.{i}." for i, k in enumerate(layers)}
     for key, tensor in source.state_dict().items():
@@ -112,7 +112,7 @@ def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTraine
             f"a width of {config.hidden_size} is not a multiple of "
             f"{config.num_attention_heads} heads: set student.heads"
         )
-    student = _like(source, config, seed)
+    student = like(source, config, seed)
     if config.hidden_size == source.config.hidden_size and not shape.fresh:
         student.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
     return student.eval()
@@ -209,7 +209,7 @@ def build(source: PreTrainedModel, shape: StudentConfig, *, seed: int = 0) -> Pr
         student = distilbert(source, layers, seed)
     else:
         student = take_layers(source, layers)
-    return _like(student, student.config, seed).eval() if shape.fresh else student
+    return like(student, student.config, seed).eval() if shape.fresh else student
 
 
 def parameters(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import jinja2
 from pydantic import ValidationError
@@ -14,14 +14,16 @@ from pydantic import ValidationError
 from stillhouse.core.errors import UsageError
 from stillhouse.core.results import Record
 from stillhouse.core.rundir import write_text
+from stillhouse.core.ticket_results import TicketsRecord
 from stillhouse.report import format as fmt
-from stillhouse.report import metrics, page, view
+from stillhouse.report import metrics, page, tickets, view
 from stillhouse.report.page import RunPage
 from stillhouse.report.parts import Figure
 
 DISAGREEMENTS = 30
 TEXT_LIMIT = 600
 LABELS = 40
+AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def load(folder: Path) -> Run:
     config = folder / "config.yaml"
     return Run(
         name=folder.resolve().name,
-        record=_record(path),
+        record=_checked(Record, path),
         metrics=metrics.read(folder / "metrics.jsonl"),
         manifest=_manifest(folder / "manifest.json"),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
@@ -61,7 +63,29 @@ def render(runs: Sequence[Path], out: Path) -> Path:
     """
     if not runs:
         raise UsageError("a report needs at least one run folder")
+    if any(_flow(folder) == "tickets" for folder in runs):
+        return _render_tickets(runs, out)
     write_text(out, page_of([load(folder) for folder in runs]))
+    return out
+
+
+def _flow(folder: Path) -> str | None:
+    """Which flow's record a folder holds, if it holds one."""
+    try:
+        held: object = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return cast("str | None", held.get("flow")) if isinstance(held, dict) else None
+
+
+def _render_tickets(runs: Sequence[Path], out: Path) -> Path:
+    if len(runs) > 1:
+        raise UsageError("a search for tickets has a page of its own: name one folder")
+    record = _checked(TicketsRecord, runs[0] / "record.json")
+    config = runs[0] / "config.yaml"
+    template = _environment().get_template("tickets.html.j2")
+    held = config.read_text(encoding="utf-8") if config.exists() else ""
+    write_text(out, template.render(page=tickets.build(record), config=held))
     return out
 
 
@@ -93,9 +117,9 @@ class _Part:
     page: RunPage
 
 
-def _record(path: Path) -> Record:
+def _checked(kind: type[AnyRecord], path: Path) -> AnyRecord:
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text") from error
     except ValidationError as error:

@@ -39,8 +39,8 @@ IMBALANCE = 100.0
 
 @dataclass
 class FitResult:
-    """A finished training. `score` is the held-out one of the weights that were kept; `peak_step`
-    is where it was best, whichever were kept."""
+    """A finished training. `score` is the held-out one of the weights that were kept, which are
+    those of `best_step`; `peak` is the best there was, at `peak_step`."""
 
     steps: int
     best_step: int
@@ -48,6 +48,7 @@ class FitResult:
     examples: int
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    peak: float | None = None
     peak_step: int | None = None
 
 
@@ -58,6 +59,7 @@ class _Progress:
     step: int = 0
     best_step: int = 0
     best_score: float | None = None
+    last_score: float | None = None
     since_best: int = 0
     examples: int = 0
     seconds: float = 0.0
@@ -275,6 +277,7 @@ class _Run:
             split="held-out",
             score=score,
         )
+        self.at.last_score = score
         if self.at.best_score is None or score > self.at.best_score:
             self.at.best_score, self.at.best_step, self.at.since_best = score, self.at.step, 0
             if self.config.select == "best":
@@ -324,10 +327,11 @@ class _Run:
         return FitResult(
             self.at.step,
             best,
-            self.at.best_score,
+            self.at.best_score if self.best else self.at.last_score,
             self.at.examples,
             self.at.seconds,
             list(self.at.warnings),
+            self.at.best_score,
             None if self.at.best_score is None else self.at.best_step,
         )
 

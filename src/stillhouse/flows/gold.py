@@ -1,0 +1,127 @@
+"""A training on gold answers, ready: the rows' labels, or (masked language models) the tokens of
+running text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stillhouse.core.config import GoldConfig
+from stillhouse.core.progress import Progress
+from stillhouse.core.seeding import shape_seed
+from stillhouse.core.terms import TermConfig
+from stillhouse.data.corpus import Corpus
+from stillhouse.data.sources import Splits, load
+from stillhouse.flows.common import check_padding, dataset, gold_task, max_tokens, store_root
+from stillhouse.flows.prepare import check_metric, corpus_of, read_corpus
+from stillhouse.models.load import (
+    folder_fingerprint,
+    head_settings,
+    load_classifier,
+    load_tokenizer,
+)
+from stillhouse.models.masked import load_masked_lm
+from stillhouse.tasks.base import Data, Task
+from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
+from stillhouse.training import objective as objectives
+from stillhouse.training.objective import Objective
+
+
+@dataclass
+class Gold:
+    """What is trained, on what. A run is on rows (`splits`) or on running text (`corpus`)."""
+
+    config: GoldConfig
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits | None
+    corpus: Corpus | None
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Fingerprints of what the config names by path."""
+        source = self.splits or self.corpus
+        assert source is not None
+        model = folder_fingerprint(self.config.model)
+        return {"data": source.fingerprint, "model": model}
+
+    @property
+    def notes(self) -> list[str]:
+        return self.splits.notes if self.splits else self.corpus.notes if self.corpus else []
+
+    @property
+    def described(self) -> str:
+        return "blocks of running text" if self.corpus else "labelled rows"
+
+    @property
+    def objective(self) -> Objective:
+        gold = TermConfig(kind="gold")
+        return objectives.build([gold], choices=self.task.width, signal=None, has_gold=True)
+
+    def make(self, seed: int) -> PreTrainedModel:
+        """The pretrained model, its head (where it lacks one for these answers) drawn by `seed`."""
+        config, trust = self.config, self.config.trust_remote_code
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(shape_seed(seed))
+            if self.corpus is not None:
+                return load_masked_lm(config.model, fresh_head=True, trust_remote_code=trust)
+            labels = [""] if self.task.name == "regression" else self.task.choices
+            model = load_classifier(config.model, labels=labels, trust_remote_code=trust)
+        for name, value in head_settings(labels).items():
+            setattr(model.config, name, value)
+        return model
+
+    def datasets(self, progress: Progress) -> tuple[Data, Data, Data]:
+        """Training, held-out and reported examples."""
+        config = self.config
+        if self.corpus is not None:
+            counts = self.corpus.train.counts() if config.masking.frequency_power else None
+            train, held_out, reported = (
+                MaskedBlocks(blocks, config.masking, self.tokenizer, counts=counts)
+                for blocks in (self.corpus.train, self.corpus.held_out, self.corpus.reported)
+            )
+            return train, held_out, reported
+        assert self.splits is not None
+        store, length = store_root(config.cache), max_tokens(self.make(0), config.data.max_length)
+        train, held_out, reported = (
+            dataset(
+                self.task,
+                pool,
+                self.tokenizer,
+                store,
+                max_length=length,
+                progress=progress,
+                title=name,
+            )
+            for name, pool in (
+                ("training rows", self.splits.labelled),
+                ("held-out rows", self.splits.held_out),
+                ("reported rows", self.splits.reported),
+            )
+        )
+        return train, held_out, reported
+
+
+def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None = None) -> Gold:
+    """Loads and checks everything a training on gold answers needs. Raises UsageError, DataError,
+    ModelError before anything is written."""
+    store, trust = store_root(config.cache), config.trust_remote_code
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
+    if config.task == "masked_lm":
+        check_metric(config.task, metric)
+        model = load_masked_lm(config.model, fresh_head=True, trust_remote_code=trust)
+        length = max_tokens(model, config.data.max_length)
+        corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
+        task: Task = MaskedLM(tokenizer, width=model.config.vocab_size)
+        found = Gold(config, task, tokenizer, None, corpus)
+    else:
+        splits = load(config.data, store / "rows")
+        pools = [splits.labelled, splits.held_out, splits.reported]
+        task = gold_task(pools, asked=config.task, metric=metric)
+        check_metric(task.name, metric)
+        found = Gold(config, task, tokenizer, splits, None)
+        model = found.make(0)
+    check_padding(model, tokenizer)
+    return found

@@ -1,0 +1,151 @@
+"""From a search's trainings to its record: levels over seeds, gains, overlaps, storage.
+
+Axes: N rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from stillhouse.core.results import Gain
+from stillhouse.core.seeding import generator
+from stillhouse.core.ticket_results import (
+    Level,
+    Overlap,
+    Storage,
+    TicketsRecord,
+    TicketTiming,
+)
+from stillhouse.evaluation.evaluate import interval
+from stillhouse.flows.measured import gain_of, summary
+from stillhouse.models.student import parameters
+from stillhouse.numerics import masks as numerics
+from stillhouse.tasks.base import Task
+from stillhouse.tickets.files import load_masks
+from stillhouse.tickets.find import Found, Rung, masks_path
+
+KINDS = ("dense", "ticket", "random", "reinitialised")
+
+
+def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
+    """The record of a finished search whose last ticket is stored."""
+    gold, config = found.gold, found.config
+    task, gold_N = gold.task, found.reported.gold_N
+    resamples = config.proof.resamples
+    groups: dict[tuple[str, int], list[Rung]] = {}
+    for rung in found.rungs:
+        groups.setdefault((rung.kind, rung.round), []).append(rung)
+    dense = groups["dense", 0]
+    ordered = sorted(groups, key=lambda key: (key[1], KINDS.index(key[0])))
+    levels = [level(task, groups[key], dense, gold_N, resamples) for key in ordered]
+    model = gold.make(config.proof.seeds[0])
+    held = [load_masks(masks_path(out, config.proof.seeds[0], r))[0] for r in rounds(found)]
+    named = list(held[0])
+    whole = sum(mask.numel() for mask in held[0].values())
+    return TicketsRecord(
+        task=task.name,
+        metric=task.metric,
+        data=summary(gold.splits, gold.corpus, task.choices),
+        model=Path(config.model).name,
+        parameters=parameters(model),
+        prunable=whole,
+        score_name=config.prune.score,
+        rewind=config.prune.rewind,
+        levels=levels,
+        densities={name: [float(m[name].float().mean()) for m in held] for name in named},
+        overlaps=overlaps(found, out),
+        storage=storage,
+        shipped_seed=found.best.seed,
+        sentence=sentence(levels, task.metric, config.prune.rounds),
+        timing=TicketTiming(
+            total_s=found.total_s, steps=sum(r.trained.fit.steps for r in found.rungs)
+        ),
+        warnings=list(dict.fromkeys(
+            [*gold.notes, *(w for r in found.rungs for w in r.trained.warnings)]
+        )),
+    )  # fmt: skip
+
+
+def rounds(found: Found) -> range:
+    return range(1, found.config.prune.rounds + 1)
+
+
+def level(
+    task: Task, rungs: Sequence[Rung], dense: Sequence[Rung], gold_N: Tensor, resamples: int
+) -> Level:
+    """One kind at one round, over the seeds; its gain over the dense model."""
+    first = rungs[0]
+    predictions = [task.predictions(r.trained.scores_NK, gold_N) for r in rungs]
+    scored = [task.score(each) for each in predictions]
+    metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
+    fits = [r.trained.fit for r in rungs]
+    gain: Gain | None = None
+    if first.kind != "dense":
+        mine, theirs = [r.trained for r in rungs], [r.trained for r in dense]
+        gain = gain_of(task, mine, theirs, gold_N, resamples=resamples)[0]
+    return Level(
+        kind=first.kind,
+        round=first.round,
+        remaining=first.remaining,
+        kept=first.kept,
+        score=metrics[task.metric],
+        interval=interval(
+            task,
+            [p.answers_N for p in predictions],
+            predictions[0].gold_N,
+            resamples=resamples,
+            rng=generator(0, "interval", first.kind, first.round),
+        ),
+        seeds=[s[task.metric] for s in scored],
+        metrics=metrics,
+        early_steps=[fit.peak_step for fit in fits if fit.peak_step is not None],
+        early_losses=[-fit.peak for fit in fits if fit.peak is not None],
+        gain=gain,
+    )
+
+
+def overlaps(found: Found, out: Path) -> list[Overlap]:
+    """How alike the seeds' tickets are, round by round; nothing of one seed."""
+    seeds = found.config.proof.seeds
+    made: list[Overlap] = []
+    for number in rounds(found):
+        held = [load_masks(masks_path(out, seed, number))[0] for seed in seeds]
+        pairs = [numerics.overlap(a, b) for a, b in itertools.combinations(held, 2)]
+        if pairs:
+            seen, chance = np.mean(pairs, axis=0)
+            made.append(Overlap(round=number, found=float(seen), expected=float(chance)))
+    return made
+
+
+def sentence(levels: Sequence[Level], metric: str, last: int) -> str:
+    """The result in words: the smallest ticket that the data can't tell from the dense model, and
+    what a random mask of the last one's density gives."""
+    dense = next(each for each in levels if each.kind == "dense")
+    tickets = [each for each in levels if each.kind == "ticket"]
+    matching = [t for t in tickets if t.gain is not None and t.gain.interval[1] >= 0]
+    small = min(matching, key=lambda t: t.remaining, default=None)
+    said = (
+        f"No ticket reaches the dense model's {metric} of {dense.score:.3f}"
+        if small is None
+        else f"With {100 * small.remaining:.1f} % of the prunable weights a ticket scores "
+        f"{small.score:.3f} in {metric}, the dense model {dense.score:.3f}: " + _against(small.gain)
+    )
+    for each in levels:
+        if each.kind == "random" and each.round == last:
+            said += (
+                f". A random mask with {100 * each.remaining:.1f} % scores {each.score:.3f}, the "
+                f"ticket {next(t for t in tickets if t.round == last).score:.3f}"
+            )
+    return said + "."
+
+
+def _against(gain: Gain | None) -> str:
+    assert gain is not None
+    low, high = (100 * end for end in gain.interval)
+    better = "a difference of" if low <= 0 else "better by"
+    return f"{better} {100 * gain.value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"

@@ -1,0 +1,99 @@
+"""A search or a transfer from its checked config to its folder: models, record, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from stillhouse.core.console import Terminal
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Progress
+from stillhouse.core.rundir import atomic, claim, write_json
+from stillhouse.core.ticket_results import Storage, TicketsRecord
+from stillhouse.evaluation.efficiency import folder_bytes
+from stillhouse.flows.common import tidy
+from stillhouse.flows.gold import prepare_gold
+from stillhouse.flows.stages import load_trained
+from stillhouse.models.save import save_model
+from stillhouse.report.html import render
+from stillhouse.tickets.config import TicketsConfig
+from stillhouse.tickets.files import fitting, load_masks, save_masks, save_sparse
+from stillhouse.tickets.find import Found, Search, find, masks_path
+from stillhouse.tickets.record import tickets_record
+from stillhouse.tickets.scores import MOVED
+
+
+@dataclass
+class TicketsRun:
+    """A finished search: its folder and its record."""
+
+    out: Path
+    record: TicketsRecord
+
+    @classmethod
+    def open(cls, out: str | Path) -> TicketsRun:
+        """A search that is on disk. Raises UsageError if there is none."""
+        path = Path(out) / "record.json"
+        try:
+            return cls(Path(out), TicketsRecord.model_validate_json(path.read_text("utf-8")))
+        except OSError:
+            raise UsageError(f"{out} is no finished search for tickets") from None
+        except ValueError:
+            raise UsageError(f"{path} is not the record of a search for tickets") from None
+
+
+def run_tickets(
+    config: TicketsConfig, out: Path, *, progress: Progress | None = None
+) -> TicketsRun:
+    """The search of a checked config, to its record and report. A finished one is read."""
+    progress = progress or Terminal()
+    if (out / "record.json").is_file():
+        content = prepare_gold(config, progress, metric=config.proof.metric).content
+        claim(out, config.model_dump(mode="json"), content)
+        progress.note(f"{out} is finished already")
+        return TicketsRun.open(out)
+    found = find(config, out, progress=progress)
+    record = tickets_record(found, out, _save(found, out, progress))
+    write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
+    render([out], out / "report.html")
+    tidy(out, keep=config.keep_checkpoints)
+    return TicketsRun(out, record)
+
+
+def _save(found: Found, out: Path, progress: Progress) -> Storage:
+    """Writes the best seed's ticket, before and after its training, and what all models answered;
+    the bytes of the trained one."""
+    config, gold, seed = found.config, found.gold, found.best.seed
+    masks, facts = load_masks(masks_path(out, seed, config.prune.rounds))
+    search = Search(config, gold, out, progress)
+    start = search.rewound(seed)
+    with torch.no_grad():
+        for name, parameter in start.named_parameters():
+            if name in masks:
+                parameter.mul_(masks[name])
+    save_model(start, gold.tokenizer, out / "ticket")
+    save_masks(out / "ticket" / "masks.safetensors", masks, **facts)
+    trained: Any = load_trained(found.best, search.movable(gold.make(seed)))
+    if hasattr(trained, MOVED):
+        delattr(trained, MOVED)
+    save_model(trained, gold.tokenizer, out / "model")
+    save_masks(out / "model" / "masks.safetensors", masks, **facts)
+    save_sparse(out / "model-sparse.safetensors", trained, masks)
+    answers = {
+        f"{r.kind}-{r.round}|{r.seed}": torch.from_numpy(r.trained.scores_NK) for r in found.rungs
+    }
+    with atomic(out / "answers.safetensors") as temporary:
+        save_file(answers, temporary)
+    sparse = (out / "model-sparse.safetensors").stat().st_size
+    weights = folder_bytes(out / "model") - (out / "model" / "masks.safetensors").stat().st_size
+    return Storage(dense=weights, sparse=sparse)
+
+
+def load_ticket(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The masks of a ticket's folder that fit `model`. Raises ModelError."""
+    return fitting(load_masks(folder / "masks.safetensors")[0], model, str(folder))
