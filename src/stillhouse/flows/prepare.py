@@ -164,7 +164,7 @@ def _checked(
         {},
         {},
     )
-    for stage in setup.plan:
+    for stage in setup.config.plan:
         setup.objectives[stage.name] = build_objective(setup, stage)
     return setup
 
