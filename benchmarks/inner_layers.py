@@ -23,9 +23,10 @@ import numpy as np
 from safetensors.torch import load_file
 
 import stillhouse as sh
-from stillhouse.core.config import DistillConfig
+from stillhouse.core.config import DataConfig, DistillConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.settings import parse
+from stillhouse.data.sources import load
 from stillhouse.flows.prepare import prepare
 from stillhouse.numerics import metrics, stats
 
@@ -144,12 +145,11 @@ def answers(run: Path, role: str, regression: bool) -> list[np.ndarray]:
     return [s[:, 0] if regression else s.argmax(-1) for s in scores]
 
 
-def gold(data: Path, record: dict[str, Any]) -> np.ndarray:
+def gold(data: Path, cache: Path, record: dict[str, Any]) -> np.ndarray:
     """The reported rows' labels, as the runs number them."""
-    lines = (data / "dev.jsonl").read_text(encoding="utf-8").splitlines()
-    labels = [json.loads(line)["label"] for line in lines]
+    labels = load(parse(DataConfig, {"path": str(data)}), cache / "rows").reported.labels
     if record["task"] == "regression":
-        return np.array(labels, dtype=float)
+        return labels.astype(float)
     return np.array([record["data"]["labels"].index(str(label)) for label in labels])
 
 
@@ -163,7 +163,7 @@ def table(args: argparse.Namespace) -> str:
         record = json.loads((folder / "KD" / "record.json").read_text(encoding="utf-8"))
         regression = record["task"] == "regression"
         metric = stats_metric(regression)
-        gold_N = gold(data, record)
+        gold_N = gold(data, args.out / "cache", record)
         plain = answers(folder / "KD", "baseline", regression)
         for name in names:
             run, role = place(folder, name)

@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stillhouse.core.config import DistillConfig, StudentConfig
+from stillhouse.core.config import (
+    DISTILBERT,
+    SOFT_AND_GOLD,
+    DistillConfig,
+    StageConfig,
+    StudentConfig,
+    TrainingConfig,
+)
 from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import override, parse, read_yaml
+from stillhouse.core.terms import TermConfig
+from stillhouse.flows.methods import method
 
 LEAST: dict[str, Any] = {"teacher": "t", "data": {"path": "d.csv"}}
 
@@ -156,3 +165,47 @@ def test_stages_are_set_by_name_or_number() -> None:
         override(values, ["stages.7.training.epochs=2"])
     with pytest.raises(UsageError, match="this run has one stage"):
         override({"objective": []}, ["stages.a.training.epochs=2"])
+
+
+SOFT = {"kind": "soft"}
+
+
+def test_a_masked_language_model_has_distilberts_objective_unless_it_is_told_another() -> None:
+    plain = {"teacher": "t", "data": {"path": "d"}}
+    masked = {**plain, "task": "masked_lm"}
+    assert parse(DistillConfig, plain).objective == SOFT_AND_GOLD
+    assert parse(DistillConfig, masked).objective == DISTILBERT
+    asked = parse(DistillConfig, {**masked, **method("kd")})
+    assert [term.kind for term in asked.objective] == ["soft", "gold"]
+    assert parse(DistillConfig, asked.model_dump(mode="json")) == asked
+    default = parse(DistillConfig, masked)
+    assert parse(DistillConfig, default.model_dump(mode="json")) == default
+
+
+@pytest.mark.parametrize(
+    "change", [{"corpus": {"path": "w.txt"}}, {"rows": "labelled"}, {"augment": {"copies": 2}}]
+)
+def test_a_masked_language_models_stage_has_no_data_of_its_own(change: dict[str, Any]) -> None:
+    stages = [{"name": "one", "objective": [SOFT]}, {"name": "two", "objective": [SOFT], **change}]
+    values = {"teacher": "t", "data": {"path": "d"}, "task": "masked_lm", "stages": stages}
+    with pytest.raises(UsageError, match="stage two can have no corpus, rows or augment"):
+        parse(DistillConfig, values)
+
+
+def test_a_stage_made_in_python_inherits_as_one_in_yaml_does() -> None:
+    made = StageConfig(
+        name="one", objective=(TermConfig(kind="soft"),), training=TrainingConfig(select="last")
+    )
+    shared = {"epochs": 5.0, "lr": 1e-3}
+    values = {"teacher": "t", "data": {"path": "d"}, "training": shared, "stages": (made,)}
+    (stage,) = parse(DistillConfig, values).stages
+    assert (stage.training.epochs, stage.training.lr, stage.training.select) == (5.0, 1e-3, "last")
+
+
+def test_a_setting_that_every_stage_has_is_set_there() -> None:
+    values = {"stages": [{"name": "one", "training": {"lr": 1e-4}}, {"name": "two"}]}
+    assert override(values, ["training.lr=1e-3"])["training"] == {"lr": 1e-3}
+    values["stages"][1]["training"] = {"lr": 1e-5}
+    with pytest.raises(UsageError, match=r"set stages\.NAME\.training\.lr"):
+        override(values, ["training.lr=1e-3"])
+    assert override(values, ["training.epochs=2"])["training"]["epochs"] == 2

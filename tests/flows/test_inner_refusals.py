@@ -125,3 +125,17 @@ def test_a_corpus_stage_needs_a_masked_teacher_to_answer(distil: Distil, tmp_pat
     stage = {"name": "read", "objective": [SOFT], "corpus": {"path": "nowhere.txt"}}
     with pytest.raises(UsageError, match=r"stage read: on a corpus, soft and hard terms need"):
         distill(distil(stages=[stage]), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["attention", "attention_kl"])
+def test_scores_outside_a_layers_window_are_nobodys(
+    kind: str, distil: Distil, folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A tiny ModernBERT's second block attends to neighbours only."""
+    teacher = folders("modernbert", layers=3)
+    student = {"layers": [1, 3]}
+    local = [{"kind": kind, "layers": [[2, 2]]}, SOFT]
+    with pytest.raises(UsageError, match="attends to a window of tokens only"):
+        distill(distil(of=teacher, objective=local, student=student), tmp_path / "run")
+    whole = [{"kind": kind, "layers": [[1, 1]]}, SOFT]
+    assert prepare(distil(of=teacher, objective=whole, student=student))

@@ -13,13 +13,12 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 
 import tiny
-from stillhouse.core.config import DistillConfig, FinetuneConfig
+from stillhouse.core.config import DISTILBERT, DistillConfig, FinetuneConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.flows.distill import distill, label_only
 from stillhouse.flows.prepare import prepare
-from stillhouse.flows.setup import DISTILBERT
 from stillhouse.runs import run_distill, run_finetune
 
 TRAINING = {"steps": 8, "batch_size": 8, "lr": 2e-3, "evaluations": 2, "log_every": 4,

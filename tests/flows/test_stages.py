@@ -16,16 +16,19 @@ from transformers import BertForMaskedLM
 
 import tiny
 from stillhouse.core.config import StageConfig
+from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.terms import InnerTermConfig, TermConfig
 from stillhouse.flows import stages as staging
 from stillhouse.flows.ablation import without
-from stillhouse.flows.distill import distill
+from stillhouse.flows.common import set_dropout, state_of
+from stillhouse.flows.distill import _deciding, distill
 from stillhouse.flows.methods import METHODS, method
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
 from stillhouse.models.forward import run
 from stillhouse.runs import run_distill
+from stillhouse.training.loop import FitResult
 from stillhouse.training.steps import plain_step
 
 Distil = Callable[..., Any]
@@ -248,7 +251,7 @@ def test_a_methods_baseline_trains_and_selects_as_its_last_stage_on_answers(
             stage["corpus"]["length"] = 16
     config = distil(**values, student={"layers": 2}, training={"steps": None, "epochs": 1.0})
     plan = Plan(prepare(config), Silent())
-    stages, alone = plan.stages(plan.setup.plan), plan.alone(plan.setup.plan)
+    stages, alone = plan.stages(plan.setup.config.plan), plan.alone(plan.setup.config.plan)
     last = [stage for stage in stages if stage.objective.scores_student][-1]
     assert alone[-1].training.lr == last.training.lr == config.training.lr
     assert alone[-1].training.select == last.training.select == "best"
@@ -266,7 +269,7 @@ def test_a_baseline_takes_the_settings_of_the_longest_stage_on_answers(distil: D
         ],
     )
     plan = Plan(prepare(config), Silent())
-    (alone,) = plan.alone(plan.setup.plan)
+    (alone,) = plan.alone(plan.setup.config.plan)
     assert alone.steps(0) == 57
     assert (alone.training.lr, alone.training.select, alone.training.patience) == (3e-3, "last", 2)
 
@@ -304,7 +307,7 @@ def test_no_text_of_a_reported_or_held_out_row_is_read_in_a_stage_on_text(
     }
     config = distil(stages=[stage, SOFT], data={"held_out": 0.3})
     plan = Plan(prepare(config), Silent())
-    (first, _) = plan.stages(plan.setup.plan)
+    (first, _) = plan.stages(plan.setup.config.plan)
     splits = plan.setup.rows
     tokenizer = plan.setup.tokenizer
     read = set()
@@ -386,3 +389,109 @@ def test_a_longer_batch_or_another_cut_changes_no_inner_gradient(
     assert whole.norm() > 0
     for parts in (2, 8):
         torch.testing.assert_close(gradient(parts), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_claimed_before_a_stages_own_errors(
+    distil: Distil, tmp_path: Path, corpus: Path
+) -> None:
+    """Correcting what the message names must do, with the same --out."""
+    words = {"name": "words", "objective": [{"kind": "hidden"}], "corpus": {"path": "typo.txt"}}
+    with pytest.raises(UsageError, match=r"typo\.txt"):
+        distill(distil(stages=[words, SOFT]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    right = {**words, "corpus": {"path": str(corpus), "length": 16}}
+    assert distill(distil(stages=[right, SOFT]), tmp_path / "run").students
+
+
+def test_a_changed_corpus_is_noticed(distil: Distil, tmp_path: Path, corpus: Path) -> None:
+    words = {
+        "name": "words",
+        "objective": [{"kind": "hidden"}],
+        "corpus": {"path": str(corpus), "length": 16},
+    }
+    config = distil(stages=[words, SOFT])
+    distill(config, tmp_path / "run")
+    with corpus.open("a", encoding="utf-8") as file:
+        file.write("a new line of words was very good .\n" * 3)
+    with pytest.raises(UsageError, match="the corpus of stage words changed"):
+        distill(config, tmp_path / "run")
+
+
+def test_blocks_are_as_long_as_asked_whatever_rows_are(distil: Distil, corpus: Path) -> None:
+    words = {
+        "name": "words",
+        "objective": [{"kind": "hidden"}],
+        "corpus": {"path": str(corpus), "length": 48},
+    }
+    config = distil(stages=[words, SOFT])
+    assert config.data.max_length < 48
+    (first, _) = Plan(prepare(config), Silent()).stages(config.plan)
+    assert int(first.data.lengths.max()) == 48
+
+
+def test_gold_answers_on_unlabelled_rows_are_refused(distil: Distil, tmp_path: Path) -> None:
+    stage = {"name": "none", "objective": [{"kind": "gold"}], "rows": "unlabelled"}
+    with pytest.raises(UsageError, match=r"stage none: .*gold"):
+        distill(distil(stages=[SOFT, stage]), tmp_path / "run")
+
+
+def test_a_teacher_that_any_stage_asks_needs_a_head(
+    distil: Distil, tmp_path: Path, corpus: Path
+) -> None:
+    headless = tmp_path / "headless"
+    model: Any = tiny.model(masked=True)
+    model.bert.save_pretrained(headless)
+    tiny.tokenizer().save_pretrained(headless)
+    text = {"corpus": {"path": str(corpus), "length": 16}, "teacher": str(headless)}
+    inner = {"name": "inner", "objective": [{"kind": "hidden"}], **text}
+    asks = {"name": "asks", "objective": [{"kind": "soft"}], **text}
+    assert prepare(distil(stages=[inner, SOFT]))
+    with pytest.raises(UsageError, match="head"):
+        prepare(distil(stages=[inner, asks, SOFT]))
+
+
+def test_the_seed_is_chosen_by_the_last_stage_on_the_runs_own_task() -> None:
+    fits = [
+        [FitResult(1, 1, score, 1, 1.0), FitResult(1, 1, other, 1, 1.0)]
+        for score, other in ((0.9, 0.1), (0.8, 0.7))
+    ]
+    runs = [
+        staging.Trained("student", seed, each, np.zeros((1, 1)), Path("x"))
+        for seed, each in enumerate(fits)
+    ]
+    assert staging.best_of(runs, 0).seed == 0
+    assert staging.best_of(runs).seed == 1
+
+
+def test_a_late_stage_on_text_does_not_choose(distil: Distil, corpus: Path) -> None:
+    words = {
+        "name": "words",
+        "objective": [{"kind": "gold"}],
+        "corpus": {"path": str(corpus), "length": 16},
+    }
+    config = distil(stages=[SOFT, words])
+    assert _deciding(Plan(prepare(config), Silent()).stages(config.plan)) == 0
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_every_dropout_is_set_and_set_back(kind: str) -> None:
+    """A model in training mode gives one answer where it has none, and others where it has."""
+    model = tiny.model(kind, dropout=0.0)
+    inputs = dict(tiny.tokenizer(kind)(["the good film was fine"], return_tensors="pt"))
+    made = state_of(model)
+    model.train()
+
+    def spread() -> float:
+        with torch.no_grad():
+            one, two = (model(**inputs).logits for _ in range(2))
+        return float((one - two).abs().max())
+
+    assert spread() == 0
+    set_dropout(model, 0.5)
+    assert spread() > 0
+    shares = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert shares == {0.5}
+    if kind == "modernbert":
+        assert {layer.attn.attention_dropout for layer in model.model.layers} == {0.5}
+    made.restore()
+    assert spread() == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.numerics.cka import linear_cka
+from stillhouse.numerics.cka import cka_matrix, linear_cka
 
 
 def states(seed: int, examples: int = 20, width: int = 5) -> Tensor:
@@ -95,3 +95,15 @@ def test_nan_stays_visible():
 def test_other_examples_are_refused():
     with pytest.raises(ValueError, match="the same examples, got 20 and 19"):
         linear_cka(states(16), states(17, examples=19))
+
+
+def test_a_matrix_is_made_of_single_comparisons() -> None:
+    draw = torch.Generator().manual_seed(3)
+    xs = [torch.randn(40, width, generator=draw) for width in (3, 5)]
+    ys = [torch.randn(40, width, generator=draw) for width in (4, 4, 7)]
+    found = cka_matrix([*xs, torch.ones(40, 2)], ys)
+    assert found.shape == (3, 3)
+    for row, x in zip(found, xs, strict=False):
+        for value, y in zip(row, ys, strict=True):
+            torch.testing.assert_close(value, linear_cka(x, y))
+    assert found[2].tolist() == [0.0] * 3

@@ -353,3 +353,52 @@ def test_what_paired_gain_refuses(change, message):
 def test_an_interval_needs_two_rows():
     with pytest.raises(ValueError, match="at least 2 rows, got 1"):
         bootstrap_interval(mean_value, [np.ones(1)], np.ones(1), rng=rng())
+
+
+# --- rows that belong together -----------------------------------------------------------------
+
+
+def test_groups_of_one_row_change_nothing():
+    gold_N = rng(1).integers(0, 2, 60)
+    student, baseline = (rng(s).integers(0, 2, (2, 60)) for s in (2, 3))
+    alone = np.arange(60)
+    plain = bootstrap_interval(share_right, student, gold_N, rng=rng(), resamples=200)
+    assert plain == bootstrap_interval(
+        share_right, student, gold_N, rng=rng(), resamples=200, groups=alone
+    )
+    assert paired_gain(
+        share_right, student, baseline, gold_N, rng=rng(), resamples=200
+    ) == paired_gain(share_right, student, baseline, gold_N, rng=rng(), resamples=200, groups=alone)
+
+
+@pytest.mark.parametrize("copies", [2, 10])
+def test_copies_of_a_row_are_no_further_evidence(copies):
+    """Ten tokens of a text that are all right or all wrong tell as much as one."""
+    values_N = rng(1).normal(size=80)
+    student, baseline = values_N + rng(2).normal(0.3, 1, 80), values_N
+    wide, gold_N = partial(np.repeat, repeats=copies), np.zeros(80)
+    groups = wide(np.arange(80))
+    one = paired_gain(mean_value, [student], [baseline], gold_N, rng=rng(), resamples=4000)
+    many = paired_gain(
+        mean_value, [wide(student)], [wide(baseline)], wide(gold_N), rng=rng(), resamples=4000,
+        groups=groups,
+    )  # fmt: skip
+    assert many.value == pytest.approx(one.value)
+    assert many.interval == pytest.approx(one.interval, rel=1e-9)
+    found = bootstrap_interval(mean_value, [wide(student)], wide(gold_N), rng=rng(), groups=groups)
+    assert found == pytest.approx(bootstrap_interval(mean_value, [student], gold_N, rng=rng()))
+    ungrouped = bootstrap_interval(mean_value, [wide(student)], wide(gold_N), rng=rng())
+    assert ungrouped[1] - ungrouped[0] < 0.8 * (found[1] - found[0])
+
+
+def test_rows_of_a_group_need_not_be_neighbours():
+    values_N = rng(1).normal(size=50)
+    order = rng(2).permutation(100)
+    groups, twice = np.repeat(np.arange(50), 2), np.repeat(values_N, 2)
+    near = bootstrap_interval(mean_value, [twice], np.zeros(100), rng=rng(), groups=groups)
+    far = bootstrap_interval(
+        mean_value, [twice[order]], np.zeros(100), rng=rng(), groups=groups[order]
+    )
+    assert far == pytest.approx(near)
+    with pytest.raises(ValueError, match="each of 100 rows has a group, got 99"):
+        bootstrap_interval(mean_value, [twice], np.zeros(100), rng=rng(), groups=groups[1:])

@@ -79,3 +79,12 @@ def test_a_second_derivative_is_refused() -> None:
     assert first.norm() > 0
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(forward_kl_wide(student, scores(9)).sum(), student, create_graph=True)
+
+
+def test_no_rows_are_no_values() -> None:
+    student = torch.zeros(0, 5, requires_grad=True)
+    found = forward_kl_wide(student, torch.zeros(0, 5))
+    assert found.shape == (0,)
+    found.sum().backward()
+    assert student.grad is not None
+    assert student.grad.shape == (0, 5)

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stillhouse.core.terms import AnyTerm, Config, Positive, Schedule, Share, TermConfig
+from stillhouse.core.terms import (
+    AnyTerm,
+    Config,
+    InnerTermConfig,
+    Positive,
+    Schedule,
+    Share,
+    TermConfig,
+)
 
 
 class DataConfig(Config):
@@ -170,9 +178,17 @@ class ExportConfig(Config):
     int8: bool = True
 
 
-SOFT_AND_GOLD = (
+SOFT_AND_GOLD: tuple[AnyTerm, ...] = (
     TermConfig(kind="soft", weight=Schedule(start=0.9), temperature=Schedule(start=2.0)),
     TermConfig(kind="gold", weight=Schedule(start=0.1)),
+)
+# The weights of DistilBERT's published run (Sanh et al. 2019), all terms on masked tokens. Its code
+# takes the soft term over every token unless it is told to keep to the masked ones; only these pay
+# for the vocabulary's head here.
+DISTILBERT: tuple[AnyTerm, ...] = (
+    TermConfig(kind="soft", weight=Schedule(start=5.0), temperature=Schedule(start=2.0)),
+    TermConfig(kind="gold", weight=Schedule(start=2.0)),
+    InnerTermConfig(kind="cosine", weight=Schedule(start=1.0)),
 )
 
 
@@ -204,7 +220,9 @@ class StageConfig(Config):
 
 
 class DistillConfig(Config):
-    """`objective` and `training` are of a run of one stage; `stages` are several."""
+    """`objective` and `training` are of a run of one stage; `stages` are several. Where neither is
+    given, the objective is soft targets and gold answers, a masked language model's DistilBERT's.
+    """
 
     flow: Literal["distill"] = "distill"
     task: Literal["auto", "classification", "regression", "masked_lm"] = "auto"
@@ -224,6 +242,16 @@ class DistillConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
+    def _default(cls, values: Any) -> Any:
+        """Gives a masked language model of one stage, with no objective, its own."""
+        if not isinstance(values, dict) or values.get("task") != "masked_lm":
+            return values
+        if values.get("stages") or values.get("objective") is not None:
+            return values
+        return {**values, "objective": DISTILBERT}
+
+    @model_validator(mode="before")
+    @classmethod
     def _inherit(cls, values: Any) -> Any:
         """Gives every stage the run's training settings where it has none of its own."""
         if not isinstance(values, dict) or not isinstance(values.get("stages"), list | tuple):
@@ -232,7 +260,7 @@ class DistillConfig(Config):
         shared = shared if isinstance(shared, dict) else shared.model_dump()
         stages = []
         for stage in values["stages"]:
-            own = stage.model_dump() if isinstance(stage, StageConfig) else stage
+            own = stage.model_dump(exclude_unset=True) if isinstance(stage, StageConfig) else stage
             if isinstance(own, dict) and isinstance(own.get("training", {}), dict):
                 own = {**own, "training": {**shared, **own.get("training", {})}}
             stages.append(own)
@@ -245,6 +273,13 @@ class DistillConfig(Config):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        if self.task == "masked_lm":
+            for stage in self.stages:
+                if stage.corpus or stage.augment or stage.rows != "all":
+                    raise ValueError(
+                        f"a masked language model's stages all train on the run's text: stage "
+                        f"{stage.name} can have no corpus, rows or augment"
+                    )
         if not any(term.kind != "gold" for stage in self.plan for term in stage.objective):
             raise ValueError("the objective uses no answer of the teacher: add a soft or hard term")
         return self

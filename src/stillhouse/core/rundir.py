@@ -87,7 +87,16 @@ def write_yaml(path: Path, value: object) -> None:
 
 
 def claim(folder: Path, config: dict[str, object], content: dict[str, str] | None = None) -> None:
-    """Makes `folder` this run's, or finds that it already is.
+    """Makes `folder` this run's, or finds that it already is. Raises UsageError as `check_free`."""
+    if check_free(folder, config, content):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(folder / "config.yaml", json.loads(json.dumps(config)))
+
+
+def check_free(
+    folder: Path, config: dict[str, object], content: dict[str, str] | None = None
+) -> bool:
+    """Whether `folder` is nobody's yet; if not, it is this run's.
 
     `content` are fingerprints of what the config names by path, such as its data. Raises
     UsageError if the folder holds another run or other files, or if that content has changed.
@@ -105,11 +114,10 @@ def claim(folder: Path, config: dict[str, object], content: dict[str, str] | Non
                 "give another --out, or delete the folder"
             )
         _same_content(folder, content or {})
-        return
+        return False
     if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
         raise UsageError(f"{folder} exists and is not a run: give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(existing, json.loads(json.dumps(config)))
+    return True
 
 
 def _same_content(folder: Path, content: dict[str, str]) -> None:

@@ -90,11 +90,22 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"--set {name}: this run has one stage: its settings are training.*")
         for section in sections:
             place = _inside(place, section, name)
+        if sections == ["training"] and _set_by_every_stage(values.get("stages"), last):
+            raise UsageError(
+                f"--set {name}: every stage has its own: set stages.NAME.training.{last}"
+            )
         if isinstance(place, list):
             place[_position(place, last, name)] = _value(text)
         else:
             place[last] = _value(text)
     return values
+
+
+def _set_by_every_stage(stages: Any, setting: str) -> bool:
+    """Whether a run's training setting would be nobody's."""
+    if not isinstance(stages, list) or not stages:
+        return False
+    return all(isinstance(s, dict) and setting in (s.get("training") or {}) for s in stages)
 
 
 def _inside(place: Any, section: str, name: str) -> Any:

@@ -33,7 +33,7 @@ class Batch:
     scored_N: Tensor | None = None  # where a row is a token: its place in B x T, flat
 
     def to(self, device: torch.device) -> Batch:
-        if device.type == "cpu":
+        if all(tensor.device == device for tensor in self.inputs.values()):
             return self
         move = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         gold = None if self.gold_N is None else self.gold_N.to(device, non_blocking=True)

@@ -53,6 +53,9 @@ def text_files(config: CorpusConfig) -> dict[str, Path]:
     if "train" not in found:
         listing = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise DataError(f"{path} has no train.txt; it holds {listing}: give a folder with one")
+    if not config.reported:  # nothing is reported on
+        own = {"held_out": found["dev"]} if "dev" in found else {}
+        return {**own, "train": found["train"]}
     if "test" in found and "dev" in found:
         return {"reported": found["test"], "held_out": found["dev"], "train": found["train"]}
     own = found.get("test") or found.get("dev")

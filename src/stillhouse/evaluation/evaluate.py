@@ -56,8 +56,10 @@ def interval(
     *,
     resamples: int,
     rng: np.random.Generator,
+    groups: np.ndarray | None = None,
 ) -> Interval:
-    """95 % interval of the task's metric, averaged over seeds: one array of answers a seed."""
+    """95 % interval of the task's metric, averaged over seeds: one array of answers a seed.
+    `groups`: see `groups_of`."""
     return stats.bootstrap_interval(
         lambda a, g: task.metric_of(a, g, task.metric),
         answers,
@@ -65,7 +67,19 @@ def interval(
         resamples=resamples,
         rng=rng,
         bounds=BOUNDS[task.metric],
+        groups=groups,
     )
+
+
+def groups_of(data: Data) -> np.ndarray | None:
+    """Which example each scored row belongs to, where an example has several: they are no
+    independent evidence. None where each has its own."""
+    if len(data) == len(data.gold_N):
+        return None
+    groups_N = np.empty(len(data.gold_N), np.int64)
+    for example in range(len(data)):
+        groups_N[data.places(np.array([example]))] = example
+    return groups_N
 
 
 BOUNDS = {

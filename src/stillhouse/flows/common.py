@@ -137,6 +137,8 @@ DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
     "dropout",
     "attention_dropout",
     "seq_classif_dropout",
@@ -151,9 +153,21 @@ def set_dropout(model: nn.Module, share: float | None) -> None:
     for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, share)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = share
+    for module, name in _dropouts(model):
+        setattr(module, name, share)
+
+
+def _dropouts(model: nn.Module) -> list[tuple[Any, str]]:
+    """Where a model's modules keep their shares of dropout. ModernBERT's attention has a number,
+    and an identity in the place of a dropout that was made with a share of 0: it gets one."""
+    found: list[tuple[Any, str]] = []
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Identity) and "drop" in name:
+                setattr(module, name, nn.Dropout(0.0))
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            found.append((module, "attention_dropout"))
+    return found + [(module, "p") for module in model.modules() if isinstance(module, nn.Dropout)]
 
 
 @dataclass(frozen=True)
@@ -163,14 +177,14 @@ class Made:
 
     config: Any
     shares: dict[str, float | None]
-    dropouts: list[tuple[nn.Dropout, float]]
+    dropouts: list[tuple[Any, str, float]]
     trained: list[tuple[nn.Parameter, bool]]
 
     def restore(self) -> None:
         for name, share in self.shares.items():
             setattr(self.config, name, share)
-        for module, share in self.dropouts:
-            module.p = share
+        for module, name, share in self.dropouts:
+            setattr(module, name, share)
         for parameter, wanted in self.trained:
             parameter.requires_grad_(wanted)
 
@@ -180,7 +194,7 @@ def state_of(model: nn.Module) -> Made:
     return Made(
         config,
         {name: getattr(config, name) for name in DROPOUTS if hasattr(config, name)},
-        [(m, m.p) for m in model.modules() if isinstance(m, nn.Dropout)],
+        [(module, name, getattr(module, name)) for module, name in _dropouts(model)],
         [(p, p.requires_grad) for p in model.parameters()],
     )
 

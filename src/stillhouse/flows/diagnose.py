@@ -22,11 +22,12 @@ from stillhouse.flows.distill import Outcome
 from stillhouse.flows.stages import load_trained
 from stillhouse.models.forward import run
 from stillhouse.models.taps import geometry
-from stillhouse.numerics.cka import linear_cka
+from stillhouse.numerics.cka import cka_matrix
 from stillhouse.tasks.base import Data
 
 ROWS = 512  # held-out rows whose states are compared
 TOKENS = 5  # times the width: with fewer, CKA of unrelated states is not small
+MOST, LEAST = 10, 8192  # times the width: more tell nothing new; and what is always taken
 SMALL = 0.05  # a share of the gradient that hardly counts
 RESPONSE = ("soft", "hard", "gold")
 
@@ -82,8 +83,8 @@ def similarity(outcome: Outcome) -> Similarity | None:
     setup = outcome.setup
     if not setup.same_tokens or not len(outcome.held_out):
         return None
-    rows = generator(0, "similarity").permutation(len(outcome.held_out))[:ROWS]
     try:
+        rows = _rows(outcome)
         theirs = _states(setup.teacher, outcome.teacher_held_out, np.sort(rows))
         mine = _states(outcome.student, outcome.held_out, np.sort(rows))
     except ModelError:
@@ -97,6 +98,14 @@ def similarity(outcome: Outcome) -> Similarity | None:
         alone = load_trained(twin, setup.make(seed))
         baseline = _matrix(_states(alone, outcome.held_out, np.sort(rows)), theirs)
     return Similarity(tokens=len(theirs[0]), student=_matrix(mine, theirs), baseline=baseline)
+
+
+def _rows(outcome: Outcome) -> np.ndarray:
+    """Held-out rows drawn at random, so many that their states fit into memory at any width."""
+    order = generator(0, "similarity").permutation(len(outcome.held_out))[:ROWS]
+    most = max(LEAST, MOST * geometry(outcome.setup.teacher).width)
+    tokens = np.cumsum(outcome.teacher_held_out.lengths[order])
+    return order[: max(1, int(np.searchsorted(tokens, most, side="right")))]
 
 
 def _states(model: nn.Module, data: Data, rows: np.ndarray) -> list[Tensor]:
@@ -115,7 +124,7 @@ def _states(model: nn.Module, data: Data, rows: np.ndarray) -> list[Tensor]:
 
 
 def _matrix(mine: list[Tensor], theirs: list[Tensor]) -> list[list[float]]:
-    return [[round(float(linear_cka(x, y)), 4) for y in theirs] for x in mine]
+    return [[round(value, 4) for value in row] for row in cka_matrix(mine, theirs).tolist()]
 
 
 def diagnosis(

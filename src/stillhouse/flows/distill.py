@@ -12,7 +12,7 @@ from torch import nn
 from stillhouse.core.config import DistillConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.rundir import check_free, claim, manifest, write_json
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch
 from stillhouse.data.sources import shared
@@ -75,22 +75,24 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     started = time.perf_counter()
     setup = prepare(config, progress=progress)
     _check_answers(setup)
-    claim(out, config.model_dump(mode="json"), setup.content)
+    settings, content = config.model_dump(mode="json"), setup.content
+    check_free(out, settings, content)
     for note in setup.notes:
         progress.note(note)
     plan = Plan(setup, progress)
-    stages = plan.stages(setup.plan)
-    alone = plan.alone(setup.plan) if config.proof.baseline else []
+    stages = plan.stages(setup.config.plan)
+    alone = plan.alone(setup.config.plan) if config.proof.baseline else []
     variants = _variants(setup, plan) if config.proof.ablation else []
+    claim(out, settings, content)
     doubts = [*_seen_by_teacher(setup), *_no_better_than_chance(plan)]
     for doubt in doubts:
         progress.note(doubt)
     facts = {
         "seeds": config.proof.seeds,
-        "data": setup.content["data"],
-        "teacher": setup.content["teacher"],
+        "data": content["data"],
+        "teacher": content["teacher"],
     }
-    write_json(out / "manifest.json", manifest(**facts, content=setup.content))
+    write_json(out / "manifest.json", manifest(**facts, content=content))
     if len(stages) > 1:
         for stage in stages:
             steps = stage.steps(config.proof.seeds[0])
@@ -114,7 +116,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
             role = f"student-without-{found.stage}-{found.term}"
             start = _shared_start(out, seed, stages, changed)
             found.runs.append(train(role, seed, make, changed, **common, start=start))
-    best = best_of(students)
+    best = best_of(students, _deciding(stages))
     return Outcome(
         setup=setup,
         student=load_trained(best, setup.make(best.seed)),
@@ -134,9 +136,16 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     )
 
 
+def _deciding(stages: list[Stage]) -> int:
+    """The stage whose held-out score chooses the seed: the last on the run's own task that has
+    one."""
+    scored = [i for i, stage in enumerate(stages) if stage.on_rows and stage.metric is not None]
+    return scored[-1] if scored else len(stages) - 1
+
+
 def _check_answers(setup: Setup) -> None:
     """Raises UsageError where no stage would train what the student answers with."""
-    rows = [stage for stage in setup.plan if not stage.corpus]
+    rows = [stage for stage in setup.config.plan if not stage.corpus]
     if not any(isinstance(term, TermConfig) for stage in rows for term in stage.objective):
         raise UsageError(
             "no term looks at the student's answers, so its head would stay as it is made: add a "
@@ -146,7 +155,7 @@ def _check_answers(setup: Setup) -> None:
 
 def _variants(setup: Setup, plan: Plan) -> list[tuple[Without, list[Stage]]]:
     """For each term of the teacher's, the stages without it."""
-    configs = setup.plan
+    configs = setup.config.plan
     found: list[tuple[Without, list[Stage]]] = []
     for config in configs:
         terms = zip(term_names(config.objective), config.objective, strict=True)

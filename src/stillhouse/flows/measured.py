@@ -55,8 +55,15 @@ def summary(splits: Splits | None, corpus: Corpus | None, labels: list[str]) -> 
 
 
 def measured(
-    name: str, task: Task, predictions: Predictions, cost: Efficiency, *, resamples: int
+    name: str,
+    task: Task,
+    predictions: Predictions,
+    cost: Efficiency,
+    *,
+    resamples: int,
+    groups: np.ndarray | None,
 ) -> ModelResult:
+    """One model's scores; `groups` as in `evaluate.groups_of`, here and below."""
     rng = generator(0, "interval", name)
     error, bins = calibration(predictions)
     metrics = task.score(predictions)
@@ -66,7 +73,12 @@ def measured(
         score=metrics[task.metric],
         metrics=metrics,
         interval=interval(
-            task, [predictions.answers_N], predictions.gold_N, resamples=resamples, rng=rng
+            task,
+            [predictions.answers_N],
+            predictions.gold_N,
+            resamples=resamples,
+            rng=rng,
+            groups=groups,
         ),
         calibration_error=error,
         reliability=bins,
@@ -85,6 +97,7 @@ def measured_over_seeds(
     gold_N: Tensor,
     *,
     resamples: int,
+    groups: np.ndarray | None,
 ) -> TrainedResult:
     """Means over seeds; calibration and confusion of the seed that is shipped."""
     all_answers = [task.predictions(run.scores_NK, gold_N) for run in runs]
@@ -109,6 +122,7 @@ def measured_over_seeds(
             shipped.gold_N,
             resamples=resamples,
             rng=generator(0, "interval", name),
+            groups=groups,
         ),
         calibration_error=error,
         reliability=bins,
@@ -163,6 +177,7 @@ def gain_of(
     gold_N: Tensor,
     *,
     resamples: int,
+    groups: np.ndarray | None,
 ) -> tuple[Gain, Verdict]:
     answers = [
         [task.predictions(run.scores_NK, gold_N).answers_N for run in runs]
@@ -175,16 +190,25 @@ def gain_of(
         task.predictions(students[0].scores_NK, gold_N).gold_N,
         resamples=resamples,
         rng=generator(0, "gain"),
+        groups=groups,
     )
     gain = Gain(value=found.value, interval=found.interval, p_value=found.p_value)
     return gain, stats.verdict(found)
 
 
 def ablation_of(
-    task: Task, outcome: Outcome, found: Without, gold_N: Tensor, resamples: int
+    task: Task,
+    outcome: Outcome,
+    found: Without,
+    gold_N: Tensor,
+    *,
+    resamples: int,
+    groups: np.ndarray | None,
 ) -> Ablation:
     """The whole run against the same without one term."""
-    gain, verdict = gain_of(task, outcome.students, found.runs, gold_N, resamples=resamples)
+    gain, verdict = gain_of(
+        task, outcome.students, found.runs, gold_N, resamples=resamples, groups=groups
+    )
     predictions = [task.predictions(run.scores_NK, gold_N) for run in found.runs]
     scores = [task.score(each)[task.metric] for each in predictions]
     covered = interval(
@@ -193,6 +217,7 @@ def ablation_of(
         predictions[0].gold_N,
         resamples=resamples,
         rng=generator(0, "interval", found.stage, found.term),
+        groups=groups,
     )
     return Ablation(
         stage=found.stage,

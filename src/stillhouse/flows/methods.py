@@ -30,8 +30,9 @@ def _pkd(layers: str) -> Callable[[str | None], Values]:
 
 
 def _tinybert(corpus: str | None) -> Values:
-    """Inner layers, then the prediction; with a corpus, inner layers on it first. Jiao et al. 2020,
-    with their augmentation."""
+    """Inner layers, then the prediction, on augmented rows; with a corpus, inner layers on it
+    first. Jiao et al. 2020. Theirs guesses words with a masked language model (augment.model, here
+    for you to name), and has the pretrained teacher in the stage on the corpus (its teacher)."""
     inner = [{"kind": "embedding"}, {"kind": "hidden"}, {"kind": "attention"}]
     augment: Values = {"copies": 20, "share": 0.4, "candidates": 15}
     general = {"name": "general", "objective": inner, "corpus": {"path": corpus}}

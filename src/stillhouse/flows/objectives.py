@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.config import StageConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import AnyTerm, InnerTermConfig
 from stillhouse.core.types import Dense
 from stillhouse.flows.setup import Setup, alike
@@ -33,7 +34,8 @@ def build_objective(setup: Setup, stage: StageConfig) -> Objective:
                 terms,
                 choices=setup.task.width,
                 signal=Dense,
-                has_gold=setup.splits is None or bool(len(setup.splits.labelled)),
+                has_gold=setup.splits is None
+                or (stage.rows != "unlabelled" and bool(len(setup.splits.labelled))),
                 inside=_inside(terms, student, teacher, same_tokens=setup.same_tokens),
             )
         check_taps(student, found.student_taps)
@@ -50,8 +52,10 @@ def stage_teacher(setup: Setup, stage: StageConfig) -> PreTrainedModel:
         return setup.teacher
     if stage.teacher not in setup.teachers:
         trust = setup.config.trust_remote_code
-        responds = any(term.kind in ("soft", "hard") for term in stage.objective)
+        asked = [s for s in setup.config.plan if s.teacher == stage.teacher]
+        responds = any(term.kind in ("soft", "hard") for s in asked for term in s.objective)
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(shape_seed(0))  # for a head that nobody asks
             setup.teachers[stage.teacher] = load_masked_lm(
                 stage.teacher, fresh_head=not responds, trust_remote_code=trust
             )

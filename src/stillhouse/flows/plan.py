@@ -27,7 +27,6 @@ from stillhouse.flows.objectives import build_objective, stage_teacher
 from stillhouse.flows.prepare import read_corpus
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.stages import Stage, joined, score_on, whole
-from stillhouse.models.load import fingerprint
 from stillhouse.models.masked import around
 from stillhouse.signals.cache import CachedTeacher
 from stillhouse.signals.teacher import LiveTeacher, WithStates
@@ -114,7 +113,7 @@ class Plan:
     def _stage(self, config: StageConfig) -> Stage:
         setup = self.setup
         own = setup.objectives.get(config.name)
-        same = own is not None and config in setup.plan
+        same = own is not None and config in setup.config.plan
         objective = own if same and own is not None else build_objective(setup, config)
         if config.corpus is not None or setup.corpus is not None:
             return self._on_text(config, objective)
@@ -187,7 +186,7 @@ class Plan:
         """A stage on running text, as a masked language model."""
         setup = self.setup
         own = stage_teacher(setup, config)
-        corpus = self._corpus(config, max_tokens(own, setup.config.data.max_length))
+        corpus = self._corpus(config, own)
         train = self._blocks(corpus, "train", config.masking)
         held_out = self._blocks(corpus, "held_out", config.masking)
         source: SignalSource | None = None
@@ -195,7 +194,7 @@ class Plan:
             source = LiveTeacher(
                 own,
                 None,
-                fingerprint=fingerprint(own),
+                fingerprint="live",
                 precision=setup.config.label.precision,
                 reads=objective.teacher_taps,
                 scored=objective.scores_teacher,
@@ -230,15 +229,17 @@ class Plan:
         texts = (text for each in examples for text in (each.text, each.pair) if text is not None)
         return frozenset(folded_key(text, None) for text in texts)
 
-    def _corpus(self, config: StageConfig, longest: int) -> Corpus:
+    def _corpus(self, config: StageConfig, teacher: PreTrainedModel) -> Corpus:
+        """The text of a stage, in blocks that student and teacher have positions for."""
         if config.corpus is None:
             assert self.setup.corpus is not None
             return self.setup.corpus
+        setup = self.setup
         used = config.corpus.model_copy(update={"reported": 0.0})  # a stage reports on none
-        key = f"{used.model_dump_json()} {longest}"
+        student = setup.make(setup.config.proof.seeds[0])
+        length = min(max_tokens(student, used.length), max_tokens(teacher, used.length))
+        key = f"{used.model_dump_json()} {length}"
         if key not in self._corpora:
-            setup = self.setup
-            length = min(setup.length, longest)
             self._corpora[key] = read_corpus(
                 used, setup.tokenizer, setup.store, length, self.progress, self._apart
             )

@@ -163,7 +163,7 @@ def _checked(
         {},
         {},
     )
-    for stage in setup.plan:
+    for stage in setup.config.plan:
         setup.objectives[stage.name] = build_objective(setup, stage)
     return setup
 

@@ -19,6 +19,7 @@ from stillhouse.core.results import (
     Verdict,
 )
 from stillhouse.core.terms import TermConfig
+from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
 from stillhouse.flows.finetune import Finetuned
@@ -76,27 +77,26 @@ def distillation_record(
     setup, config = outcome.setup, outcome.setup.config
     task, gold_N, resamples = setup.task, outcome.reported.gold_N, config.proof.resamples
     teacher_answers = task.predictions(outcome.teacher_scores_NK, gold_N)
-    teacher = measured("teacher", task, teacher_answers, costs["teacher"], resamples=resamples)
+    sampling = {"resamples": resamples, "groups": groups_of(outcome.reported)}
+    teacher = measured("teacher", task, teacher_answers, costs["teacher"], **sampling)
     shared = {
         "task": task,
         "cost": costs["student"],
         "teacher": teacher_answers,
         "teacher_score": teacher.score,
         "gold_N": gold_N,
-        "resamples": resamples,
+        **sampling,
     }
     student = measured_over_seeds("student", runs=outcome.students, best=outcome.best, **shared)
     baseline = gain = verdict = None
     if outcome.baselines:
         matching = next(run for run in outcome.baselines if run.seed == outcome.best.seed)
         baseline = measured_over_seeds("baseline", runs=outcome.baselines, best=matching, **shared)
-        gain, verdict = gain_of(
-            task, outcome.students, outcome.baselines, gold_N, resamples=resamples
-        )
+        gain, verdict = gain_of(task, outcome.students, outcome.baselines, gold_N, **sampling)
     seconds = sum(run.seconds for run in outcome.students)
-    terms = [term for stage in setup.plan for term in stage.objective]
+    terms = [term for stage in setup.config.plan for term in stage.objective]
     soft = next((t for t in terms if isinstance(t, TermConfig) and t.kind == "soft"), None)
-    ablations = [ablation_of(task, outcome, each, gold_N, resamples) for each in outcome.ablations]
+    ablations = [ablation_of(task, outcome, each, gold_N, **sampling) for each in outcome.ablations]
     alike = similarity(outcome)
     stages = stage_results(outcome, out)
     return Record(
@@ -148,9 +148,11 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         teacher_score=None,
         gold_N=gold_N,
         resamples=done.config.resamples,
+        groups=groups_of(done.reported),
     )
     seconds = done.trained.seconds
     low, high = model.interval
+    rows = "rows" if done.corpus is None else "blocks of text"
     return Record(
         flow="finetune",
         task=task.name,
@@ -161,7 +163,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         baseline=None,
         gain=None,
         verdict=None,
-        sentence=f"{task.metric} {model.score:.3f} on {len(done.reported):,} rows "
+        sentence=f"{task.metric} {model.score:.3f} on {len(done.reported):,} {rows} "
         f"(95 % interval {low:.3f} to {high:.3f}).",
         timing=Timing(
             teacher_s=0.0,

@@ -8,21 +8,14 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.config import SOFT_AND_GOLD, DistillConfig, StageConfig
-from stillhouse.core.terms import AnyTerm, InnerTermConfig, TermConfig
+from stillhouse.core.config import DistillConfig
 from stillhouse.data.corpus import Corpus
+from stillhouse.data.documents import file_digest, text_files
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Splits
 from stillhouse.models.load import fingerprint, folder_fingerprint
 from stillhouse.tasks.base import Task
 from stillhouse.training.objective import Objective
-
-# Sanh et al. 2019, with the weights of their published run.
-DISTILBERT: tuple[AnyTerm, ...] = (
-    TermConfig(kind="soft", weight=5.0, temperature=2.0),  # pyright: ignore[reportArgumentType]
-    TermConfig(kind="gold", weight=2.0),  # pyright: ignore[reportArgumentType]
-    InnerTermConfig(kind="cosine", weight=1.0),  # pyright: ignore[reportArgumentType]
-)
 
 Make = Callable[[int], PreTrainedModel]
 
@@ -49,14 +42,6 @@ class Setup:
     def rows(self) -> Splits:
         assert self.splits is not None, "asked of runs on rows only"
         return self.splits
-
-    @property
-    def plan(self) -> list[StageConfig]:
-        """The stages, the task's default objective where none was asked for."""
-        return [
-            stage.model_copy(update={"objective": stage_terms(stage, self.task)})
-            for stage in self.config.plan
-        ]
 
     @property
     def notes(self) -> list[str]:
@@ -86,15 +71,20 @@ class Setup:
             found["student's model"] = folder_fingerprint(named)
         for name in self.teachers:
             found[f"teacher {name}"] = folder_fingerprint(name)
+        for stage in self.config.stages:
+            if stage.corpus:
+                files = text_files(stage.corpus)
+                digests = {split: file_digest(path) for split, path in files.items()}
+                found[f"corpus of stage {stage.name}"] = repr(sorted(digests.items()))
+            if stage.augment and stage.augment.vectors:
+                vectors = file_digest(Path(stage.augment.vectors))
+                found[f"word vectors of stage {stage.name}"] = vectors
+            if stage.augment and stage.augment.model:
+                model = folder_fingerprint(stage.augment.model)
+                found[f"augmentation's model of stage {stage.name}"] = model
         return found
 
 
 def alike(mine: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers make the same tokens of a text."""
     return mine is theirs or tokenizer_fingerprint(mine) == tokenizer_fingerprint(theirs)
-
-
-def stage_terms(stage: StageConfig, task: Task) -> tuple[AnyTerm, ...]:
-    """The stage's terms; DistilBERT's where a masked language model is left at the default."""
-    masked = task.name == "masked_lm" and stage.objective == SOFT_AND_GOLD
-    return DISTILBERT if masked else stage.objective

@@ -254,6 +254,11 @@ def load_trained(trained: Trained, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def best_of(runs: list[Trained]) -> Trained:
-    """The run to ship: the best on the held-out rows; without any, the first seed's."""
-    return max(runs, key=lambda run: -np.inf if run.fit.score is None else run.fit.score)
+def best_of(runs: list[Trained], stage: int = -1) -> Trained:
+    """The run to ship: the best on held-out rows after a stage; without any, the first seed's."""
+
+    def score(run: Trained) -> float:
+        found = run.fits[stage].score
+        return -np.inf if found is None else found
+
+    return max(runs, key=score)

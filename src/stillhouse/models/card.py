@@ -36,7 +36,7 @@ MASKED_USAGE = """```python
 from transformers import pipeline
 
 fill = pipeline("fill-mask", model="this-folder")
-fill(f"... {{fill.tokenizer.mask_token}} ...")
+fill(f"... {fill.tokenizer.mask_token} ...")
 ```
 
 """
@@ -82,6 +82,6 @@ def model_card(record: Record, *, teacher: str) -> str:
         metric=record.metric,
         rows=rows,
         shipped=shipped,
-        usage=MASKED_USAGE.replace("{{", "{").replace("}}", "}") if masked else USAGE,
+        usage=MASKED_USAGE if masked else USAGE,
         made=made,
     )

@@ -45,13 +45,14 @@ _active: dict[nn.Module, _Inside] = {}
 
 @dataclass(frozen=True)
 class Geometry:
-    """A model's blocks, the width of its states, its heads (0: no attention we know), and the
-    width of all heads together."""
+    """A model's blocks, the width of its states, its heads (0: no attention we know), the width of
+    all heads together, and the layers whose tokens attend to their neighbours only."""
 
     layers: int
     width: int
     heads: int
     attention_width: int
+    local: frozenset[int] = frozenset()
 
 
 def geometry(model: nn.Module) -> Geometry:
@@ -60,7 +61,9 @@ def geometry(model: nn.Module) -> Geometry:
     config: Any = model.config
     heads = getattr(config, "num_attention_heads", 0)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    return Geometry(len(layers), config.hidden_size, heads, heads * size)
+    kinds = getattr(config, "layer_types", None) or []
+    local = frozenset(i for i, kind in enumerate(kinds, start=1) if "sliding" in kind)
+    return Geometry(len(layers), config.hidden_size, heads, heads * size, local)
 
 
 def check_taps(model: nn.Module, taps: Collection[Tap]) -> None:

@@ -1,8 +1,11 @@
 """How alike two representations of the same examples are, whatever their widths."""
 
-# Axes: N examples, G and H the widths of the two representations. _ is checked in the function.
+# Axes: N examples, G and H the widths of the two representations, X and Y how many there are of
+# each side. _ is checked in the function.
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -21,10 +24,20 @@ def linear_cka(x_NG: Float[Tensor, "N G"], y_NH: Float[Tensor, "_ H"]) -> Float[
     """
     if len(x_NG) != len(y_NH):
         raise ValueError(f"CKA compares the same examples, got {len(x_NG)} and {len(y_NH)}")
-    x_NG, y_NH = _centred(x_NG), _centred(y_NH)
+    return cka_matrix([x_NG], [y_NH])[0, 0]
+
+
+def cka_matrix(
+    xs: Sequence[Float[Tensor, "N _"]], ys: Sequence[Float[Tensor, "N _"]]
+) -> Float[Tensor, "X Y"]:
+    """`linear_cka` of each of `xs` with each of `ys`, each centred and measured once."""
     norm = torch.linalg.matrix_norm
-    scale = norm(x_NG.T @ x_NG) * norm(y_NH.T @ y_NH)
-    return norm(y_NH.T @ x_NG).square() / scale.masked_fill(scale == 0, 1.0)
+    xs, ys = [_centred(x) for x in xs], [_centred(y) for y in ys]
+    own_X = torch.stack([norm(x.T @ x) for x in xs])
+    own_Y = torch.stack([norm(y.T @ y) for y in ys])
+    both_XY = torch.stack([torch.stack([norm(y.T @ x) for y in ys]) for x in xs]).square()
+    scale_XY = own_X[:, None] * own_Y
+    return both_XY / scale_XY.masked_fill(scale_XY == 0, 1.0)
 
 
 def _centred(x_NG: Tensor) -> Tensor:

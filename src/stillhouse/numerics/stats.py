@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Int, Real
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
@@ -43,12 +43,15 @@ def bootstrap_interval(
     resamples: int = 2000,
     level: float = 0.95,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    groups: Int[np.ndarray, " _"] | None = None,
 ) -> tuple[float, float]:
     """Interval of a model's metric (its mean over seeds), over rows and seeds.
 
     Rows: percentiles of the metric over resampled rows, the same rows for every seed. Seeds: see
     the module's docstring. With one seed the interval covers the rows only. It is cut to
     `bounds`, the metric's range; with them, it has a width even if all rows are right.
+    `groups`: rows of one number belong together (the masked tokens of a text), and are drawn
+    together: what is sampled are texts.
     Raises ValueError for unequal lengths, fewer than 2 rows, a level outside (0, 1), or a metric
     that is not finite.
     """
@@ -56,12 +59,14 @@ def bootstrap_interval(
     preds_SN = _stack(preds, gold_N)
     scores_S = _scores(metric, preds_SN, gold_N)
     score = float(scores_S.mean())
-    means_R = _resampled_scores(metric, preds_SN, gold_N, resamples, rng).mean(1)
+    members = _members(groups, gold_N)
+    means_R = _resampled_scores(metric, preds_SN, gold_N, resamples, rng, members).mean(1)
     tail = (1 - level) / 2
     low, high = np.quantile(means_R, [tail, 1 - tail])
     seeds, span = len(scores_S), bounds[1] - bounds[0]
     if math.isfinite(span):
-        low, high = _at_least_wilson(low, high, score, bounds, len(gold_N), 2 * tail)
+        drawn = len(gold_N) if members is None else len(members)
+        low, high = _at_least_wilson(low, high, score, bounds, drawn, 2 * tail)
     if seeds > 1:
         seed_half = _t_quantile(2 * tail, seeds - 1) * math.sqrt(_seed_variance(scores_S))
         low = score - math.hypot(max(score - low, 0.0), seed_half)
@@ -107,6 +112,7 @@ def paired_gain(
     rng: np.random.Generator,
     resamples: int = 2000,
     level: float = 0.95,
+    groups: Int[np.ndarray, " _"] | None = None,
 ) -> PairedGain:
     """Mean over seeds of metric(student) - metric(baseline), its interval and two-sided p-value.
 
@@ -122,8 +128,9 @@ def paired_gain(
     (McNemar's test has it too); it is 0 for values. Two floors: never narrower than the rows
     alone would give, and the row part never below value^2 / N (1 / N^2 for classes), so that a
     difference without any variance over a handful of rows is not certain. With one seed only the
-    rows count: the claim is then about these two models, not about the recipes. Raises ValueError
-    as bootstrap_interval does, and when the two sides have different numbers of seeds.
+    rows count: the claim is then about these two models, not about the recipes. With `groups` (see
+    bootstrap_interval), N is how many groups there are, but for the continuity correction. Raises
+    ValueError as bootstrap_interval does, and when the two sides have different numbers of seeds.
     """
     _check(resamples, level)
     student_SN, baseline_SN = _stack(student, gold_N), _stack(baseline, gold_N)
@@ -134,10 +141,12 @@ def paired_gain(
         )
     both_SN = np.concatenate([student_SN, baseline_SN])
     gains_S = _difference(_scores(metric, both_SN, gold_N))
-    gains_RS = _difference(_resampled_scores(metric, both_SN, gold_N, resamples, rng))
+    members = _members(groups, gold_N)
+    gains_RS = _difference(_resampled_scores(metric, both_SN, gold_N, resamples, rng, members))
     value = float(gains_S.mean())
-    counted = np.issubdtype(both_SN.dtype, np.integer)
-    half_width = _half_width(gains_S, gains_RS, rows=len(gold_N), counted=counted)
+    counted = len(gold_N) if np.issubdtype(both_SN.dtype, np.integer) else 0
+    drawn = len(gold_N) if members is None else len(members)
+    half_width = _half_width(gains_S, gains_RS, rows=drawn, counted=counted)
     half = half_width(1 - level)
     return PairedGain(value, (value - half, value + half), _p_value(abs(value), half_width))
 
@@ -151,15 +160,16 @@ def verdict(gain: PairedGain) -> Literal["helped", "no difference", "hurt"]:
 
 
 def _half_width(
-    gains_S: NDArray[np.float64], gains_RS: NDArray[np.float64], *, rows: int, counted: bool
+    gains_S: NDArray[np.float64], gains_RS: NDArray[np.float64], *, rows: int, counted: int
 ) -> Callable[[float], float]:
-    """The interval's half-width as a function of 1 - level; the formula is in paired_gain."""
+    """The interval's half-width as a function of 1 - level; the formula is in paired_gain. `rows`:
+    how many are drawn at once; `counted`: how many answers are counted, 0 for values."""
     seeds = len(gains_S)
     covariance_SS = np.cov(gains_RS, rowvar=False).reshape(seeds, seeds)
     row_variance = max(float(covariance_SS.mean()), float(gains_S.mean()) ** 2 / rows)
     step = 0.0
     if counted:
-        row_variance, step = max(row_variance, rows**-2), 1 / (seeds * rows)
+        row_variance, step = max(row_variance, counted**-2), 1 / (seeds * counted)
     shared_variance = seed_variance = 0.0
     if seeds > 1:
         off_diagonal = covariance_SS.sum() - np.trace(covariance_SS)
@@ -218,14 +228,30 @@ def _resampled_scores(
     gold_N: NDArray[Any],
     resamples: int,
     rng: np.random.Generator,
+    members: list[NDArray[Any]] | None,
 ) -> NDArray[np.float64]:
-    """The metric on resampled rows, R x S: within a resample all seeds see the same rows."""
+    """The metric on resampled rows (whole groups of them, where there are), R x S: within a
+    resample all seeds see the same rows."""
     rows = len(gold_N)
     scores: list[NDArray[np.float64]] = []
     for _ in range(resamples):
-        drawn_N = rng.integers(rows, size=rows)
+        if members is None:
+            drawn_N = rng.integers(rows, size=rows)
+        else:
+            drawn = rng.integers(len(members), size=len(members))
+            drawn_N = np.concatenate([members[i] for i in drawn])
         scores.append(_scores(metric, preds_SN[:, drawn_N], gold_N[drawn_N]))
     return np.stack(scores)
+
+
+def _members(groups: NDArray[Any] | None, gold_N: NDArray[Any]) -> list[NDArray[Any]] | None:
+    """The rows of each group."""
+    if groups is None:
+        return None
+    if len(groups) != len(gold_N):
+        raise ValueError(f"each of {len(gold_N)} rows has a group, got {len(groups)}")
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
 
 def _stack(preds: Predictions, gold_N: NDArray[Any]) -> NDArray[Any]:

@@ -39,8 +39,8 @@ class LiveTeacher:
     """A model that answers each batch as it comes: eval mode, no gradient, its own tokenizer.
 
     `data`: the examples in the teacher's tokens; without it, the batch's own tokens (which may be
-    masked) are asked. `reads`: what is read inside it; without `scored` only that, and nothing
-    above it is computed.
+    masked) are asked. `reads`: what is read inside it; without `scored` only that, and on the fast
+    path nothing above it is computed.
     """
 
     kind = Dense
@@ -64,7 +64,10 @@ class LiveTeacher:
         self._weights: list[Pair] | None = None
 
     def signal(self, batch: Batch) -> Dense | States:
-        device = next(self.model.parameters()).device
+        device = next(iter(batch.inputs.values())).device if batch.inputs else None
+        if device is not None and next(self.model.parameters()).device != device:
+            self.model.to(device)  # where the student is trained
+            self._weights = None
         asked = batch if self.data is None else self.data.batch(batch.rows)
         with torch.no_grad():
             if self._fast and self._weights is None:  # they never change
@@ -72,7 +75,7 @@ class LiveTeacher:
                 self._weights = fast_weights(self.model, self._precision, stop)
             found = run(
                 self.model,
-                asked.to(device),
+                asked.to(next(self.model.parameters()).device),
                 precision=self._precision,
                 fast=self._fast,
                 weights=self._weights,

@@ -106,6 +106,7 @@ def inner_term(config: InnerTermConfig, inside: Inside, shared: dict[str, nn.Lin
         return InnerTerm(pairs, lambda x, y, mask: m.gram_mse(x, x, y, y, mask))
     if what == "scores":
         _check_heads(kind, inside)
+        _check_local(kind, inside, layers)
         compare = m.attention_mse if kind == "attention" else m.attention_kl
         return InnerTerm(pairs, compare)
     mean = kind == "patience" and config.variant == "reference"  # its code's mse_loss
@@ -196,6 +197,18 @@ def _check_heads(kind: str, inside: Inside) -> None:
             f"{kind} term: the student has {mine} attention heads and the teacher {theirs}: it "
             "needs equally many; a relations term (method minilm2) takes any"
         )
+
+
+def _check_local(kind: str, inside: Inside, layers: list[tuple[int, int]]) -> None:
+    """Scores of tokens outside a layer's window are never used: there is nothing to learn."""
+    for mine, theirs in layers:
+        if mine in inside.student.local or theirs in inside.teacher.local:
+            whole = sorted(set(range(1, inside.teacher.layers + 1)) - inside.teacher.local)
+            raise UsageError(
+                f"{kind} term: student layer {mine} or teacher layer {theirs} attends to a window "
+                f"of tokens only; the teacher's layers {', '.join(map(str, whole)) or '(none)'} "
+                "attend to all: pair such layers, or use a relations term"
+            )
 
 
 def _relations(config: InnerTermConfig, inside: Inside, layers: list[tuple[int, int]]) -> InnerTerm:
