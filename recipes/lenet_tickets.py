@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
@@ -50,7 +51,6 @@ from stillhouse.core.terms import Config, TermConfig
 from stillhouse.core.types import Batch, LoopState, StudentOutput
 from stillhouse.models.batched import BatchedMLP
 from stillhouse.numerics import masks as numerics
-from stillhouse.numerics import stats
 from stillhouse.tasks.vectors import read_idx
 from stillhouse.tickets.config import PruneConfig
 from stillhouse.tickets.files import load_masks, save_masks
@@ -201,8 +201,7 @@ class Early(nn.Module):
         better = losses < held.loss
         held.loss[better], held.step[better] = losses[better], step
         for name, parameter in model.named_parameters():
-            if not name.startswith("early."):
-                getattr(self, name.replace(".", "_"))[better] = parameter[better]
+            getattr(self, name.replace(".", "_"))[better] = parameter[better]
         return losses.tolist()
 
     def of(self, kind: str) -> list[Tensor]:
@@ -355,7 +354,7 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, mean, mean
-    half = float(stats.student_t(0.05, len(values) - 1) * np.std(values, ddof=1))
+    half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1))
     half /= float(np.sqrt(len(values)))
     return mean, mean - half, mean + half
 
@@ -368,8 +367,8 @@ def rows_of(rounds: list[dict[str, Any]], whole: int) -> list[dict[str, Any]]:
         for kind in kinds:
             mine = [i for i, member in enumerate(found["members"]) if member["kind"] == kind]
             kept = found["kept"][mine[0]]
-            row: dict[str, Any] = {"round": number, "kind": kind,
-                                   "remaining": 1.0 if kept is None else sum(kept) / whole}  # fmt: skip
+            share = 1.0 if kept is None else sum(kept) / whole
+            row: dict[str, Any] = {"round": number, "kind": kind, "remaining": share}
             for name in ("stop", "loss", "at_stop", "at_end"):
                 by_trial: dict[int, list[float]] = {}
                 for i in mine:
@@ -412,8 +411,8 @@ def claims(rows: list[dict[str, Any]]) -> list[str]:
     if (ticket := at("ticket", 0.211)) is not None:
         pairs = zip(ticket["stop"], dense["stop"], strict=True)
         mean, low, high = (100 * v for v in spread([1 - a / b for a, b in pairs]))
-        said.append(f"21.1 %: early stop {mean:.0f} % earlier than dense ({low:.0f} to {high:.0f}); "
-                    "the paper has 38 %.")  # fmt: skip
+        said.append(f"21.1 %: early stop {mean:.0f} % earlier than dense "
+                    f"({low:.0f} to {high:.0f}); the paper has 38 %.")  # fmt: skip
         other = at("reinitialised", 0.211)
         assert other is not None
         ratio = spread([b / a for a, b in zip(ticket["stop"], other["stop"], strict=True)])
@@ -449,12 +448,14 @@ def main() -> None:
         if not (folder / "train-images-idx3-ubyte.gz").is_file():
             raise UsageError(f"{folder} has no MNIST files: give their folder with --data")
         values = Settings().model_dump(mode="json")
-        settings = parse(Settings, override(values, [*(QUICK if args.quick else []), *args.changes]))
+        settings = parse(
+            Settings, override(values, [*(QUICK if args.quick else []), *args.changes])
+        )
         run(settings, folder, args.out, progress=Terminal())
         print((args.out / "results.md").read_text(encoding="utf-8"))
     except StillhouseError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.code) from None
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

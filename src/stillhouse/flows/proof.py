@@ -152,7 +152,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     )
     seconds = done.trained.seconds
     low, high = model.interval
-    rows = "rows" if done.corpus is None else "blocks of text"
+    rows = "rows" if gold.corpus is None else "blocks of text"
     return Record(
         flow="finetune",
         task=task.name,

@@ -21,7 +21,7 @@ from stillhouse.core.ticket_results import (
     TicketsRecord,
     TicketTiming,
 )
-from stillhouse.evaluation.evaluate import interval
+from stillhouse.evaluation.evaluate import groups_of, interval
 from stillhouse.flows.measured import gain_of, summary
 from stillhouse.models.student import parameters
 from stillhouse.numerics import masks as numerics
@@ -36,13 +36,13 @@ def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
     """The record of a finished search whose last ticket is stored."""
     gold, config = found.gold, found.config
     task, gold_N = gold.task, found.reported.gold_N
-    resamples = config.proof.resamples
-    groups: dict[tuple[str, int], list[Rung]] = {}
+    kinds: dict[tuple[str, int], list[Rung]] = {}
     for rung in found.rungs:
-        groups.setdefault((rung.kind, rung.round), []).append(rung)
-    dense = groups["dense", 0]
-    ordered = sorted(groups, key=lambda key: (key[1], KINDS.index(key[0])))
-    levels = [level(task, groups[key], dense, gold_N, resamples) for key in ordered]
+        kinds.setdefault((rung.kind, rung.round), []).append(rung)
+    dense = kinds["dense", 0]
+    ordered = sorted(kinds, key=lambda key: (key[1], KINDS.index(key[0])))
+    sampling = {"resamples": config.proof.resamples, "groups": groups_of(found.reported)}
+    levels = [level(task, kinds[key], dense, gold_N, **sampling) for key in ordered]
     model = gold.make(config.proof.seeds[0])
     held = [load_masks(masks_path(out, config.proof.seeds[0], r))[0] for r in rounds(found)]
     named = list(held[0])
@@ -76,7 +76,13 @@ def rounds(found: Found) -> range:
 
 
 def level(
-    task: Task, rungs: Sequence[Rung], dense: Sequence[Rung], gold_N: Tensor, resamples: int
+    task: Task,
+    rungs: Sequence[Rung],
+    dense: Sequence[Rung],
+    gold_N: Tensor,
+    *,
+    resamples: int,
+    groups: np.ndarray | None,
 ) -> Level:
     """One kind at one round, over the seeds; its gain over the dense model."""
     first = rungs[0]
@@ -87,7 +93,7 @@ def level(
     gain: Gain | None = None
     if first.kind != "dense":
         mine, theirs = [r.trained for r in rungs], [r.trained for r in dense]
-        gain = gain_of(task, mine, theirs, gold_N, resamples=resamples)[0]
+        gain = gain_of(task, mine, theirs, gold_N, resamples=resamples, groups=groups)[0]
     return Level(
         kind=first.kind,
         round=first.round,
@@ -100,6 +106,7 @@ def level(
             predictions[0].gold_N,
             resamples=resamples,
             rng=generator(0, "interval", first.kind, first.round),
+            groups=groups,
         ),
         seeds=[s[task.metric] for s in scored],
         metrics=metrics,
