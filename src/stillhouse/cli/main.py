@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from stillhouse.cli import models, recipes, runs
+from stillhouse.cli import models, recipes, runs, tickets
 from stillhouse.core.errors import StillhouseError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ for command in (
     models.selfcheck,
 ):
     app.command()(command)
+app.add_typer(tickets.app, name="tickets")
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -14,16 +14,16 @@ from pydantic import ValidationError
 from stillhouse.core.errors import UsageError
 from stillhouse.core.results import Record
 from stillhouse.core.rundir import write_text
-from stillhouse.core.ticket_results import TicketsRecord
+from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
 from stillhouse.report import format as fmt
-from stillhouse.report import metrics, page, tickets, view
+from stillhouse.report import metrics, page, tickets, transfer, view
 from stillhouse.report.page import RunPage
 from stillhouse.report.parts import Figure
 
 DISAGREEMENTS = 30
 TEXT_LIMIT = 600
 LABELS = 40
-AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord)
+AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord, TransferRecord)
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ def render(runs: Sequence[Path], out: Path) -> Path:
     """
     if not runs:
         raise UsageError("a report needs at least one run folder")
-    if any(_flow(folder) == "tickets" for folder in runs):
-        return _render_tickets(runs, out)
+    own = [flow for flow in map(_flow, runs) if flow in OWN_PAGES]
+    if own and len(runs) > 1:
+        raise UsageError(f"a {own[0]} run has a page of its own: name one folder")
+    if own:
+        return _render_own(runs[0], own[0], out)
     write_text(out, page_of([load(folder) for folder in runs]))
     return out
 
@@ -78,14 +81,19 @@ def _flow(folder: Path) -> str | None:
     return cast("str | None", held.get("flow")) if isinstance(held, dict) else None
 
 
-def _render_tickets(runs: Sequence[Path], out: Path) -> Path:
-    if len(runs) > 1:
-        raise UsageError("a search for tickets has a page of its own: name one folder")
-    record = _checked(TicketsRecord, runs[0] / "record.json")
-    config = runs[0] / "config.yaml"
-    template = _environment().get_template("tickets.html.j2")
+OWN_PAGES = ("tickets", "transfer")
+
+
+def _render_own(run: Path, flow: str, out: Path) -> Path:
+    """The page of a flow whose record is no distillation's."""
+    path, config = run / "record.json", run / "config.yaml"
+    if flow == "tickets":
+        found = tickets.build(_checked(TicketsRecord, path))
+    else:
+        found = transfer.build(_checked(TransferRecord, path))
     held = config.read_text(encoding="utf-8") if config.exists() else ""
-    write_text(out, template.render(page=tickets.build(record), config=held))
+    template = _environment().get_template(f"{flow}.html.j2")
+    write_text(out, template.render(page=found, config=held))
     return out
 
 

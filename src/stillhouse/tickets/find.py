@@ -103,8 +103,18 @@ def theta_path(out: Path, seed: int) -> Path:
 class Search:
     """The trainings of a search, in the order they depend on each other."""
 
-    def __init__(self, config: TicketsConfig, gold: Gold, out: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: TicketsConfig,
+        gold: Gold,
+        out: Path,
+        progress: Progress,
+        *,
+        theta: Path | None = None,
+    ) -> None:
+        """`theta`: the folder of the run whose weights are rewound to, if that is another."""
         self.config, self.gold, self.out, self.progress = config, gold, out, progress
+        self.theta = theta or out
         self.prune = config.prune
         model = gold.make(config.proof.seeds[0])
         named = prunable(model, include=self.prune.include, exclude=self.prune.exclude)
@@ -140,12 +150,12 @@ class Search:
         last = self.prune.rounds
         every = self.config.proof.controls_at == "all"
         held: Masks = {n: torch.ones(shape, dtype=torch.bool) for n, shape in self.shapes.items()}
-        found = [self._train("dense", 0, seed, held, lambda: self.gold.make(seed))]
+        found = [self._rung("dense", 0, seed, held, lambda: self.gold.make(seed))]
         before = found[0].trained
         for number in range(1, last + 1):
             held = self._masks(seed, number, held, before)
             start = partial(self._start, seed, before)
-            found.append(self._train("ticket", number, seed, held, start))
+            found.append(self._rung("ticket", number, seed, held, start))
             _forget(before)
             before = found[-1].trained
             if every or number == last:
@@ -157,10 +167,10 @@ class Search:
         for kind in self.config.proof.controls:
             if kind == "random":
                 own = numerics.random_like(held, generator(seed, "random mask", number))
-                found.append(self._train(kind, number, seed, own, partial(self.rewound, seed)))
+                found.append(self._rung(kind, number, seed, own, partial(self.rewound, seed)))
             else:
                 start = partial(self._fresh, seed)
-                found.append(self._train(kind, number, seed, held, start))
+                found.append(self._rung(kind, number, seed, held, start))
             _forget(found[-1].trained)
         return found
 
@@ -172,10 +182,17 @@ class Search:
         can be in it. Without rewinding, the one that the first training began with."""
         model = self.gold.make(seed)
         if self.prune.rewind not in ("none", 0):
-            found = checkpoint.load(theta_path(self.out, seed))
+            found = checkpoint.load(theta_path(self.theta, seed))
             assert found is not None, "the dense training keeps it"
             model.load_state_dict(found[0])
         return model
+
+    def train_masked(self, title: str, seed: int, masks: Masks) -> Trained:
+        """Another ticket's masks on this search's first weights, trained as its own tickets are."""
+        held = {name: mask for name, mask in masks.items() if name in self.shapes}
+        trained = self._train(title, seed, held, partial(self.rewound, seed), late=True)
+        _forget(trained)
+        return trained
 
     def _start(self, seed: int, before: Trained) -> PreTrainedModel:
         """What a ticket's training begins with."""
@@ -183,17 +200,34 @@ class Search:
             return load_trained(before, self.movable(self.gold.make(seed)))  # pyright: ignore
         return self.rewound(seed)
 
-    def _train(
+    def _rung(
         self, kind: Kind, number: int, seed: int, held: Masks, make: Callable[[], PreTrainedModel]
     ) -> Rung:
-        stage = replace(self.stage(seed if kind == "dense" else None), masks=held)
-        scored = kind in ("dense", "ticket")
-        if kind != "dense" and self.prune.rewind != "none":
+        scored, late = kind in ("dense", "ticket"), kind != "dense"
+        title = f"{kind}-{number}"
+        trained = self._train(title, seed, held, make, late=late, scored=scored)
+        kept = sum(int(mask.sum()) for mask in held.values())
+        return Rung(kind, number, seed, kept / sum(self.sizes.values()), kept, trained)
+
+    def _train(
+        self,
+        title: str,
+        seed: int,
+        held: Masks,
+        make: Callable[[], PreTrainedModel],
+        *,
+        late: bool,
+        scored: bool = False,
+    ) -> Trained:
+        """One training, done once. `late`: from the step that is rewound to; `scored`: its weights
+        will be, so what the score needs is summed on the way."""
+        stage = replace(self.stage(None if late else seed), masks=held)
+        if late and self.prune.rewind != "none":
             stage = replace(stage, start=self.prune.rewind)
         if scored and self.prune.score == "movement":
             stage = replace(stage, step_fn=moving_step, fast=False)
-        trained = train(
-            f"{kind}-{number}",
+        return train(
+            title,
             seed,
             lambda: self.movable(make()) if scored else make(),
             [stage],
@@ -202,8 +236,6 @@ class Search:
             out=self.out,
             progress=self.progress,
         )
-        kept = sum(int(mask.sum()) for mask in held.values())
-        return Rung(kind, number, seed, kept / sum(self.sizes.values()), kept, trained)
 
     def movable(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model, ready to sum its weights' movement where the score needs it."""

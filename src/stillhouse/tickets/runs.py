@@ -13,19 +13,20 @@ from torch import nn
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
-from stillhouse.core.rundir import atomic, claim, write_json
-from stillhouse.core.ticket_results import Storage, TicketsRecord
+from stillhouse.core.rundir import atomic, check_free, claim, write_json
+from stillhouse.core.ticket_results import Storage, TicketsRecord, TransferRecord
 from stillhouse.evaluation.efficiency import folder_bytes
 from stillhouse.flows.common import tidy
 from stillhouse.flows.gold import prepare_gold
 from stillhouse.flows.stages import load_trained
 from stillhouse.models.save import save_model
 from stillhouse.report.html import render
-from stillhouse.tickets.config import TicketsConfig
+from stillhouse.tickets.config import TicketsConfig, TransferConfig
 from stillhouse.tickets.files import fitting, load_masks, save_masks, save_sparse
 from stillhouse.tickets.find import Found, Search, find, masks_path
 from stillhouse.tickets.record import tickets_record
 from stillhouse.tickets.scores import MOVED
+from stillhouse.tickets.transfer import transfer
 
 
 @dataclass
@@ -63,6 +64,22 @@ def run_tickets(
     render([out], out / "report.html")
     tidy(out, keep=config.keep_checkpoints)
     return TicketsRun(out, record)
+
+
+def run_transfer(
+    config: TransferConfig, out: Path, *, progress: Progress | None = None
+) -> TransferRecord:
+    """The transfer of a checked config, to its record and report. A finished one is read."""
+    progress = progress or Terminal()
+    if (out / "record.json").is_file():
+        check_free(out, config.model_dump(mode="json"))
+        progress.note(f"{out} is finished already")
+        return TransferRecord.model_validate_json((out / "record.json").read_text("utf-8"))
+    record = transfer(config, out, progress=progress)
+    write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
+    render([out], out / "report.html")
+    tidy(out, keep=False)
+    return record
 
 
 def _save(found: Found, out: Path, progress: Progress) -> Storage:

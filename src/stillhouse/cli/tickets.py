@@ -1,0 +1,148 @@
+"""Commands about lottery tickets: find, transfer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stillhouse.cli import console, options
+from stillhouse.core.settings import parse
+from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
+from stillhouse.tickets.config import TicketsConfig, TransferConfig
+
+app = typer.Typer(
+    help="Sparse subnetworks that train as well as the whole.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def find(
+    out: options.Out,
+    model: Annotated[
+        str | None, typer.Option("--model", help="a pretrained model: a folder or a hub name")
+    ] = None,
+    data: options.Data = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", help="share of the prunable weights that go")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="in how many rounds (1: one shot)")
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option("--score", help="magnitude, movement, gradient, fisher or random"),
+    ] = None,
+    rewind: Annotated[
+        str | None,
+        typer.Option("--rewind", help="the step whose weights survivors get back, or none"),
+    ] = None,
+    seeds: options.Seeds = None,
+    task: options.Task = None,
+    text_column: options.Text = None,
+    pair_column: options.Pair = None,
+    label_column: options.Label = None,
+    cache: options.Cache = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = False,
+    json: options.Json = False,
+) -> None:
+    """Find a ticket: train, prune, rewind, repeat; beside random masks and fresh weights.
+
+    Example: stillhouse tickets find --model all-MiniLM-L6-v2 --data reviews.csv --sparsity 0.6 --out ticket
+    """  # noqa: E501
+    values = options.settings(
+        config,
+        "tickets",
+        {
+            "model": model,
+            "data.path": data,
+            "data.text": text_column,
+            "data.pair": pair_column,
+            "data.label": label_column,
+            "task": task,
+            "prune.sparsity": sparsity,
+            "prune.rounds": rounds,
+            "prune.score": score,
+            "prune.rewind": int(rewind) if rewind is not None and rewind.isdigit() else rewind,
+            "proof.seeds": list(range(seeds)) if seeds else None,
+            "cache": cache,
+            "trust_remote_code": trust_remote_code or None,
+        },
+        set_,
+    )
+    options.required(values, "model", "data.path")
+    checked = parse(TicketsConfig, values)
+    from stillhouse.tickets.runs import run_tickets
+
+    run = run_tickets(checked, out)
+    if json:
+        console.print_json(run.record.model_dump(mode="json", by_alias=True))
+        return
+    _levels(run.record)
+    console.out.print(f"\nReport: {run.out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def transfer(
+    runs: Annotated[list[str], typer.Argument(help="finished searches, at least two")],
+    out: options.Out,
+    seeds: options.Seeds = None,
+    json: options.Json = False,
+) -> None:
+    """Train every search's ticket on every other's task.
+
+    Example: stillhouse tickets transfer sst2-ticket mrpc-ticket wiki-ticket --out matrix
+    """
+    shared = list(range(seeds)) if seeds else None
+    checked = parse(TransferConfig, {"runs": runs, "seeds": shared})
+    from stillhouse.tickets.runs import run_transfer
+
+    record = run_transfer(checked, out)
+    if json:
+        console.print_json(record.model_dump(mode="json", by_alias=True))
+        return
+    _matrix(record)
+    console.out.print(f"\nReport: {out / 'report.html'}", soft_wrap=True)
+
+
+def _levels(record: TicketsRecord) -> None:
+    rows = []
+    for each in record.levels:
+        low, high = each.interval
+        gain = "" if each.gain is None else f"{100 * each.gain.value:+.1f}"
+        early = sum(each.early_steps) / len(each.early_steps) if each.early_steps else None
+        rows.append(
+            [
+                each.kind,
+                f"{100 * each.remaining:.1f} %",
+                f"{each.score:.4f}",
+                f"{low:.3f} - {high:.3f}",
+                gain,
+                console.number(early, ",.0f"),
+            ]
+        )
+    columns = ("model", "weights", record.metric, "95 % interval", "points", "stop at")
+    console.table(columns, rows)
+    console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+
+
+def _matrix(record: TransferRecord) -> None:
+    """One row a source, one column a target: the score, and points against the target's own."""
+    cells = {(cell.source, cell.target): cell for cell in record.cells}
+    rows = [
+        [
+            source,
+            *(
+                f"{cell.score:.3f}" + (f" ({100 * cell.gain.value:+.1f})" if cell.gain else "")
+                for cell in (cells[source, target] for target in record.names)
+            ),
+        ]
+        for source in record.names
+    ]
+    rows.append(["dense", *(f"{score:.3f}" for score in record.dense)])
+    console.table(["ticket of", *(f"on {name}" for name in record.names)], rows)
+    console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)

@@ -1,0 +1,210 @@
+"""The tickets of some tasks, trained on the others: transfer(S, T).
+
+Chen et al. 2020 (BERT-Tickets), sec. 4: the source's mask on the target's first weights, the
+target's own fresh head and training. Beside it the target's own ticket, transfer(T, T), and its
+dense model.
+
+Axes: N rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Progress, Silent
+from stillhouse.core.results import Gain
+from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.seeding import generator
+from stillhouse.core.settings import parse, read_yaml
+from stillhouse.core.ticket_results import Cell, TicketTiming, TransferRecord
+from stillhouse.evaluation.evaluate import groups_of, interval
+from stillhouse.flows.gold import Gold, prepare_gold
+from stillhouse.numerics import masks as numerics
+from stillhouse.numerics import stats
+from stillhouse.tickets.config import TicketsConfig, TransferConfig
+from stillhouse.tickets.files import fitting, load_masks
+from stillhouse.tickets.find import Search, masks_path
+
+Answers = dict[int, np.ndarray]  # a model's scores of the reported rows, by seed
+
+
+@dataclass
+class Ticketed:
+    """A finished search, as source and target. `masks`: of its last round, by seed."""
+
+    name: str
+    folder: Path
+    config: TicketsConfig
+    gold: Gold
+    search: Search
+    masks: Mapping[int, Mapping[str, Tensor]]
+
+    def answers(self, kind: str, number: int, seeds: Sequence[int]) -> Answers:
+        """What the search's own models answered."""
+        held = load_file(self.folder / "answers.safetensors")
+        return {seed: held[f"{kind}-{number}|{seed}"].numpy() for seed in seeds}
+
+
+def transfer(
+    config: TransferConfig, out: Path, *, progress: Progress | None = None
+) -> TransferRecord:
+    """Trains every source's ticket on every other's task, in the run folder `out`; a transfer that
+    was killed goes on where it was. Raises UsageError, ModelError, RunError."""
+    progress = progress or Silent()
+    started = time.perf_counter()
+    runs = [opened(Path(run), out, progress) for run in config.runs]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two of the runs have one name: {', '.join(names)}; rename a folder")
+    seeds = _shared_seeds(runs, config)
+    for source in runs:
+        for target in runs:
+            _fitted(source, target, seeds[0])
+    claim(out, config.model_dump(mode="json"), _content(runs))
+    write_json(out / "manifest.json", manifest(content=_content(runs), seeds=seeds))
+    cells: list[Cell] = []
+    steps = 0
+    for target in runs:
+        own = target.answers("ticket", target.config.prune.rounds, seeds)
+        for source in runs:
+            found = own
+            if source is not target:
+                found = {}
+                for seed in seeds:
+                    title = f"{source.name}-on-{target.name}"
+                    masks = _fitted(source, target, seed)
+                    trained = target.search.train_masked(title, seed, masks)
+                    found[seed] = trained.scores_NK
+                    steps += trained.fit.steps
+            cells.append(_cell(source, target, found, own, seeds, config.resamples))
+    dense = [_score(run, run.answers("dense", 0, seeds)) for run in runs]
+    return TransferRecord(
+        names=names,
+        metrics=[run.gold.task.metric for run in runs],
+        remaining=[numerics.density(run.masks[seeds[0]]) for run in runs],
+        dense=[float(np.mean(each)) for each in dense],
+        cells=cells,
+        overlaps=_overlaps(runs, seeds),
+        sentence=_sentence(names, cells),
+        timing=TicketTiming(total_s=time.perf_counter() - started, steps=steps),
+    )
+
+
+def opened(folder: Path, out: Path, progress: Progress) -> Ticketed:
+    """A finished search. Raises UsageError if there is none in `folder`."""
+    if not (folder / "record.json").is_file() or not (folder / "answers.safetensors").is_file():
+        raise UsageError(f"{folder} is no finished search for tickets: run tickets find first")
+    config = parse(TicketsConfig, read_yaml(folder / "config.yaml"))
+    gold = prepare_gold(config, progress, metric=config.proof.metric)
+    search = Search(config, gold, out, progress, theta=folder)
+    last = config.prune.rounds
+    masks = {seed: load_masks(masks_path(folder, seed, last))[0] for seed in config.proof.seeds}
+    return Ticketed(folder.resolve().name, folder, config, gold, search, masks)
+
+
+def _shared_seeds(runs: Sequence[Ticketed], config: TransferConfig) -> list[int]:
+    """The seeds to transfer with. Raises UsageError where a run lacks one, or none is shared."""
+    shared = set.intersection(*(set(run.masks) for run in runs))
+    seeds = sorted(shared) if config.seeds is None else config.seeds
+    if not seeds or not set(seeds) <= shared:
+        raise UsageError(
+            f"the runs share the seeds {', '.join(map(str, sorted(shared))) or '(none)'}: "
+            "transfer with these"
+        )
+    return seeds
+
+
+def _fitted(source: Ticketed, target: Ticketed, seed: int) -> dict[str, Tensor]:
+    """The source's masks that the target's model has weights for."""
+    model = target.gold.make(seed)
+    return fitting(source.masks[seed], model, str(source.folder))
+
+
+def _content(runs: Sequence[Ticketed]) -> dict[str, str]:
+    return {
+        f"{name} of {run.name}": value for run in runs for name, value in run.gold.content.items()
+    }
+
+
+def _score(target: Ticketed, answers: Answers) -> list[float]:
+    task, gold_N = target.gold.task, target.search.reported.gold_N
+    return [task.score(task.predictions(s, gold_N))[task.metric] for s in answers.values()]
+
+
+def _cell(
+    source: Ticketed,
+    target: Ticketed,
+    found: Answers,
+    own: Answers,
+    seeds: Sequence[int],
+    resamples: int,
+) -> Cell:
+    task, gold_N = target.gold.task, target.search.reported.gold_N
+    groups = groups_of(target.search.reported)
+    mine, theirs = (
+        [task.predictions(each[seed], gold_N) for seed in seeds] for each in (found, own)
+    )
+    gain: Gain | None = None
+    if source is not target:
+        paired = stats.paired_gain(
+            lambda a, g: task.metric_of(a, g, task.metric),
+            [p.answers_N for p in mine],
+            [p.answers_N for p in theirs],
+            mine[0].gold_N,
+            resamples=resamples,
+            rng=generator(0, "transfer", source.name, target.name),
+            groups=groups,
+        )
+        gain = Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
+    scores = [task.score(p)[task.metric] for p in mine]
+    return Cell(
+        source=source.name,
+        target=target.name,
+        score=float(np.mean(scores)),
+        interval=interval(
+            task,
+            [p.answers_N for p in mine],
+            mine[0].gold_N,
+            resamples=resamples,
+            rng=generator(0, "cell", source.name, target.name),
+            groups=groups,
+        ),
+        seeds=scores,
+        gain=gain,
+    )
+
+
+def _overlaps(runs: Sequence[Ticketed], seeds: Sequence[int]) -> list[list[float]]:
+    """Overlap (Jaccard) of the tickets of two tasks on the weights both prune, mean over seeds."""
+
+    def alike(a: Ticketed, b: Ticketed) -> float:
+        found: list[float] = []
+        for seed in seeds:
+            both = [name for name in a.masks[seed] if name in b.masks[seed]]
+            mine, theirs = ({n: run.masks[seed][n] for n in both} for run in (a, b))
+            found.append(numerics.overlap(mine, theirs)[0])
+        return float(np.mean(found))
+
+    return [[alike(a, b) for b in runs] for a in runs]
+
+
+def _sentence(names: Sequence[str], cells: Sequence[Cell]) -> str:
+    """Which source transfers best, by its mean loss to the targets' own tickets."""
+    means = {
+        name: float(np.mean([c.gain.value for c in cells if c.source == name and c.gain]))
+        for name in names
+    }
+    best = max(means, key=lambda name: means[name])
+    listed = ", ".join(f"{name} {100 * mean:+.1f}" for name, mean in means.items())
+    return (
+        f"The ticket of {best} transfers best. Points against the targets' own tickets, mean over "
+        f"targets, by source: {listed}."
+    )
