@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.types import Tap, What
 from stillhouse.models.dropout import dropout
+from stillhouse.models.slim import family
 from stillhouse.models.weights import Joined, Pair, linear
 
 Random = np.random.Generator | None
@@ -58,9 +59,10 @@ class Stop:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a block needs to know. `attended`: the dropout of what attention gives."""
+    """What a block needs to know. `head`: the width of a head; `attended`: the dropout of what
+    attention gives."""
 
-    heads: int
+    head: int
     eps: float
     dropout: float
     attended: float
@@ -85,13 +87,13 @@ def _norm(x: Tensor, pair: Pair, eps: float) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, shape: Shape, rng: Random,
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads: int, shape: Shape, rng: Random,
     notes: Notes, layer: int,
 ) -> Tensor:  # fmt: skip
     """Attention of queries over keys; q, k, v: (B x A) x tokens x D. Scores are laid out
     keys x queries: a softmax over the last axis is slow for short rows."""
     scores = torch.bmm(k, q.transpose(1, 2)).mul_(q.shape[-1] ** -0.5)
-    by_head = (-1, shape.heads, *scores.shape[1:])
+    by_head = (-1, heads, *scores.shape[1:])
     if bias is not None:  # in the noted scores too: padded keys are nobody's business
         scores = scores.view(by_head).add_(bias).view(-1, *by_head[2:])
     notes.put("scores", layer, scores.view(by_head).transpose(2, 3))
@@ -100,10 +102,10 @@ def _attend(
     return torch.bmm(dropout(weights, shape.attention, rng).transpose(1, 2), v)
 
 
-def _split(x: Tensor, rows: int, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """N x parts H -> each part as (B x A) x tokens x D."""
-    x = x.view(rows, len(x) // rows, parts, heads, -1).permute(2, 0, 3, 1, 4)
-    return x.reshape(parts, rows * heads, x.shape[3], -1).unbind(0)
+def _split(x: Tensor, rows: int, parts: int, head: int) -> tuple[Tensor, ...]:
+    """N x parts A D -> each part as (B x A) x tokens x D."""
+    x = x.view(rows, len(x) // rows, parts, -1, head).permute(2, 0, 3, 1, 4)
+    return x.reshape(parts, -1, x.shape[3], head).unbind(0)
 
 
 def _block(
@@ -112,21 +114,23 @@ def _block(
 ) -> Tensor:  # fmt: skip
     """N x H -> N x H, N = B x T; with `first_only` the first tokens' states, B x H. With `ends`
     no more is computed than attention."""
-    heads = shape.heads
     kept = x.view(rows, -1, x.shape[-1])[:, 0] if first_only else x
     if last:
-        (q,) = _split(linear(kept, next(pairs)), rows, 1, heads)
-        k, v = _split(linear(x, next(pairs)), rows, 2, heads)
+        (q,) = _split(linear(kept, next(pairs)), rows, 1, shape.head)
+        k, v = _split(linear(x, next(pairs)), rows, 2, shape.head)
     else:
-        q, k, v = _split(linear(x, next(pairs)), rows, 3, heads)
+        q, k, v = _split(linear(x, next(pairs)), rows, 3, shape.head)
+    heads = len(q) // rows
     if notes.reads:
         named: tuple[tuple[What, Tensor], ...] = (("queries", q), ("keys", k), ("values", v))
         for what, part in named:
             notes.put(what, layer, part.view(rows, heads, *part.shape[1:]))
-    context = _attend(q, k, v, bias, shape, rng, notes, layer)
+    context = _attend(q, k, v, bias, heads, shape, rng, notes, layer)
     if ends:
         return x
-    context = context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(kept.shape)
+    context = (
+        context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(len(kept), -1)
+    )
     out = dropout(linear(context, next(pairs)), shape.attended, rng)
     attended = _norm(out + kept, next(pairs), shape.eps)
     inner = F.gelu(linear(attended, next(pairs)))
@@ -140,12 +144,12 @@ def encode(
 ) -> Tensor:  # fmt: skip
     """Last states: N x H, or with `first_only` the first tokens', B x H. With `stop`, whatever
     there is at that place, and no more is computed."""
-    family: Family = FAMILIES[base.config.model_type]
-    x = family.embed(base.embeddings, inputs, rng).to(dtype)
+    names = known_family(base.config)
+    x = names.embed(base.embeddings, inputs, rng).to(dtype)
     mask, bias = inputs["attention_mask"], None
     if not bool(mask.all()):
         bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
-    rows, shape, last = len(mask), family.shape(base.config), len(family.blocks(base))
+    rows, shape, last = len(mask), names.shape(base.config), len(names.blocks(base))
     notes.put("hidden", 0, x.view(rows, -1, x.shape[-1]))
     for layer in range(1, (last if stop is None else stop.layer) + 1):
         is_last = layer == last
@@ -163,11 +167,11 @@ def encode(
 def encoder_layers(base: Any, stop: Stop | None = None) -> list[Joined]:
     """The layers of a model's blocks (as far as `stop`), in the order `encode` takes their
     weights."""
-    family: Family = FAMILIES[base.config.model_type]
+    names = known_family(base.config)
     found: list[Joined] = []
-    blocks = list(family.blocks(base))
+    blocks = list(names.blocks(base))
     for number, block in enumerate(blocks[: stop.layer if stop else None], start=1):
-        q, k, v, *others = family.parts(block)
+        q, k, v, *others = names.parts(block)
         found += [[q], [k, v]] if number == len(blocks) else [[q, k, v]]
         if stop is None or number < stop.layer or not stop.in_attention:
             found += [[layer] for layer in others]
@@ -176,7 +180,7 @@ def encoder_layers(base: Any, stop: Stop | None = None) -> list[Joined]:
 
 def _bert_shape(config: Any) -> Shape:
     return Shape(
-        config.num_attention_heads,
+        config.hidden_size // config.num_attention_heads,
         config.layer_norm_eps,
         config.hidden_dropout_prob,
         config.hidden_dropout_prob,
@@ -258,7 +262,7 @@ ROBERTA = Family(
     head=_roberta_head,
 )
 DISTILBERT = Family(
-    shape=lambda c: Shape(c.n_heads, 1e-12, c.dropout, 0.0, c.attention_dropout),
+    shape=lambda c: Shape(c.dim // c.n_heads, 1e-12, c.dropout, 0.0, c.attention_dropout),
     blocks=lambda base: base.transformer.layer,
     parts=_distilbert_parts,
     embed=_embed_bert,
@@ -267,3 +271,14 @@ DISTILBERT = Family(
     activation="activation",
 )
 FAMILIES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "distilbert": DISTILBERT}
+
+
+def known_family(config: Any) -> Family:
+    found = family_of(config)
+    assert found is not None, "asked of models with a fast path only"
+    return found
+
+
+def family_of(config: Any) -> Family | None:
+    """How a model's family names its parts; None for one without a fast path."""
+    return FAMILIES.get(family(getattr(config, "model_type", "")))

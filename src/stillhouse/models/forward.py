@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.types import Batch, States, StudentOutput, Tap
-from stillhouse.models.encoder import FAMILIES, Notes, Random, Stop, encode, encoder_layers
+from stillhouse.models.encoder import (
+    Notes,
+    Random,
+    Stop,
+    encode,
+    encoder_layers,
+    family_of,
+    known_family,
+)
 from stillhouse.models.masked import vocabulary_scores
 from stillhouse.models.taps import reading
 from stillhouse.models.weights import Joined, Pair, joined
@@ -32,7 +40,7 @@ def _is_classifier(model: nn.Module) -> bool:
 
 def has_fast_path(model: nn.Module) -> bool:
     config: Any = getattr(model, "config", None)
-    family = FAMILIES.get(getattr(config, "model_type", ""))
+    family = family_of(config)
     if family is None:
         return False
     return (
@@ -55,7 +63,7 @@ def fast_layers(model: Any, stop: Stop | None = None) -> list[Joined]:
     layers = encoder_layers(model.base_model, stop)
     if stop is not None or not _is_classifier(model):
         return layers
-    return layers + FAMILIES[model.config.model_type].head_layers(model)
+    return layers + known_family(model.config).head_layers(model)
 
 
 def fast_weights(model: nn.Module, precision: str, stop: Stop | None = None) -> list[Pair]:
@@ -117,7 +125,7 @@ def _fast(
     classifies = _is_classifier(model)
     last = encode(model.base_model, inputs, pairs, dtype, rng, notes, first_only=classifies)
     if classifies:
-        scores_NK = FAMILIES[model.config.model_type].head(model, last, pairs, rng)
+        scores_NK = known_family(model.config).head(model, last, pairs, rng)
     else:
         with torch.autocast(last.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             scores_NK = vocabulary_scores(model, last[_scored(batch)])

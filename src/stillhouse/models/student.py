@@ -20,6 +20,8 @@ from transformers import (
 from stillhouse.core.config import StudentConfig
 from stillhouse.core.errors import ModelError
 
+BY_LAYER = ("layer_types", "heads_by_layer", "ffn_by_layer")  # settings with an entry a block
+
 
 def choose_layers(total: int, count: int, keep: str) -> list[int]:
     """Which `count` of `total` layers stay, 1-based and rising.
@@ -69,8 +71,9 @@ def take_layers(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
     _check_inside(layers, len(module))
     config = copy.deepcopy(source.config)
     config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [source.config.layer_types[k - 1] for k in layers]
+    for name_of in BY_LAYER:
+        if each := getattr(config, name_of, None):
+            setattr(config, name_of, [each[k - 1] for k in layers])
     student = like(source, config)
     weights = {}
     position = {f"{name}.{k - 1}.": f"{name}.{i}." for i, k in enumerate(layers)}
@@ -103,7 +106,7 @@ def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTraine
     if kinds:
         config.layer_types = kinds[: config.num_hidden_layers]
     config.hidden_size = shape.width or config.hidden_size
-    ffn = _ffn_name(config)
+    ffn = ffn_name(config)
     scaled = getattr(config, ffn) * config.hidden_size // source.config.hidden_size
     setattr(config, ffn, shape.ffn or scaled)
     config.num_attention_heads = shape.heads or _heads(source.config, config.hidden_size)
@@ -118,7 +121,7 @@ def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTraine
     return student.eval()
 
 
-def _ffn_name(config: Any) -> str:
+def ffn_name(config: Any) -> str:
     """The setting of a config that holds its feed-forward width. Raises ModelError."""
     for name in ("intermediate_size", "hidden_dim", "ffn_dim"):
         if hasattr(config, name):

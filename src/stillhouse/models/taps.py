@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from stillhouse.core.errors import ModelError, unknown
 from stillhouse.core.types import Tap
+from stillhouse.models import slim
 from stillhouse.models.student import blocks
 
 # Where a family's block keeps its attention.
@@ -61,6 +62,9 @@ def geometry(model: nn.Module) -> Geometry:
     config: Any = model.config
     heads = getattr(config, "num_attention_heads", 0)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    by_layer = getattr(config, "heads_by_layer", None)
+    if by_layer is not None:  # a number that all layers share, or none that can be asked
+        heads = by_layer[0] if len(set(by_layer)) == 1 else 0
     kinds = getattr(config, "layer_types", None) or []
     local = frozenset(i for i, kind in enumerate(kinds, start=1) if "sliding" in kind)
     return Geometry(len(layers), config.hidden_size, heads, heads * size, local)
@@ -163,7 +167,7 @@ def _name(model: nn.Module) -> str:
 
 def _attention(model: nn.Module, block: nn.Module) -> Any:
     """The module of a block that calls transformers' attention. Raises ModelError."""
-    family = getattr(getattr(model, "config", None), "model_type", _name(model))
+    family = slim.family(getattr(getattr(model, "config", None), "model_type", _name(model)))
     if family not in ATTENTION:
         raise ModelError(
             f"the attention of {family} can't be read, only that of {', '.join(ATTENTION)}: use "
