@@ -43,7 +43,7 @@ class Sizes:
 
 def sizes(model: PreTrainedModel) -> Sizes:
     """Raises ModelError for a model whose blocks can't be cut."""
-    parts = _parts(model)
+    parts = parts_of(model)
     found = [
         (block.get_submodule(parts[0][0]), block.get_submodule(parts[2]))
         for block in blocks(model)[1]
@@ -72,7 +72,7 @@ def cut(model: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
     neurons), else of a slim class that loads like it. Raises ModelError where nothing, or what is
     not there, would be kept.
     """
-    own, parts = sizes(model), _parts(model)
+    own, parts = sizes(model), parts_of(model)
     _check(kept, own)
     fewer: Any = take_layers(model, [each.layer for each in kept])
     heads = [len(each.heads) for each in kept]
@@ -132,7 +132,7 @@ def _made(model: Any, heads: list[int], neurons: list[int], own: Sizes) -> Any:
     return classes[1 if masked else 0](settings.from_dict(values))
 
 
-def _parts(model: Any) -> tuple[tuple[str, ...], str, str, str]:
+def parts_of(model: Any) -> tuple[tuple[str, ...], str, str, str]:
     """The names of a block's linear layers. Raises ModelError for a family that can't be cut."""
     kind = slim.family(getattr(model.config, "model_type", ""))
     if kind not in slim.PARTS:

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillhouse.core.config import GoldConfig, TrainingConfig
+from stillhouse.core.config import DataConfig, GoldConfig, TrainingConfig
 from stillhouse.core.terms import Config, Positive
 
 Score = Literal["magnitude", "movement", "gradient", "fisher", "random"]
 Control = Literal["random", "reinitialised"]
+Part = Literal["layers", "heads", "neurons"]
 
 
 class PruneConfig(Config):
@@ -74,3 +75,38 @@ class TransferConfig(Config):
     runs: Annotated[tuple[str, ...], Field(min_length=2)]
     seeds: list[int] | None = None
     resamples: Annotated[int, Field(ge=2)] = 2000
+
+
+class RemoveConfig(Config):
+    """What is cut out of a fine-tuned model, and how far.
+
+    One target: speedup (of the median latency, in `runtime`, at `batch` rows), parameters (the
+    share of all parameters that stays), or explicit counts: layers, and heads and neurons a layer.
+    what: which parts may go. A part's worth is scored on `score_rows` rows of the training data;
+    nothing held out or reported is looked at.
+    """
+
+    flow: Literal["remove"] = "remove"
+    task: Literal["auto", "classification", "regression"] = "auto"
+    model: str
+    data: DataConfig
+    what: Annotated[tuple[Part, ...], Field(min_length=1)] = ("layers", "heads", "neurons")
+    speedup: Annotated[float, Field(gt=1)] | None = None
+    parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
+    layers: Positive | None = None
+    heads: Positive | None = None
+    neurons: Positive | None = None
+    runtime: Literal["torch", "onnx", "onnx-int8"] = "onnx-int8"
+    batch: Positive = 1
+    score_rows: Positive = 512
+    cache: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_target(self) -> RemoveConfig:
+        counts = any(value is not None for value in (self.layers, self.heads, self.neurons))
+        targets = [self.speedup is not None, self.parameters is not None, counts]
+        if sum(targets) != 1:
+            raise ValueError("give one target: speedup, parameters, or counts (layers, heads, ...)")
+        return self
