@@ -63,6 +63,18 @@ def remove(
     return cutter.by_parameters() if config.speedup is None else cutter.by_speed()
 
 
+def cheapest(layers: Sequence[Sequence[Option]]) -> list[Option]:
+    """The options that cost least, one a layer; at least one layer stays."""
+    found = [min(options, key=lambda option: option.cost) for options in layers]
+    if not any(option.heads for option in found):
+        place, stays = min(
+            ((i, o) for i, options in enumerate(layers) for o in options if o.heads),
+            key=lambda each: each[1].cost,
+        )
+        found[place] = stays
+    return found
+
+
 Worth = tuple[list[Tensor], list[Tensor]]
 
 
@@ -196,7 +208,7 @@ class _Cutter:
         options = self._options({pair: of(*pair) for pair in self._pairs()})
         chosen = choose(options, budget)
         if chosen is None:
-            least = fixed + min(option.cost for mine in options for option in mine if option.heads)
+            least = fixed + sum(option.cost for option in cheapest(options))
             raise UsageError(
                 f"no removal leaves {self.config.parameters:.0%} of the parameters: the nearest "
                 f"leaves {least / whole:.1%} (embeddings and head stay)"
@@ -205,13 +217,12 @@ class _Cutter:
         return Removal(kept, cut(self.model, kept), self.damage(kept), None, None)
 
     def by_speed(self) -> Removal:
-        """The least damage at the asked speed, measured; the budget is tightened until it is met."""
+        """The least damage at the asked speed, measured; the budget shrinks until it is met."""
         assert self.config.speedup is not None
         clock = Clock(self.config, self.data)
         fixed, block = self._block_times(clock)
         costs = {(h, n): block(h, n) if h else 0.0 for h, n in self._pairs()}
         options = self._options(costs)
-        smallest = min((o for mine in options for o in mine if o.heads), key=lambda o: o.cost)
         budget_share = 1.0
         nearest = 0.0
         for _ in range(TRIES):
@@ -229,8 +240,8 @@ class _Cutter:
                 return Removal(kept, model, self.damage(kept), before, after)
             budget_share *= 0.97 * (before / after) / self.config.speedup
         if not nearest:
-            lone = cut(self.model, [keep(1, smallest.heads, smallest.neurons, self.worth)])
-            before, after = clock([self.model, lone])
+            least = cut(self.model, self._kept(cheapest(options)))
+            before, after = clock([self.model, least])
             nearest = before / after
         raise UsageError(
             f"no removal of {', '.join(self.config.what)} is {self.config.speedup:g} times as fast "
