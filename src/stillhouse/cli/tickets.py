@@ -1,4 +1,4 @@
-"""Commands about lottery tickets: find, transfer."""
+"""Commands about lottery tickets: find, transfer, remove."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from stillhouse.cli import console, options
+from stillhouse.cli.runs import finish
 from stillhouse.core.settings import parse
 from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
-from stillhouse.tickets.config import TicketsConfig, TransferConfig
+from stillhouse.tickets.config import RemoveConfig, TicketsConfig, TransferConfig
 
 app = typer.Typer(
     help="Sparse subnetworks that train as well as the whole.",
@@ -107,6 +108,85 @@ def transfer(
         return
     _matrix(record)
     console.out.print(f"\nReport: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def remove(
+    out: options.Out,
+    model: Annotated[
+        str | None, typer.Option("--model", help="a fine-tuned model: a folder or a hub name")
+    ] = None,
+    data: options.Data = None,
+    speedup: Annotated[
+        float | None, typer.Option("--speedup", help="how many times as fast it is to be")
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option("--parameters", help="the share of all parameters that stays")
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", help="so many layers stay")] = None,
+    heads: Annotated[int | None, typer.Option("--heads", help="so many heads a layer")] = None,
+    neurons: Annotated[
+        int | None, typer.Option("--neurons", help="so many feed-forward neurons a layer")
+    ] = None,
+    what: Annotated[
+        str | None, typer.Option("--what", help="what may go: layers,heads,neurons")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="where it is timed: torch, onnx, onnx-int8")
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover/--no-recover", help="distil from the whole model afterwards")
+    ] = True,
+    seeds: options.Seeds = None,
+    text_column: options.Text = None,
+    pair_column: options.Pair = None,
+    label_column: options.Label = None,
+    cache: options.Cache = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = False,
+    json: options.Json = False,
+) -> None:
+    """Cut out layers, heads and neurons until a target is met; then distil from the whole model.
+
+    Settings of the distillation go in as --set recover.training.epochs=2.
+    Example: stillhouse tickets remove --model my-teacher --data reviews.csv --speedup 2 --out fast
+    """
+    values = options.settings(
+        config,
+        "remove",
+        {
+            "model": model,
+            "data.path": data,
+            "data.text": text_column,
+            "data.pair": pair_column,
+            "data.label": label_column,
+            "speedup": speedup,
+            "parameters": parameters,
+            "layers": layers,
+            "heads": heads,
+            "neurons": neurons,
+            "what": what.split(",") if what else None,
+            "runtime": runtime,
+            "recover.proof.seeds": list(range(seeds)) if seeds else None,
+            "cache": cache,
+            "trust_remote_code": trust_remote_code or None,
+        },
+        set_,
+    )
+    options.required(values, "model", "data.path")
+    settings = values.pop("recover", None) or {}
+    checked = parse(RemoveConfig, values)
+    from stillhouse.removal import run_removal, sentence
+
+    found = run_removal(checked, out, recover=settings if recover else None)
+    if json:
+        record = found.run and found.run.record.model_dump(mode="json", by_alias=True)
+        console.print_json({"removal": found.removal, "record": record})
+        return
+    console.out.print(sentence(found.removal), soft_wrap=True, markup=False)
+    if found.run is not None:
+        finish(found.run, json=False)
 
 
 def _levels(record: TicketsRecord) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from stillhouse.core.errors import RunError, UsageError
 
+CUT = "cut"  # in a run's folder: the cut model that it recovers
 PACKAGES = (
     "stillhouse",
     "torch",
@@ -132,8 +133,9 @@ def _same_content(folder: Path, content: dict[str, str]) -> None:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is not one that a killed `atomic` left."""
-    return not (path.name.startswith(".") and path.suffix == ".part")
+    """Whether a file is neither one that a killed `atomic` left nor where a run starts from."""
+    left = path.name.startswith(".") and path.suffix == ".part"
+    return not (left or path.name == CUT)
 
 
 def _revision() -> str | None:
