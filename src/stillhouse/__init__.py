@@ -21,11 +21,14 @@ if TYPE_CHECKING:
         check,
         distill,
         evaluate,
+        find_tickets,
         finetune,
         label,
         layers,
         reading,
+        remove,
         to_onnx,
+        transfer_tickets,
         write_report,
     )
 
@@ -42,11 +45,14 @@ __all__ = [
     "check",
     "distill",
     "evaluate",
+    "find_tickets",
     "finetune",
     "label",
     "layers",
     "reading",
+    "remove",
     "to_onnx",
+    "transfer_tickets",
     "write_report",
 ]
 

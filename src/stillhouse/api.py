@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency
 from stillhouse.core.settings import parse
 from stillhouse.core.terms import Config
+from stillhouse.core.ticket_results import TransferRecord
 from stillhouse.core.types import Tap
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
@@ -45,11 +47,14 @@ from stillhouse.flows.methods import method as named_method
 from stillhouse.models.load import load_classifier, load_tokenizer
 from stillhouse.models.taps import reading
 from stillhouse.numerics import stats
+from stillhouse.removal import RemovalRun, run_removal
 from stillhouse.report.html import render
 from stillhouse.runs import Run, model_folder, run_distill, run_finetune
 from stillhouse.selfcheck import Check
 from stillhouse.selfcheck import selfcheck as run_selfcheck
 from stillhouse.tasks.base import Dataset, Task
+from stillhouse.tickets.config import RemoveConfig, TicketsConfig, TransferConfig
+from stillhouse.tickets.runs import TicketsRun, run_tickets, run_transfer
 
 
 def layers(which: int | list[int], keep: str = "alternate") -> StudentConfig:
@@ -111,6 +116,64 @@ def finetune(
     """Fine-tunes `model` on gold labels; `out` is then a model folder and a run at once."""
     values = {"model": str(model), "data": _section(DataConfig, data, "path"), **settings}
     return run_finetune(parse(FinetuneConfig, values), Path(out), progress=progress)
+
+
+def find_tickets(
+    model: str | Path,
+    data: str | Path | Mapping[str, Any] | DataConfig,
+    *,
+    out: str | Path,
+    sparsity: float | None = None,
+    rounds: int | None = None,
+    seeds: int | list[int] | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TicketsRun:
+    """Searches a lottery ticket of `model` for every seed, beside its controls.
+
+    `settings` are sections of TicketsConfig (training={...}, prune={...}, proof={...}). Raises
+    UsageError where the call is wrong and RunError where the run failed.
+    """
+    prune, proof = dict(settings.pop("prune", {})), dict(settings.pop("proof", {}))
+    prune |= {k: v for k, v in (("sparsity", sparsity), ("rounds", rounds)) if v is not None}
+    if seeds is not None:
+        proof["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
+    values = {
+        "model": str(model),
+        "data": _section(DataConfig, data, "path"),
+        "prune": prune,
+        "proof": proof,
+        **settings,
+    }
+    return run_tickets(parse(TicketsConfig, values), Path(out), progress=progress)
+
+
+def transfer_tickets(
+    runs: list[str | Path], *, out: str | Path, progress: Progress | None = None, **settings: Any
+) -> TransferRecord:
+    """Trains the ticket of every finished search on the task of every other."""
+    values = {"runs": [str(run) for run in runs], **settings}
+    return run_transfer(parse(TransferConfig, values), Path(out), progress=progress)
+
+
+def remove(
+    model: str | Path,
+    data: str | Path | Mapping[str, Any] | DataConfig,
+    *,
+    out: str | Path,
+    recover: Mapping[str, Any] | None = MappingProxyType({}),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> RemovalRun:
+    """Cuts layers, heads and neurons out of a fine-tuned model until a target is met (speedup=2,
+    parameters=0.7, or layers, heads, neurons), then distils from the whole one.
+
+    `recover`: sections of the distillation's DistillConfig; None leaves it at the cut. Raises
+    UsageError for a target that no removal reaches, which names the nearest.
+    """
+    values = {"model": str(model), "data": _section(DataConfig, data, "path"), **settings}
+    after = None if recover is None else dict(recover)
+    return run_removal(parse(RemoveConfig, values), Path(out), recover=after, progress=progress)
 
 
 def label(
@@ -322,10 +385,13 @@ __all__ = [
     "check",
     "distill",
     "evaluate",
+    "find_tickets",
     "finetune",
     "label",
     "layers",
     "reading",
+    "remove",
     "to_onnx",
+    "transfer_tickets",
     "write_report",
 ]
