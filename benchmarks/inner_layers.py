@@ -154,7 +154,7 @@ def gold(data: Path, cache: Path, record: dict[str, Any]) -> np.ndarray:
 
 
 def table(args: argparse.Namespace) -> str:
-    """Scores, and differences from FT over tasks, as Markdown."""
+    """Scores, and differences from one of the rows over tasks, as Markdown."""
     names = ["FT", *methods(False, 1, None), "FT, 3 units"]
     scores: dict[str, dict[str, str]] = {name: {} for name in names}
     gains: dict[str, list[stats.PairedGain]] = {name: [] for name in names}
@@ -164,7 +164,7 @@ def table(args: argparse.Namespace) -> str:
         regression = record["task"] == "regression"
         metric = stats_metric(regression)
         gold_N = gold(data, args.out / "cache", record)
-        plain = answers(folder / "KD", "baseline", regression)
+        plain = answers(*place(folder, args.against), regression)
         for name in names:
             run, role = place(folder, name)
             if not (run / "record.json").exists():
@@ -172,12 +172,12 @@ def table(args: argparse.Namespace) -> str:
             mine = answers(run, role, regression)
             each = [metric(a, gold_N) for a in mine]
             scores[name][task] = f"{100 * np.mean(each):.1f}"
-            if name != "FT":
+            if name != args.against:
                 rng = np.random.default_rng(0)
                 gains[name].append(
                     stats.paired_gain(metric, mine, plain, gold_N, rng=rng, resamples=2000)
                 )
-    head = "| method | " + " | ".join(args.tasks) + " | mean | minus FT (95 %) |"
+    head = "| method | " + " | ".join(args.tasks) + f" | mean | minus {args.against} (95 %) |"
     lines = [head, "|---|" + "---|" * (len(args.tasks) + 2)]
     for name in names:
         row = [scores[name].get(task, "") for task in args.tasks]
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--only", nargs="+", help="these methods only")
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
+    parser.add_argument("--against", default="FT", help="the row that others are compared with")
     args = parser.parse_args()
     if args.model is None:
         from stillhouse.demo import minilm

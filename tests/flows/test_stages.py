@@ -403,6 +403,15 @@ def test_nothing_is_claimed_before_a_stages_own_errors(
     assert distill(distil(stages=[right, SOFT]), tmp_path / "run").students
 
 
+def test_nothing_is_claimed_before_the_teacher_can_be_asked(distil: Distil, tmp_path: Path) -> None:
+    """What only shows when a stage is made ready, after models and rows were checked."""
+    kept = {**TWO, "label": {"states": "bf16"}}
+    with pytest.raises(UsageError, match="leave it at live"):
+        distill(distil(**kept), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert distill(distil(**TWO), tmp_path / "run").students
+
+
 def test_a_changed_corpus_is_noticed(distil: Distil, tmp_path: Path, corpus: Path) -> None:
     words = {
         "name": "words",
