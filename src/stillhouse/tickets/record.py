@@ -154,5 +154,5 @@ def sentence(levels: Sequence[Level], metric: str, last: int) -> str:
 def _against(gain: Gain | None) -> str:
     assert gain is not None
     low, high = (100 * end for end in gain.interval)
-    better = "a difference of" if low <= 0 else "better by"
-    return f"{better} {100 * gain.value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+    told = f"{100 * gain.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    return f"better ({told})" if low > 0 else f"no difference that these data can show ({told})"

@@ -205,6 +205,6 @@ def _sentence(names: Sequence[str], cells: Sequence[Cell]) -> str:
     best = max(means, key=lambda name: means[name])
     listed = ", ".join(f"{name} {100 * mean:+.1f}" for name, mean in means.items())
     return (
-        f"The ticket of {best} transfers best. Points against the targets' own tickets, mean over "
-        f"targets, by source: {listed}."
+        f"The ticket of {best} loses least on the other tasks. Points against the targets' own "
+        f"tickets, mean over targets, by source: {listed}."
     )
