@@ -116,6 +116,8 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
             role = f"student-without-{found.stage}-{found.term}"
             start = _shared_start(out, seed, stages, changed)
             found.runs.append(train(role, seed, make, changed, **common, start=start))
+    for teacher in (setup.teacher, *setup.teachers.values()):
+        teacher.to("cpu")  # pyright: ignore[reportArgumentType]  # from where the students trained
     best = best_of(students, _deciding(stages))
     return Outcome(
         setup=setup,
