@@ -50,15 +50,20 @@ def config(folder: Path, **changes: Any) -> RemoveConfig:
 def test_a_cut_model_is_recovered_from_the_whole_one(folder: Path, tmp_path: Path) -> None:
     found = run_removal(config(folder), tmp_path / "run", recover=RECOVER, progress=Silent())
     assert found.run is not None
-    assert (found.removal["heads"], found.removal["neurons"]) == ([1, 1], [64, 64])
+    stay = [each for each in found.removed.layers if each.heads]
+    assert [(each.heads, each.of_heads, each.neurons) for each in stay] == [(1, 2, 64)] * 2
+    assert len(found.removed.layers) == 3
     cut, student = (load_classifier(str(tmp_path / "run" / n)) for n in ("cut", "student"))
     assert sizes(cut) == sizes(student)
     moved = [n for n, t in cut.state_dict().items() if not torch.equal(t, student.state_dict()[n])]
     assert any("attention" in name for name in moved)
     record = found.run.record
     assert record.baseline is not None
-    assert record.student.parameters == found.removal["parameters"]
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert record.student.parameters == found.removed.parameters
+    assert record.removed == found.removed
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "What was cut out" in page
+    assert "1 of 2" in page
     again = run_removal(config(folder), tmp_path / "run", recover=RECOVER, progress=Silent())
     assert again.run is not None
     assert again.run.record == record
@@ -70,7 +75,9 @@ def test_it_can_be_left_at_the_cut(folder: Path, tmp_path: Path) -> None:
     found = run_removal(config(folder), tmp_path / "run", recover=None, progress=Silent())
     assert found.run is None
     held = json.loads((tmp_path / "run" / "cut" / "removal.json").read_text())
-    assert held == found.removal
+    assert held == found.removed.model_dump(mode="json")
+    kept = json.loads((tmp_path / "run" / "cut" / "kept.json").read_text())
+    assert [len(each["heads"]) for each in kept] == [1, 1]
     assert held["parameters"] < held["parameters_before"]
 
 

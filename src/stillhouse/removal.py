@@ -6,33 +6,39 @@ recovers. The run folder is that distillation's, with the cut model as its stude
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import DistillConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
+from stillhouse.core.results import KeptLayer, Removed
 from stillhouse.core.rundir import CUT, check_free, write_json, write_yaml
 from stillhouse.core.settings import parse
+from stillhouse.flows.plan import Plan
+from stillhouse.flows.prepare import prepare
 from stillhouse.models.load import folder_fingerprint
 from stillhouse.models.save import save_model
 from stillhouse.models.student import parameters
 from stillhouse.models.surgery import sizes
+from stillhouse.report.html import render
 from stillhouse.runs import Run, run_distill
+from stillhouse.tasks.base import Data
 from stillhouse.tickets.config import RemoveConfig
-from stillhouse.tickets.remove import Removal, load_parts, remove
+from stillhouse.tickets.remove import Removal, remove
 
 
 @dataclass
 class RemovalRun:
-    """What was removed, and the distillation that followed (none: only cut). `removal`: what stays
-    of each layer, the damage before any training, and the timing of whole and cut model."""
+    """What was removed, and the distillation that followed (none: only cut). OUT/cut has the cut
+    model, and what was removed in removal.json (`kept.json`: which heads and neurons)."""
 
     out: Path
-    removal: dict[str, Any]
+    removed: Removed
     run: Run | None
 
 
@@ -58,13 +64,18 @@ def run_removal(
         save_model(found.model, tokenizer, place)
         write_json(place / "manifest.json", {"content": content})
         write_yaml(place / "config.yaml", settings)
-        write_json(place / "removal.json", told(found, parameters(model)))
-    removal = json.loads((place / "removal.json").read_text(encoding="utf-8"))
-    progress.note(sentence(removal))
+        write_json(place / "kept.json", [asdict(each) for each in found.kept])
+        write_json(place / "removal.json", told(found, config, model).model_dump(mode="json"))
+    removed = Removed.model_validate_json((place / "removal.json").read_text(encoding="utf-8"))
+    progress.note(sentence(removed))
     if distillation is None:
-        return RemovalRun(out, removal, None)
+        return RemovalRun(out, removed, None)
     run = run_distill(parse(DistillConfig, distillation), out, progress=progress)
-    return RemovalRun(out, removal, run)
+    if run.record.removed is None:
+        run.record = run.record.model_copy(update={"removed": removed})
+        write_json(out / "record.json", run.record.model_dump(mode="json", by_alias=True))
+        render([out], out / "report.html")
+    return RemovalRun(out, removed, run)
 
 
 def _distillation(config: RemoveConfig, out: Path, recover: dict[str, Any]) -> dict[str, Any]:
@@ -83,32 +94,59 @@ def _distillation(config: RemoveConfig, out: Path, recover: dict[str, Any]) -> d
     }
 
 
-def told(found: Removal, whole: int) -> dict[str, Any]:
-    """A removal as JSON."""
-    own = sizes(found.model)
-    return {
-        "layers": [asdict(each) for each in found.kept],
-        "heads": list(own.heads),
-        "neurons": list(own.neurons),
-        "parameters": parameters(found.model),
-        "parameters_before": whole,
-        "damage": found.damage,
-        "latency_before_ms": None if found.before_s is None else 1e3 * found.before_s,
-        "latency_ms": None if found.after_s is None else 1e3 * found.after_s,
-    }
+def told(found: Removal, config: RemoveConfig, whole: PreTrainedModel) -> Removed:
+    """A removal as a record has it."""
+    own, stays = sizes(whole), {each.layer: each for each in found.kept}
+    timed = found.after_s is not None
+    return Removed(
+        layers=[
+            KeptLayer(
+                layer=layer,
+                heads=len(stays[layer].heads) if layer in stays else 0,
+                of_heads=heads,
+                neurons=len(stays[layer].neurons) if layer in stays else 0,
+                of_neurons=neurons,
+            )
+            for layer, (heads, neurons) in enumerate(
+                zip(own.heads, own.neurons, strict=True), start=1
+            )
+        ],
+        parameters=parameters(found.model),
+        parameters_before=parameters(whole),
+        damage=found.damage,
+        runtime=config.runtime if timed else None,
+        batch=config.batch if timed else None,
+        latency_ms=1e3 * found.after_s if found.after_s is not None else None,
+        latency_before_ms=1e3 * found.before_s if found.before_s is not None else None,
+    )
 
 
-def sentence(removal: dict[str, Any]) -> str:
+def sentence(removed: Removed) -> str:
     """What was removed, in words."""
-    share = removal["parameters"] / removal["parameters_before"]
+    share = removed.parameters / removed.parameters_before
     kept = ", ".join(
-        f"{each['layer']} ({heads} heads, {neurons} neurons)"
-        for each, heads, neurons in zip(
-            removal["layers"], removal["heads"], removal["neurons"], strict=True
-        )
+        f"{each.layer} ({each.heads} heads, {each.neurons} neurons)"
+        for each in removed.layers
+        if each.heads
     )
     speed = ""
-    if removal["latency_ms"]:
-        times = removal["latency_before_ms"] / removal["latency_ms"]
-        speed = f", {times:.2f} times as fast"
+    if removed.latency_ms and removed.latency_before_ms:
+        speed = f", {removed.latency_before_ms / removed.latency_ms:.2f} times as fast"
     return f"{share:.0%} of the parameters{speed}; layers that stay: {kept}"
+
+
+def load_parts(
+    config: RemoveConfig, progress: Progress
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Data]:
+    """The model, its tokenizer, and its training rows."""
+    values = {
+        "teacher": config.model,
+        "data": config.data.model_dump(),
+        "task": config.task,
+        "student": {"model": config.model},
+        "cache": config.cache,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    setup = prepare(parse(DistillConfig, values), progress=progress)
+    data = Plan(setup, progress).rows(setup.rows.train, "training rows")
+    return setup.teacher, setup.teacher_tokenizer, data

@@ -19,10 +19,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny
 from stillhouse.cli import console, recipes
-from stillhouse.cli.main import app, main
+from stillhouse.cli.main import app
 from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.results import Record
 from stillhouse.core.settings import parse
+from stillhouse.tickets.config import RemoveConfig, TicketsConfig
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = [
@@ -35,22 +36,6 @@ QUICK = [
     "--seeds",
     "2",
 ]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """`call("distill", ...)`: exit code, standard output, standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stillhouse", *map(str, words)])
-        try:
-            code = main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        caught = capsys.readouterr()
-        return code, caught.out, caught.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +281,9 @@ def test_recipes_are_complete_configs(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("STILLHOUSE_DATA", "/data")
     monkeypatch.setattr("stillhouse.demo.minilm", lambda: Path("minilm"))
     values = recipes.read(path)
-    parse(FinetuneConfig if values["flow"] == "finetune" else DistillConfig, values)
+    kinds = {"finetune": FinetuneConfig, "tickets": TicketsConfig, "remove": RemoveConfig}
+    values.pop("recover", None)
+    parse(kinds.get(values["flow"], DistillConfig), values)
     header = path.read_text(encoding="utf-8").split("flow:")[0]
     assert all(f"# {word}" in header for word in ("command", "hardware", "result"))
 

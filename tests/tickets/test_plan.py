@@ -47,6 +47,7 @@ def test_a_budget_for_nothing_fits_nothing() -> None:
 
 
 def test_steps_go_from_all_to_the_least() -> None:
-    assert steps_down(12, parts=4) == [12, 9, 6, 4, 1]
+    assert steps_down(12, parts=4) == [12, 9, 6, 3, 1]
     assert steps_down(2, parts=4) == [2, 1]
-    assert steps_down(1536, parts=2, least=64) == [1536, 800, 64]
+    assert steps_down(1536, parts=2, least=64) == [1536, 768, 64]
+    assert steps_down(60, parts=6, least=32) == [60, 32]

@@ -19,9 +19,10 @@ from stillhouse.core.settings import parse
 from stillhouse.models.forward import run
 from stillhouse.models.student import blocks, parameters
 from stillhouse.models.surgery import Kept, cut, everything, sizes
+from stillhouse.removal import load_parts
 from stillhouse.tickets import remove as removing
 from stillhouse.tickets.config import RemoveConfig
-from stillhouse.tickets.remove import load_parts, remove
+from stillhouse.tickets.remove import remove
 from stillhouse.tickets.worth import Damage, best_units, unit_worth
 
 

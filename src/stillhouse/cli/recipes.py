@@ -14,9 +14,11 @@ import yaml
 
 from stillhouse.cli import console, options
 from stillhouse.cli.runs import finish
+from stillhouse.cli.tickets import finish_removal, finish_search
 from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.errors import RunError, UsageError, unknown
 from stillhouse.core.settings import override, parse
+from stillhouse.tickets.config import TicketsConfig
 
 app = typer.Typer(help="Complete named configs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -82,13 +84,23 @@ def run(
         return
     if more:
         raise UsageError(f"recipe {name} takes no {more[0]}; settings go through --set")
-    values = override(read(path), set_ or [])
-    from stillhouse.runs import run_distill, run_finetune
+    _run(override(read(path), set_ or []), out, json=json)
 
-    if values.get("flow") == "finetune":
-        finish(run_finetune(parse(FinetuneConfig, values), out), json=json)
+
+def _run(values: dict[str, Any], out: Path, *, json: bool) -> None:
+    """Runs settings by the flow that they name."""
+    flow = values.get("flow")
+    if flow == "tickets":
+        finish_search(parse(TicketsConfig, values), out, json=json)
+    elif flow == "remove":
+        finish_removal(values, out, recover=True, json=json)
     else:
-        finish(run_distill(parse(DistillConfig, values), out), json=json)
+        from stillhouse.runs import run_distill, run_finetune
+
+        if flow == "finetune":
+            finish(run_finetune(parse(FinetuneConfig, values), out), json=json)
+        else:
+            finish(run_distill(parse(DistillConfig, values), out), json=json)
 
 
 def read(path: Path) -> dict[str, Any]:

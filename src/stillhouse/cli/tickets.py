@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -77,14 +78,7 @@ def find(
     )
     options.required(values, "model", "data.path")
     checked = parse(TicketsConfig, values)
-    from stillhouse.tickets.runs import run_tickets
-
-    run = run_tickets(checked, out)
-    if json:
-        console.print_json(run.record.model_dump(mode="json", by_alias=True))
-        return
-    _levels(run.record)
-    console.out.print(f"\nReport: {run.out / 'report.html'}", soft_wrap=True)
+    finish_search(checked, out, json=json)
 
 
 @app.command()
@@ -175,6 +169,23 @@ def remove(
         set_,
     )
     options.required(values, "model", "data.path")
+    finish_removal(values, out, recover=recover, json=json)
+
+
+def finish_search(config: TicketsConfig, out: Path, *, json: bool) -> None:
+    """Searches, and prints what was found."""
+    from stillhouse.tickets.runs import run_tickets
+
+    run = run_tickets(config, out)
+    if json:
+        console.print_json(run.record.model_dump(mode="json", by_alias=True))
+        return
+    _levels(run.record)
+    console.out.print(f"\nReport: {run.out / 'report.html'}", soft_wrap=True)
+
+
+def finish_removal(values: dict[str, Any], out: Path, *, recover: bool, json: bool) -> None:
+    """Removes by settings that may have a section `recover`, and prints what came of it."""
     settings = values.pop("recover", None) or {}
     checked = parse(RemoveConfig, values)
     from stillhouse.removal import run_removal, sentence
@@ -182,9 +193,9 @@ def remove(
     found = run_removal(checked, out, recover=settings if recover else None)
     if json:
         record = found.run and found.run.record.model_dump(mode="json", by_alias=True)
-        console.print_json({"removal": found.removal, "record": record})
+        console.print_json({"removal": found.removed.model_dump(mode="json"), "record": record})
         return
-    console.out.print(sentence(found.removal), soft_wrap=True, markup=False)
+    console.out.print(sentence(found.removed), soft_wrap=True, markup=False)
     if found.run is not None:
         finish(found.run, json=False)
 

@@ -160,6 +160,31 @@ class Timing(Result):
     examples_per_s: float
 
 
+class KeptLayer(Result):
+    """What stays of a layer, of how much; 0 of both: the layer is gone."""
+
+    layer: int
+    heads: int
+    of_heads: int
+    neurons: int
+    of_neurons: int
+
+
+class Removed(Result):
+    """What was cut out of a model before it was distilled. `damage`: how far its answers to the
+    scored training rows were from the whole model's then (nats; of a regression, squared
+    differences over the variance). Latency in `runtime` at `batch` rows, where speed was asked."""
+
+    layers: list[KeptLayer]
+    parameters: int
+    parameters_before: int
+    damage: float
+    runtime: str | None = None
+    batch: int | None = None
+    latency_ms: float | None = None
+    latency_before_ms: float | None = None
+
+
 class Record(Result):
     """A distillation's result. Stable: new fields may come, these stay."""
 
@@ -183,3 +208,4 @@ class Record(Result):
     ablations: list[Ablation] = []
     similarity: Similarity | None = None
     diagnosis: list[str] = []
+    removed: Removed | None = None

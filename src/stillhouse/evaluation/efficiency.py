@@ -47,9 +47,10 @@ def time_all(
     runners: Mapping[str, tuple[Runner, dict[str, Tensor], dict[str, Tensor]]],
     *,
     rounds: int = ROUNDS,
+    longest_s: float = LONGEST_S,
 ) -> dict[str, Timing]:
     """Latency at batch 1 (median and 95th percentile) and throughput at batch 32 of each runner,
-    given with its own inputs for both; taken in turns after a warm-up."""
+    given with its own inputs for both; taken in turns after a warm-up, for about `longest_s`."""
     single: dict[str, list[float]] = {name: [] for name in runners}
     many: dict[str, list[float]] = {name: [] for name in runners}
     for run, one, batch in runners.values():
@@ -58,7 +59,7 @@ def time_all(
             run(batch)
     started = time.perf_counter()
     for round_number in range(rounds):
-        if round_number >= FEWEST and time.perf_counter() - started > LONGEST_S:
+        if round_number >= FEWEST and time.perf_counter() - started > longest_s:
             break
         for name, (run, one, batch) in runners.items():
             for _ in range(BURST):

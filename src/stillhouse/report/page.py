@@ -50,7 +50,9 @@ class RunPage:
     @property
     def inside(self) -> bool:
         """Whether the page has a part that runs of one stage, on answers only, have not."""
-        return bool(self.stages or self.ablations or self.layers or self.record.diagnosis)
+        record = self.record
+        found = (self.stages, self.ablations, self.layers, record.diagnosis, record.removed)
+        return any(map(bool, found))
 
 
 def build(record: Record, metrics: Metrics, *, key: str) -> RunPage:

@@ -57,13 +57,15 @@ class TicketProofConfig(Config):
         return self
 
 
-# Tickets are trained to the end: weights of the last step are what is pruned.
-TRAINING = TrainingConfig(select="last")
+class TicketTraining(TrainingConfig):
+    """Tickets are trained to the end: weights of the last step are what is pruned."""
+
+    select: Literal["best", "last"] = "last"
 
 
 class TicketsConfig(GoldConfig):
     flow: Literal["tickets"] = "tickets"
-    training: TrainingConfig = TRAINING
+    training: TicketTraining = TicketTraining()  # pyright: ignore[reportIncompatibleVariableOverride]
     prune: PruneConfig = PruneConfig()
     proof: TicketProofConfig = TicketProofConfig()
 
@@ -83,7 +85,8 @@ class RemoveConfig(Config):
     One target: speedup (of the median latency, in `runtime`, at `batch` rows), parameters (the
     share of all parameters that stays), or explicit counts: layers, and heads and neurons a layer.
     what: which parts may go. A part's worth is scored on `score_rows` rows of the training data;
-    nothing held out or reported is looked at.
+    nothing held out or reported is looked at. refit: on the same rows, what stays of a layer is
+    solved for, so that its output changes least.
     """
 
     flow: Literal["remove"] = "remove"
@@ -99,6 +102,7 @@ class RemoveConfig(Config):
     runtime: Literal["torch", "onnx", "onnx-int8"] = "onnx-int8"
     batch: Positive = 1
     score_rows: Positive = 512
+    refit: bool = True
     cache: str | None = None
     trust_remote_code: bool = False
     seed: int = 0

@@ -72,6 +72,7 @@ def _undominated(found: list[_Chosen]) -> list[_Chosen]:
 
 
 def steps_down(whole: int, *, parts: int, least: int = 1) -> list[int]:
-    """`whole` and smaller numbers down to `least`, evenly spread: the options of a layer."""
-    spread = np.linspace(whole, least, parts + 1)
-    return sorted({max(least, round(value)) for value in spread.tolist()}, reverse=True)
+    """`whole` and smaller numbers down to `least`, evenly spread: the options of a layer. They are
+    multiples of `least` (but `whole` may not be), which kernels of matrix products are made for."""
+    spread = np.linspace(whole, least, parts + 1)[1:]
+    return sorted({whole, *(least * max(1, int(v // least)) for v in spread)}, reverse=True)

@@ -6,32 +6,29 @@ Axes: N rows.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import generator
-from stillhouse.evaluation import efficiency
-from stillhouse.export import export_onnx, onnx_runner, quantize_int8
 from stillhouse.models.student import parameters
-from stillhouse.models.surgery import Kept, cut, everything, sizes
+from stillhouse.models.surgery import Kept, everything, sizes
 from stillhouse.tasks.base import Data
+from stillhouse.tickets.clock import Clock, block_times
 from stillhouse.tickets.config import RemoveConfig
 from stillhouse.tickets.plan import Option, choose, steps_down
+from stillhouse.tickets.refit import Refit
 from stillhouse.tickets.worth import Damage, best_units, unit_worth
 
 HEADS, NEURONS = 4, 6  # into how many steps a layer's heads and neurons are cut
 LEAST_NEURONS = 32
-TRIES = 6  # how often a budget is tightened until what is measured meets the target
-ROUNDS = 12  # of timing
+TRIES = 6  # how often a budget is changed until what is measured meets the target
+ENOUGH = 1.05  # times the asked speed: no need to look for a better model nearer to it
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,10 @@ def remove(
     rows = np.sort(rows)
     progress.note(f"scoring heads and neurons on {len(rows):,} training rows")
     worth = unit_worth(model, data, rows, generator(config.seed, "drawn answers"))
-    damage = Damage(model, data, rows)
+    damage = Damage(model, data, rows, cut=Refit(model, data, rows) if config.refit else None)
     if config.speedup is None and config.parameters is None:
         kept = counted(config, model, worth, damage)
-        return Removal(kept, cut(model, kept), damage(kept), None, None)
+        return Removal(kept, damage.cut(kept), damage(kept), None, None)
     cutter = _Cutter(config, model, data, worth, damage, progress)
     return cutter.by_parameters() if config.speedup is None else cutter.by_speed()
 
@@ -214,118 +211,47 @@ class _Cutter:
                 f"leaves {least / whole:.1%} (embeddings and head stay)"
             )
         kept = self._kept(chosen)
-        return Removal(kept, cut(self.model, kept), self.damage(kept), None, None)
+        return Removal(kept, self.damage.cut(kept), self.damage(kept), None, None)
 
     def by_speed(self) -> Removal:
-        """The least damage at the asked speed, measured; the budget shrinks until it is met."""
-        assert self.config.speedup is not None
+        """The least damage at the asked speed. What options take is an estimate: the budget is
+        tightened until what was cut is as fast as asked when measured, and loosened while that is
+        faster than need be."""
+        asked = self.config.speedup
+        assert asked is not None
         clock = Clock(self.config, self.data)
-        fixed, block = self._block_times(clock)
-        costs = {(h, n): block(h, n) if h else 0.0 for h, n in self._pairs()}
-        options = self._options(costs)
-        budget_share = 1.0
-        nearest = 0.0
+        fixed, block = block_times(self.model, clock, LEAST_NEURONS, self.progress)
+        options = self._options({(h, n): block(h, n) if h else 0.0 for h, n in self._pairs()})
+        own = zip(self.own.heads, self.own.neurons, strict=True)
+        whole = fixed + sum(block(h, n) for h, n in own)
+        share, tight, loose, nearest = 1.0, 0.0, np.inf, 0.0
+        best: Removal | None = None
+        tried: set[tuple[Option, ...]] = set()
         for _ in range(TRIES):
-            whole = fixed + sum(block(h, n) for h, n in zip(
-                self.own.heads, self.own.neurons, strict=True))  # fmt: skip
-            budget = budget_share * whole / self.config.speedup - fixed
-            chosen = choose(options, budget)
-            if chosen is None:
+            chosen = choose(options, share * whole / asked - fixed)
+            if chosen is None or tuple(chosen) in tried:
                 break
+            tried.add(tuple(chosen))
             kept = self._kept(chosen)
-            model = cut(self.model, kept)
+            model = self.damage.cut(kept)
             before, after = clock([self.model, model])
-            nearest = max(nearest, before / after)
-            if before / after >= self.config.speedup:
-                return Removal(kept, model, self.damage(kept), before, after)
-            budget_share *= 0.97 * (before / after) / self.config.speedup
+            times = before / after
+            nearest = max(nearest, times)
+            if times >= asked:
+                tight, best = share, Removal(kept, model, self.damage(kept), before, after)
+                if times <= ENOUGH * asked:
+                    break
+                share = (share + loose) / 2 if loose < np.inf else share * times / asked
+            else:
+                loose = share
+                share = (tight + share) / 2 if best else 0.97 * share * times / asked
+        if best is not None:
+            return best
         if not nearest:
-            least = cut(self.model, self._kept(cheapest(options)))
-            before, after = clock([self.model, least])
+            before, after = clock([self.model, self.damage.cut(self._kept(cheapest(options)))])
             nearest = before / after
         raise UsageError(
-            f"no removal of {', '.join(self.config.what)} is {self.config.speedup:g} times as fast "
+            f"no removal of {', '.join(self.config.what)} is {asked:g} times as fast "
             f"in {self.config.runtime} at batch {self.config.batch}: the nearest found is "
             f"{nearest:.2f} times"
         )
-
-    def _block_times(self, clock: Clock) -> tuple[float, Any]:
-        """Seconds outside the blocks, and a block's by heads and neurons: a line through a few
-        measured shapes."""
-        most_h, most_n = max(self.own.heads), max(self.own.neurons)
-        layers = len(self.own.heads)
-        deep, shallow = (layers, max(1, layers // 3)) if layers > 1 else (1, 1)
-        shapes = [(most_h, most_n), (1, most_n), (most_h, min(LEAST_NEURONS, most_n))]
-        models = [self._shaped(count, *shape) for shape in shapes for count in (deep, shallow)]
-        with self.progress.stage("timing blocks", len(models), "models") as advance:
-            seconds = clock(models)
-            advance(len(models))
-        pairs = list(zip(seconds[::2], seconds[1::2], strict=True))
-        each = [max((d - s) / max(1, deep - shallow), 1e-9) for d, s in pairs]
-        fixed = max(pairs[0][1] - shallow * each[0], 0.0)
-        rows = np.array([[1.0, h, n] for h, n in shapes])
-        constant, by_head, by_neuron = np.linalg.solve(rows, np.array(each))
-
-        def block(heads: int, neurons: int) -> float:
-            return float(max(constant + by_head * heads + by_neuron * neurons, 1e-9))
-
-        return fixed, block
-
-    def _shaped(self, layers: int, heads: int, neurons: int) -> PreTrainedModel:
-        """The first layers, with so many heads and neurons each: for timing only."""
-        return cut(self.model, [
-            Kept(k, tuple(range(min(heads, self.own.heads[k - 1]))),
-                 tuple(range(min(neurons, self.own.neurons[k - 1]))))
-            for k in range(1, layers + 1)
-        ])  # fmt: skip
-
-
-class Clock:
-    """Median seconds of models in the asked runtime and batch, timed in turns."""
-
-    def __init__(self, config: RemoveConfig, data: Data) -> None:
-        self._runtime = config.runtime
-        order = np.argsort(data.lengths, kind="stable")
-        middle = max(0, min(len(order) // 2 - config.batch // 2, len(order) - config.batch))
-        rows = order[middle : middle + config.batch]
-        self._inputs = dict(data.batch(rows).inputs)
-        self._sample = dict(data.batch(order[middle : middle + 4]).inputs)
-
-    def __call__(self, models: Sequence[PreTrainedModel]) -> list[float]:
-        with tempfile.TemporaryDirectory() as folder:
-            runners: dict[str, Any] = {
-                str(i): (self._runner(model, Path(folder) / str(i)), self._inputs, self._inputs)
-                for i, model in enumerate(models)
-            }
-            found = efficiency.time_all(runners, rounds=ROUNDS)
-        return [found[str(i)].latency_ms / 1e3 for i in range(len(models))]
-
-    def _runner(self, model: PreTrainedModel, folder: Path) -> Any:
-        if self._runtime == "torch":
-            return efficiency.torch_runner(model)
-        plain = export_onnx(model, self._sample, folder / "model.onnx")
-        if self._runtime == "onnx":
-            return onnx_runner(plain)
-        return onnx_runner(quantize_int8(plain, folder / "model-int8.onnx"))
-
-
-def load_parts(
-    config: RemoveConfig, progress: Progress
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Data]:
-    """The model, its tokenizer, and its training rows."""
-    from stillhouse.core.config import DistillConfig
-    from stillhouse.core.settings import parse
-    from stillhouse.flows.plan import Plan
-    from stillhouse.flows.prepare import prepare
-
-    values = {
-        "teacher": config.model,
-        "data": config.data.model_dump(),
-        "task": config.task,
-        "student": {"model": config.model},
-        "cache": config.cache,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    setup = prepare(parse(DistillConfig, values), progress=progress)
-    data = Plan(setup, progress).rows(setup.rows.train, "training rows")
-    return setup.teacher, setup.teacher_tokenizer, data

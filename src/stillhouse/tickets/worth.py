@@ -6,7 +6,8 @@ Axes: B examples, T tokens, W width of what is gated, A heads, F neurons, N rows
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillhouse.evaluation.evaluate import score_rows
+from stillhouse.models import surgery
 from stillhouse.models.forward import run, training_mode
 from stillhouse.models.student import blocks
-from stillhouse.models.surgery import Kept, cut, parts_of, sizes
+from stillhouse.models.surgery import Kept, parts_of, sizes
 from stillhouse.numerics.divergences import forward_kl
 from stillhouse.tasks.base import Data
 
@@ -98,14 +100,23 @@ def best_units(worth: Tensor, count: int) -> tuple[int, ...]:
 
 class Damage:
     """How far a cut model's answers to `rows` are from the whole one's: mean KL(whole || cut),
-    nats; of a regression, the mean squared difference over the variance."""
+    nats; of a regression, the mean squared difference over the variance. `cut` makes the model
+    (None: as `surgery.cut` does)."""
 
-    def __init__(self, model: PreTrainedModel, data: Data, rows: np.ndarray) -> None:
-        self._model, self._data = model, _Part(data, rows)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        data: Data,
+        rows: np.ndarray,
+        *,
+        cut: Callable[[Sequence[Kept]], PreTrainedModel] | None = None,
+    ) -> None:
+        self.cut = cut or partial(surgery.cut, model)
+        self._data = _Part(data, rows)
         self._whole_NK = torch.from_numpy(score_rows(model, self._data, fast=True))
 
     def __call__(self, kept: Sequence[Kept]) -> float:
-        found_NK = torch.from_numpy(score_rows(cut(self._model, kept), self._data, fast=True))
+        found_NK = torch.from_numpy(score_rows(self.cut(kept), self._data, fast=True))
         if found_NK.shape[1] == 1:
             spread = self._whole_NK.var().clamp_min(1e-12)
             return float((found_NK - self._whole_NK).square().mean() / spread)
