@@ -215,22 +215,27 @@ class _Cutter:
 
     def by_speed(self) -> Removal:
         """The least damage at the asked speed. What options take is an estimate: the budget is
-        tightened until what was cut is as fast as asked when measured, and loosened while that is
-        faster than need be."""
+        tightened while what was cut is measured as too slow, to the cheapest cut at the last, and
+        loosened while it is faster than need be."""
         asked = self.config.speedup
         assert asked is not None
         clock = Clock(self.config, self.data)
         fixed, block = block_times(self.model, clock, LEAST_NEURONS, self.progress)
         options = self._options({(h, n): block(h, n) if h else 0.0 for h, n in self._pairs()})
         own = zip(self.own.heads, self.own.neurons, strict=True)
-        whole = fixed + sum(block(h, n) for h, n in own)
-        share, tight, loose, nearest = 1.0, 0.0, np.inf, 0.0
+        most = sum(block(h, n) for h, n in own)
+        low, high = sum(option.cost for option in cheapest(options)), most
+        budget = min(max((fixed + most) / asked - fixed, low), high)
         best: Removal | None = None
+        nearest = 0.0
         tried: set[tuple[Option, ...]] = set()
-        for _ in range(TRIES):
-            chosen = choose(options, share * whole / asked - fixed)
-            if chosen is None or tuple(chosen) in tried:
-                break
+        for left in reversed(range(TRIES)):
+            chosen = choose(options, budget) or cheapest(options)
+            if tuple(chosen) in tried:
+                if best is not None or budget == low:
+                    break
+                budget = low
+                continue
             tried.add(tuple(chosen))
             kept = self._kept(chosen)
             model = self.damage.cut(kept)
@@ -238,18 +243,19 @@ class _Cutter:
             times = before / after
             nearest = max(nearest, times)
             if times >= asked:
-                tight, best = share, Removal(kept, model, self.damage(kept), before, after)
+                best = Removal(kept, model, self.damage(kept), before, after)
                 if times <= ENOUGH * asked:
                     break
-                share = (share + loose) / 2 if loose < np.inf else share * times / asked
+                low = budget
             else:
-                loose = share
-                share = (tight + share) / 2 if best else 0.97 * share * times / asked
+                high = budget
+            budget = (fixed + budget) * times / asked - fixed
+            if not low < budget < high:
+                budget = (low + high) / 2
+            if left == 1 and best is None:
+                budget = low
         if best is not None:
             return best
-        if not nearest:
-            before, after = clock([self.model, self.damage.cut(self._kept(cheapest(options)))])
-            nearest = before / after
         raise UsageError(
             f"no removal of {', '.join(self.config.what)} is {asked:g} times as fast "
             f"in {self.config.runtime} at batch {self.config.batch}: the nearest found is "
