@@ -18,8 +18,9 @@ from stillhouse.models.load import load_classifier
 from stillhouse.numerics import masks as numerics
 from stillhouse.tickets.config import TicketsConfig
 from stillhouse.tickets.files import load_masks, load_sparse
-from stillhouse.tickets.find import Found, find, masks_path, theta_path
+from stillhouse.tickets.find import Found, find
 from stillhouse.tickets.runs import TicketsRun, run_tickets
+from stillhouse.tickets.search import masks_path, theta_path
 
 
 def config(folder: Path, **changes: Any) -> TicketsConfig:

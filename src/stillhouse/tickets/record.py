@@ -27,7 +27,8 @@ from stillhouse.models.student import parameters
 from stillhouse.numerics import masks as numerics
 from stillhouse.tasks.base import Task
 from stillhouse.tickets.files import load_masks
-from stillhouse.tickets.find import Found, Rung, masks_path
+from stillhouse.tickets.find import Found
+from stillhouse.tickets.search import Rung, masks_path
 
 KINDS = ("dense", "ticket", "random", "reinitialised")
 

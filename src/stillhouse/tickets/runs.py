@@ -23,9 +23,10 @@ from stillhouse.models.save import save_model
 from stillhouse.report.html import render
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
 from stillhouse.tickets.files import fitting, load_masks, save_masks, save_sparse
-from stillhouse.tickets.find import Found, Search, find, masks_path
+from stillhouse.tickets.find import Found, find
 from stillhouse.tickets.record import tickets_record
 from stillhouse.tickets.scores import MOVED
+from stillhouse.tickets.search import Search, masks_path
 from stillhouse.tickets.transfer import transfer
 
 

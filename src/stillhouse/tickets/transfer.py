@@ -31,7 +31,7 @@ from stillhouse.numerics import masks as numerics
 from stillhouse.numerics import stats
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
 from stillhouse.tickets.files import fitting, load_masks
-from stillhouse.tickets.find import Search, masks_path
+from stillhouse.tickets.search import Search, masks_path
 
 Answers = dict[int, np.ndarray]  # a model's scores of the reported rows, by seed
 

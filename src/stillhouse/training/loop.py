@@ -323,16 +323,16 @@ class _Run:
             p.grad = None
         if self.best:
             self.model.load_state_dict(self.best)
-        best = self.at.best_step if self.best else self.at.step
+        at = self.at
         return FitResult(
-            self.at.step,
-            best,
-            self.at.best_score if self.best else self.at.last_score,
-            self.at.examples,
-            self.at.seconds,
-            list(self.at.warnings),
-            self.at.best_score,
-            None if self.at.best_score is None else self.at.best_step,
+            steps=at.step,
+            best_step=at.best_step if self.best else at.step,
+            score=at.best_score if self.best else at.last_score,
+            examples=at.examples,
+            seconds=at.seconds,
+            warnings=list(at.warnings),
+            peak=at.best_score,
+            peak_step=None if at.best_score is None else at.best_step,
         )
 
 
