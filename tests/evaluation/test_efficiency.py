@@ -20,7 +20,9 @@ from stillhouse.evaluation.efficiency import (
     time_all,
     torch_runner,
 )
+from stillhouse.models.load import load_classifier
 from stillhouse.models.mlp import MLPClassifier, MLPConfig
+from stillhouse.models.surgery import Kept, cut, everything
 
 
 def test_flops_by_hand() -> None:
@@ -102,3 +104,11 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path: Path) -> None:
     assert larger is not None
     assert larger > found + 30e6
     assert peak_memory(tmp_path / "nothing", 16) is None
+
+
+@pytest.mark.slow
+def test_a_cut_model_has_a_peak_memory_too(tmp_path: Path) -> None:
+    model = load_classifier(str(tiny.save(tmp_path / "whole")))
+    kept = [Kept(each.layer, each.heads[:1], each.neurons) for each in everything(model)]
+    cut(model, kept).save_pretrained(tmp_path / "cut")
+    assert (peak_memory(tmp_path / "cut", 16) or 0) > 0

@@ -115,12 +115,14 @@ import sys, tempfile, torch
 import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 from transformers.utils import logging
+from stillhouse.models import slim
 logging.disable_progress_bar()
 def status(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 def answer(folder):
-    kind = getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0])
+    name = AutoConfig.from_pretrained(folder).architectures[0]
+    kind = getattr(transformers, name, None) or getattr(slim, name)
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.ones(32, int(sys.argv[2]), dtype=torch.long)
     with torch.inference_mode():
