@@ -16,8 +16,8 @@ Beside each trial's ticket: its mask on fresh weights (the paper has three draws
 `redraws`), and a random mask of the same density in each layer with the trial's own first weights.
 
 What the paper does not say and we took: pixels are standardised with the training images' mean
-and deviation. What is cut: the iterations. All trials and controls of a round are trained side by
-side as one model, each with its own order of the images.
+and deviation; a trial's networks see its images in one order, in every round. What is cut: the
+iterations. All trials and controls of a round are trained side by side as one model.
 
 A killed run goes on where it was.
 """
@@ -243,7 +243,7 @@ def train_round(number: int, members: list[Member], masks: dict[str, Tensor], di
     title = f"round {number}, {len(members)} networks side by side"
     with progress.stage(title, settings.iterations, "iterations") as advance:
         result = fit(
-            model, Orders(digits, members), goal, None, config, seed=number, forward=forward,
+            model, Orders(digits, members), goal, None, config, seed=0, forward=forward,
             log=log, resume=half, masks=masks, callbacks=[watch, advancing(advance)],
         )  # fmt: skip
     tickets = [place for place, member in enumerate(members) if member.kind in ("dense", "ticket")]

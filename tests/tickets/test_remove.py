@@ -173,6 +173,49 @@ def test_a_speed_is_reached_as_measured(
     assert counted(model) / counted(found.model) < 2.6
 
 
+@pytest.mark.parametrize("asked", [1.2, 1.5, 1.75, 1.95, 2.2, 2.45, 2.6])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_no_more_speed_is_bought_than_was_asked(
+    folder: Path, parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, asked: float,
+    noise: float,
+) -> None:  # fmt: skip
+    """A clock that is not linear in what goes, and shakes."""
+    rng = np.random.default_rng(0)
+
+    def seconds(model: Any) -> float:
+        own = sizes(model)
+        blocks_s = sum(
+            1 + h**0.5 + 0.2 * n**0.5 for h, n in zip(own.heads, own.neurons, strict=True)
+        )
+        return (1.0 + blocks_s) * float(np.exp(noise * rng.normal()))
+
+    monkeypatch.setattr(removing, "Clock", lambda *_: lambda models: [seconds(m) for m in models])
+    model, data = parts
+    found = remove(config(folder, speedup=asked), model, data, progress=Silent())
+    assert asked <= found.times < 1.5 * asked
+
+
+@pytest.mark.parametrize("asked", [{"heads": 1}, {"neurons": 20}, {"heads": 1, "neurons": 32}])
+def test_what_is_narrow_already_can_be_cut_for_speed(
+    folder: Path, parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, asked: Any
+) -> None:
+    monkeypatch.setattr(removing, "Clock", lambda *_: lambda models: [counted(m) for m in models])
+    model, data = parts
+    narrow = remove(config(folder, **asked), model, data, progress=Silent()).model
+    found = remove(config(folder, speedup=1.2), narrow, data, progress=Silent())
+    assert counted(narrow) / counted(found.model) >= 1.2
+
+
+def test_one_layer_can_be_cut_for_speed(
+    folder: Path, parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removing, "Clock", lambda *_: lambda models: [counted(m) for m in models])
+    model, data = parts
+    one = remove(config(folder, layers=1), model, data, progress=Silent()).model
+    found = remove(config(folder, speedup=1.2), one, data, progress=Silent())
+    assert 1.2 <= found.times < 1.4
+
+
 def counted(model: Any) -> float:
     own = sizes(model)
     return 1.0 + len(own.heads) + 0.1 * sum(own.heads) + 0.01 * sum(own.neurons)
@@ -182,9 +225,7 @@ def test_a_target_that_nothing_reaches_names_the_nearest(
     folder: Path, parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(removing, "Clock", lambda *_: lambda models: [counted(m) for m in models])
-    with pytest.raises(
-        UsageError, match=r"is 50 times as fast .* nearest found is 2\.94"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"is 50 times as fast .* nearest is 2\.94") as caught:
         remove(config(folder, speedup=50), *parts, progress=Silent())
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=r"leaves 5% of the parameters: the nearest leaves 28\.2%"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 from transformers import PreTrainedModel
 
 from stillhouse.core.progress import Progress
@@ -21,6 +22,7 @@ from stillhouse.tasks.base import Data
 from stillhouse.tickets.config import RemoveConfig
 
 ROUNDS, LONGEST_S = 60, 10.0  # of timing: long enough to outlast what else the machine does
+Seconds = Callable[[Sequence[PreTrainedModel]], list[float]]  # of each model
 
 
 class Clock:
@@ -54,30 +56,27 @@ class Clock:
 
 def block_times(
     model: PreTrainedModel,
-    clock: Callable[[Sequence[PreTrainedModel]], list[float]],
+    clock: Seconds,
     least: int,
     progress: Progress,
 ) -> tuple[float, Callable[[int, int], float]]:
-    """Seconds outside the blocks, and a block's by its heads and neurons: a line through a few
-    measured shapes, the smallest with one head and `least` neurons."""
+    """Seconds outside the blocks, and a block's by its heads and neurons: the rising line that is
+    nearest to a few measured shapes; the smallest have one head or `least` neurons."""
     own = sizes(model)
     heads, neurons, layers = max(own.heads), max(own.neurons), len(own.heads)
-    deep, shallow = (layers, max(1, layers // 3)) if layers > 1 else (1, 1)
-    shapes = [(heads, neurons), (1, neurons), (heads, min(least, neurons))]
-    models = [_shaped(model, count, *shape) for shape in shapes for count in (deep, shallow)]
+    counts = sorted({layers, max(1, layers // 3)})
+    shapes = sorted({(heads, neurons), (1, neurons), (heads, min(least, neurons))})
+    models = [_shaped(model, count, *shape) for shape in shapes for count in counts]
     with progress.stage("timing blocks", len(models), "models") as advance:
         seconds = clock(models)
         advance(len(models))
-    pairs = list(zip(seconds[::2], seconds[1::2], strict=True))
-    each = [max((d - s) / max(1, deep - shallow), 1e-9) for d, s in pairs]
-    fixed = max(pairs[0][1] - shallow * each[0], 0.0)
-    rows = np.array([[1.0, h, n] for h, n in shapes])
-    constant, by_head, by_neuron = np.linalg.solve(rows, np.array(each))
+    each = [(1.0, count, count * h, count * n) for h, n in shapes for count in counts]
+    (fixed, constant, by_head, by_neuron), _ = nnls(np.array(each), np.array(seconds))
 
     def block(heads: int, neurons: int) -> float:
         return float(max(constant + by_head * heads + by_neuron * neurons, 1e-9))
 
-    return fixed, block
+    return float(fixed), block
 
 
 def _shaped(model: PreTrainedModel, layers: int, heads: int, neurons: int) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from stillhouse.core.seeding import generator
 from stillhouse.models.student import parameters
 from stillhouse.models.surgery import Kept, everything, sizes
 from stillhouse.tasks.base import Data
-from stillhouse.tickets.clock import Clock, block_times
+from stillhouse.tickets.clock import Clock, Seconds, block_times
 from stillhouse.tickets.config import RemoveConfig
 from stillhouse.tickets.plan import Option, choose, steps_down
 from stillhouse.tickets.refit import Refit
@@ -27,7 +27,7 @@ from stillhouse.tickets.worth import Damage, best_units, unit_worth
 
 HEADS, NEURONS = 4, 6  # into how many steps a layer's heads and neurons are cut
 LEAST_NEURONS = 32
-TRIES = 6  # how often a budget is changed until what is measured meets the target
+TRIES, BISECTIONS = 8, 30  # how many cuts are timed for a target, of how many budgets
 ENOUGH = 1.05  # times the asked speed: no need to look for a better model nearer to it
 
 
@@ -41,6 +41,11 @@ class Removal:
     damage: float
     before_s: float | None
     after_s: float | None
+
+    @property
+    def times(self) -> float:
+        """How many times as fast it was measured."""
+        return self.before_s / self.after_s if self.before_s and self.after_s else 1.0
 
 
 def remove(
@@ -215,49 +220,47 @@ class _Cutter:
 
     def by_speed(self) -> Removal:
         """The least damage at the asked speed. What options take is an estimate: the budget is
-        tightened while what was cut is measured as too slow, to the cheapest cut at the last, and
-        loosened while it is faster than need be."""
+        moved until what was cut is measured as fast as asked and hardly faster, and of all that
+        were tried and fast enough, the one with the least damage is taken."""
         asked = self.config.speedup
         assert asked is not None
         clock = Clock(self.config, self.data)
         fixed, block = block_times(self.model, clock, LEAST_NEURONS, self.progress)
         options = self._options({(h, n): block(h, n) if h else 0.0 for h, n in self._pairs()})
         own = zip(self.own.heads, self.own.neurons, strict=True)
-        most = sum(block(h, n) for h, n in own)
-        low, high = sum(option.cost for option in cheapest(options)), most
-        budget = min(max((fixed + most) / asked - fixed, low), high)
-        best: Removal | None = None
-        nearest = 0.0
-        tried: set[tuple[Option, ...]] = set()
-        for left in reversed(range(TRIES)):
-            chosen = choose(options, budget) or cheapest(options)
-            if tuple(chosen) in tried:
-                if best is not None or budget == low:
+        high = sum(block(h, n) for h, n in own)
+        low = sum(option.cost for option in cheapest(options))
+        budget = min(max((fixed + high) / asked - fixed, low), high)
+        found: dict[tuple[Option, ...], Removal] = {}
+        for _ in range(BISECTIONS):
+            chosen = tuple(choose(options, budget) or cheapest(options))
+            new = chosen not in found
+            if new:
+                if len(found) == TRIES:
                     break
-                budget = low
-                continue
-            tried.add(tuple(chosen))
-            kept = self._kept(chosen)
-            model = self.damage.cut(kept)
-            before, after = clock([self.model, model])
-            times = before / after
-            nearest = max(nearest, times)
-            if times >= asked:
-                best = Removal(kept, model, self.damage(kept), before, after)
-                if times <= ENOUGH * asked:
-                    break
-                low = budget
-            else:
-                high = budget
+                found[chosen] = self._timed(clock, chosen)
+            times = found[chosen].times
+            if asked <= times <= ENOUGH * asked:
+                break
+            low, high = (budget, high) if times >= asked else (low, budget)
             budget = (fixed + budget) * times / asked - fixed
-            if not low < budget < high:
+            if not new or not low < budget < high:
                 budget = (low + high) / 2
-            if left == 1 and best is None:
-                budget = low
-        if best is not None:
-            return best
+        if all(each.times < asked for each in found.values()):
+            chosen = tuple(cheapest(options))
+            found.setdefault(chosen, self._timed(clock, chosen))
+        enough = [each for each in found.values() if each.times >= asked]
+        if enough:
+            return min(enough, key=lambda each: each.damage)
+        nearest = max(each.times for each in found.values())
         raise UsageError(
-            f"no removal of {', '.join(self.config.what)} is {asked:g} times as fast "
-            f"in {self.config.runtime} at batch {self.config.batch}: the nearest found is "
+            f"no removal tried of {', '.join(self.config.what)} is {asked:g} times as fast "
+            f"in {self.config.runtime} at batch {self.config.batch}: the nearest is "
             f"{nearest:.2f} times"
         )
+
+    def _timed(self, clock: Seconds, chosen: Sequence[Option]) -> Removal:
+        kept = self._kept(chosen)
+        model = self.damage.cut(kept)
+        before, after = clock([self.model, model])
+        return Removal(kept, model, self.damage(kept), before, after)
