@@ -70,6 +70,8 @@ def cut(name: str, args: argparse.Namespace) -> Path | None:
             progress=Terminal(),
         )
     except UsageError as error:
+        if type(error) is not UsageError:  # the data or the model, not the target
+            raise
         refused.parent.mkdir(parents=True, exist_ok=True)
         refused.write_text(f"{error}\n", encoding="utf-8")
         print(error)
@@ -103,12 +105,14 @@ def train(name: str, args: argparse.Namespace) -> None:
 def clocked(args: argparse.Namespace) -> dict[str, Any]:
     """Latency of all finished models at both batches in both runtimes, and the int8 score."""
     path = args.out / "times.json"
-    if path.exists() and not args.again:
-        return json.loads(path.read_text(encoding="utf-8"))
     folders = {"teacher": Path(args.teacher)}
     folders |= {name: args.out / "runs" / name for name in names()}
     folders = {name: folder for name, folder in folders.items() if (folder / "record.json").exists()
                or name == "teacher"}  # fmt: skip
+    if path.exists() and not args.again:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if set(held) == set(folders):
+            return held
     found: dict[str, Any] = {name: {} for name in folders}
     ready: dict[str, Any] = {}
     for name, folder in folders.items():

@@ -85,3 +85,30 @@ def test_what_follows_from_the_removal_is_not_asked(folder: Path, tmp_path: Path
     with pytest.raises(UsageError, match="the recovery's student follows"):
         run_removal(config(folder), tmp_path / "run", recover={"student": {}}, progress=Silent())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("step", ["save_model", "write_yaml", "told"])
+def test_a_killed_removal_is_done_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"stillhouse.removal.{step}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_removal(config(folder), tmp_path / "run", recover=None, progress=Silent())
+    assert not (tmp_path / "run" / "cut").exists()
+    (tmp_path / "run" / ".part-left").mkdir(parents=True)  # as a kill leaves it
+    found = run_removal(config(folder), tmp_path / "run", recover=RECOVER, progress=Silent())
+    assert found.run is not None
+
+
+def test_changed_rows_are_noticed(folder: Path, tmp_path: Path) -> None:
+    data = tiny.reviews(tmp_path / "rows.csv")
+    asked = config(folder, data={"path": str(data), "max_length": 32})
+    run_removal(asked, tmp_path / "run", recover=None, progress=Silent())
+    with data.open("a", encoding="utf-8") as file:
+        file.write("a wholly new row,positive\n")
+    with pytest.raises(UsageError, match="changed"):
+        run_removal(asked, tmp_path / "run", recover=None, progress=Silent())

@@ -6,22 +6,23 @@ recovers. The run folder is that distillation's, with the cut model as its stude
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from stillhouse.core.config import DistillConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import KeptLayer, Removed
-from stillhouse.core.rundir import CUT, check_free, write_json, write_yaml
+from stillhouse.core.rundir import CUT, atomic_folder, check_free, manifest, write_json, write_yaml
 from stillhouse.core.settings import parse
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
-from stillhouse.models.load import folder_fingerprint
+from stillhouse.flows.setup import Setup
 from stillhouse.models.save import save_model
 from stillhouse.models.student import parameters
 from stillhouse.models.surgery import sizes
@@ -54,19 +55,14 @@ def run_removal(
     progress = progress or Terminal()
     distillation = None if recover is None else _distillation(config, out, recover)
     settings = {**config.model_dump(mode="json"), "recover": recover}
-    place = out / CUT
-    content = {"model": folder_fingerprint(config.model)}
-    if check_free(place, settings, content) or not (place / "removal.json").exists():
+    setup = prepared(config, progress)
+    if check_free(out / CUT, settings, setup.content):
         if recover is not None:
             check_free(out, parse(DistillConfig, distillation or {}).model_dump(mode="json"))
-        model, tokenizer, data = load_parts(config, progress)
-        found = remove(config, model, data, progress=progress)
-        save_model(found.model, tokenizer, place)
-        write_json(place / "manifest.json", {"content": content})
-        write_yaml(place / "config.yaml", settings)
-        write_json(place / "kept.json", [asdict(each) for each in found.kept])
-        write_json(place / "removal.json", told(found, config, model).model_dump(mode="json"))
-    removed = Removed.model_validate_json((place / "removal.json").read_text(encoding="utf-8"))
+        found = remove(config, setup.teacher, rows_of(setup, progress), progress=progress)
+        with atomic_folder(out / CUT, "the cut model") as place:
+            _store(found, config, settings, setup, place)
+    removed = Removed.model_validate_json((out / CUT / "removal.json").read_text("utf-8"))
     progress.note(sentence(removed))
     if distillation is None:
         return RemovalRun(out, removed, None)
@@ -76,6 +72,17 @@ def run_removal(
         write_json(out / "record.json", run.record.model_dump(mode="json", by_alias=True))
         render([out], out / "report.html")
     return RemovalRun(out, removed, run)
+
+
+def _store(
+    found: Removal, config: RemoveConfig, settings: dict[str, Any], setup: Setup, place: Path
+) -> None:
+    """The cut model's folder: a model, a run's settings, and what was removed."""
+    save_model(found.model, setup.teacher_tokenizer, place)
+    write_json(place / "manifest.json", manifest(content=setup.content))
+    write_yaml(place / "config.yaml", json.loads(json.dumps(settings)))
+    write_json(place / "kept.json", [asdict(each) for each in found.kept])
+    write_json(place / "removal.json", told(found, config, setup.teacher).model_dump(mode="json"))
 
 
 def _distillation(config: RemoveConfig, out: Path, recover: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +142,8 @@ def sentence(removed: Removed) -> str:
     return f"{share:.0%} of the parameters{speed}; layers that stay: {kept}"
 
 
-def load_parts(
-    config: RemoveConfig, progress: Progress
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Data]:
-    """The model, its tokenizer, and its training rows."""
+def prepared(config: RemoveConfig, progress: Progress) -> Setup:
+    """The model as a teacher, with its task and its rows."""
     values = {
         "teacher": config.model,
         "data": config.data.model_dump(),
@@ -147,6 +152,9 @@ def load_parts(
         "cache": config.cache,
         "trust_remote_code": config.trust_remote_code,
     }
-    setup = prepare(parse(DistillConfig, values), progress=progress)
-    data = Plan(setup, progress).rows(setup.rows.train, "training rows")
-    return setup.teacher, setup.teacher_tokenizer, data
+    return prepare(parse(DistillConfig, values), progress=progress)
+
+
+def rows_of(setup: Setup, progress: Progress) -> Data:
+    """The training rows, which parts are scored on."""
+    return Plan(setup, progress).rows(setup.rows.train, "training rows")

@@ -18,7 +18,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.models.student import blocks
 from stillhouse.models.surgery import Kept, cut, everything
-from stillhouse.removal import load_parts
+from stillhouse.removal import prepared, rows_of
 from stillhouse.tickets.config import RemoveConfig
 from stillhouse.tickets.refit import Refit, solved
 from stillhouse.tickets.worth import Damage
@@ -37,8 +37,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
         "layers": 1,
         "cache": str(path / "cache"),
     }
-    model, _, data = load_parts(parse(RemoveConfig, values), Silent())
-    return model, data
+    setup = prepared(parse(RemoveConfig, values), Silent())
+    return setup.teacher, rows_of(setup, Silent())
 
 
 def test_the_weights_are_those_of_least_squares() -> None:

@@ -19,7 +19,7 @@ from stillhouse.core.settings import parse
 from stillhouse.models.forward import run
 from stillhouse.models.student import blocks, parameters
 from stillhouse.models.surgery import Kept, cut, everything, sizes
-from stillhouse.removal import load_parts
+from stillhouse.removal import prepared, rows_of
 from stillhouse.tickets import remove as removing
 from stillhouse.tickets.config import RemoveConfig
 from stillhouse.tickets.remove import remove
@@ -48,8 +48,8 @@ def config(folder: Path, **changes: Any) -> RemoveConfig:
 
 @pytest.fixture(scope="module")
 def parts(folder: Path) -> tuple[Any, Any]:
-    model, _, data = load_parts(config(folder, layers=1), Silent())
-    return model, data
+    setup = prepared(config(folder, layers=1), Silent())
+    return setup.teacher, rows_of(setup, Silent())
 
 
 def test_worth_is_the_mean_square_of_a_gates_gradient(parts: tuple[Any, Any]) -> None:

@@ -133,8 +133,9 @@ def _same_content(folder: Path, content: dict[str, str]) -> None:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is neither one that a killed `atomic` left nor where a run starts from."""
-    left = path.name.startswith(".") and path.suffix == ".part"
+    """Whether a file is neither what a killed `atomic` or `atomic_folder` left nor where a run
+    starts from."""
+    left = path.name.startswith(".part-") or (path.name[0] == "." and path.suffix == ".part")
     return not (left or path.name == CUT)
 
 

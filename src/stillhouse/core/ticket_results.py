@@ -74,10 +74,12 @@ class TicketsRecord(Result):
 
 
 class Cell(Result):
-    """The ticket of `source` on the task of `target`. `gain`: minus the target's own ticket."""
+    """The ticket of `source` on the task of `target`. `remaining`: of the weights that the target
+    prunes; `gain`: minus the target's own ticket."""
 
     source: str
     target: str
+    remaining: float
     score: float
     interval: Interval
     seeds: list[float]

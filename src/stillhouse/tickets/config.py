@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from stillhouse.core.config import DataConfig, GoldConfig, TrainingConfig
 from stillhouse.core.terms import Config, Positive
@@ -12,6 +12,11 @@ from stillhouse.core.terms import Config, Positive
 Score = Literal["magnitude", "movement", "gradient", "fisher", "random"]
 Control = Literal["random", "reinitialised"]
 Part = Literal["layers", "heads", "neurons"]
+
+
+def _several(given: object) -> object:
+    """One pattern is a list of one."""
+    return (given,) if isinstance(given, str) else given
 
 
 class PruneConfig(Config):
@@ -34,8 +39,8 @@ class PruneConfig(Config):
     score: Score = "magnitude"
     scope: Literal["global", "layer"] = "global"
     output_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     rewind: Annotated[int, Field(ge=0)] | Literal["none"] = 0
     score_rows: Positive = 512
 

@@ -54,8 +54,9 @@ def fitting(masks: Mapping[str, Tensor], model: nn.Module, origin: str) -> dict[
 
 def save_sparse(path: Path, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """The model's weights, masked ones left out: bits say where the others belong."""
-    state = {n: t for n, t in model.state_dict().items() if n not in masks}
     held = dict(model.named_parameters())
+    kept = {*held, *dict(model.named_buffers())}  # a tensor that two names share is there once
+    state = {n: t for n, t in model.state_dict().items() if n in kept and n not in masks}
     values = {f"value|{n}": held[n].detach()[mask] for n, mask in masks.items()}
     bits = {f"mask|{n}": pack(mask) for n, mask in masks.items()}
     shapes = {n: list(mask.shape) for n, mask in masks.items()}
@@ -75,8 +76,11 @@ def load_sparse(path: Path, model: nn.Module) -> dict[str, Tensor]:
         dense = torch.zeros(mask.shape, dtype=tensors[f"value|{name}"].dtype)
         dense[mask] = tensors[f"value|{name}"]
         state[name] = dense
+    shared = {*model.state_dict()} - {*dict(model.named_parameters()), *dict(model.named_buffers())}
     try:
-        model.load_state_dict(state)
+        lacking, unknown = model.load_state_dict(state, strict=False)
+        if unknown or {*lacking} - shared:
+            raise RuntimeError(f"{[*unknown, *lacking][0]} doesn't fit")
     except RuntimeError as error:
         raise ModelError(f"{path} is no {type(model).__name__}: {error}") from None
     return masks

@@ -68,9 +68,8 @@ def _encoder_prefixes(model: Any) -> tuple[str, ...] | None:
 def output_weights(model: nn.Module) -> frozenset[str]:
     """The names of the weights whose products are the model's output: the last linear layer's,
     and a tied or masked-LM head's."""
-    found = list(weights(model))
-    names = set(found[-1:])
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is not None:
-        names |= {n for n, p in model.named_parameters() if p is getattr(head, "weight", None)}
-    return frozenset(names)
+        held = getattr(head, "weight", None)
+        return frozenset(name for name, p in model.named_parameters() if p is held)
+    return frozenset(list(weights(model))[-1:])

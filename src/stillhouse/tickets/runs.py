@@ -27,7 +27,7 @@ from stillhouse.tickets.find import Found, find
 from stillhouse.tickets.record import tickets_record
 from stillhouse.tickets.scores import MOVED
 from stillhouse.tickets.search import Search, masks_path
-from stillhouse.tickets.transfer import transfer
+from stillhouse.tickets.transfer import content_of, transfer
 
 
 @dataclass
@@ -58,6 +58,7 @@ def run_tickets(
         content = prepare_gold(config, progress, metric=config.proof.metric).content
         claim(out, config.model_dump(mode="json"), content)
         progress.note(f"{out} is finished already")
+        _drawn(out)
         return TicketsRun.open(out)
     found = find(config, out, progress=progress)
     record = tickets_record(found, out, _save(found, out, progress))
@@ -73,14 +74,21 @@ def run_transfer(
     """The transfer of a checked config, to its record and report. A finished one is read."""
     progress = progress or Terminal()
     if (out / "record.json").is_file():
-        check_free(out, config.model_dump(mode="json"))
+        check_free(out, config.model_dump(mode="json"), content_of(config, out))
         progress.note(f"{out} is finished already")
+        _drawn(out)
         return TransferRecord.model_validate_json((out / "record.json").read_text("utf-8"))
     record = transfer(config, out, progress=progress)
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
     tidy(out, keep=False)
     return record
+
+
+def _drawn(out: Path) -> None:
+    """The page of a finished run, if it was killed before that was drawn."""
+    if not (out / "report.html").is_file():
+        render([out], out / "report.html")
 
 
 def _save(found: Found, out: Path, progress: Progress) -> Storage:

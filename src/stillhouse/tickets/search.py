@@ -101,11 +101,21 @@ class Search:
         return 1 + rounds + controls * (rounds if self.config.proof.controls_at == "all" else 1)
 
     def check(self) -> None:
-        """Raises UsageError for a rewinding that no training reaches."""
+        """Raises UsageError for a rewinding that no training reaches, or that one may end before,
+        and for a sparsity that leaves nothing."""
         steps = self.stage(0).steps(self.config.proof.seeds[0])
         if self.prune.rewind != "none" and self.prune.rewind >= steps:
             raise UsageError(
                 f"can't rewind to step {self.prune.rewind} of {steps}: give an earlier one"
+            )
+        if self.prune.rewind not in ("none", 0) and self.config.training.patience is not None:
+            raise UsageError(
+                f"training.patience may end the first training before step {self.prune.rewind}: "
+                "leave it out, or rewind to 0"
+            )
+        if sum(self.counts[-1]) == 0:
+            raise UsageError(
+                f"a sparsity of {self.prune.sparsity:g} leaves no weight: ask for less"
             )
 
     def of(self, seed: int) -> list[Rung]:
@@ -187,8 +197,9 @@ class Search:
         stage = replace(self.stage(None if late else seed), masks=held)
         if late and self.prune.rewind != "none":
             stage = replace(stage, start=self.prune.rewind)
-        if scored and self.prune.score == "movement":
-            stage = replace(stage, step_fn=moving_step, fast=False)
+        if self.prune.score == "movement":
+            step = moving_step if scored else stage.step_fn
+            stage = replace(stage, step_fn=step, fast=False)  # controls draw the same dropout
         return train(
             title,
             seed,

@@ -9,12 +9,14 @@ Axes: N rows.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,6 +35,7 @@ from stillhouse.tickets.config import TicketsConfig, TransferConfig
 from stillhouse.tickets.files import fitting, load_masks
 from stillhouse.tickets.search import Search, masks_path
 
+LIKE = 0.01  # shares of weights that differ by less are of one sparsity
 Answers = dict[int, np.ndarray]  # a model's scores of the reported rows, by seed
 
 
@@ -68,6 +71,7 @@ def transfer(
     for source in runs:
         for target in runs:
             _fitted(source, target, seeds[0])
+        _check_alike(runs[0], source, seeds[0])
     claim(out, config.model_dump(mode="json"), _content(runs))
     write_json(out / "manifest.json", manifest(content=_content(runs), seeds=seeds))
     cells: list[Cell] = []
@@ -94,8 +98,14 @@ def transfer(
         cells=cells,
         overlaps=_overlaps(runs, seeds),
         sentence=_sentence(names, cells),
+        warnings=_unlike(cells),
         timing=TicketTiming(total_s=time.perf_counter() - started, steps=steps),
     )
+
+
+def content_of(config: TransferConfig, out: Path) -> dict[str, str]:
+    """Fingerprints of what a transfer's runs were made of and found."""
+    return _content([opened(Path(run), out, Silent()) for run in config.runs])
 
 
 def opened(folder: Path, out: Path, progress: Progress) -> Ticketed:
@@ -128,10 +138,64 @@ def _fitted(source: Ticketed, target: Ticketed, seed: int) -> dict[str, Tensor]:
     return fitting(source.masks[seed], model, str(source.folder))
 
 
+def _check_alike(first: Ticketed, run: Ticketed, seed: int) -> None:
+    """Raises UsageError for tickets that can't be compared: found without rewinding, of another
+    sparsity, of other weights' names, or of another pretrained model."""
+    if run.config.prune.rewind == "none":
+        raise UsageError(
+            f"{run.name} did not rewind, so its ticket trained longer than a moved one would: "
+            "search again with --rewind 0"
+        )
+    shares = [numerics.density(each.masks[seed]) for each in (first, run)]
+    if abs(shares[0] - shares[1]) > LIKE:
+        raise UsageError(
+            f"{first.name} keeps {shares[0]:.1%} of the weights, {run.name} {shares[1]:.1%}: "
+            "transfer tickets of one sparsity"
+        )
+    names = [{n for n in each.masks[seed] if ".pooler." not in n} for each in (first, run)]
+    if names[0] != names[1]:
+        raise UsageError(
+            f"{first.name} and {run.name} prune weights of other names: search with the same "
+            "prune.include and prune.exclude"
+        )
+    mine, theirs = (dict(each.gold.make(seed).named_parameters()) for each in (first, run))
+    if any(not torch.equal(mine[name], theirs[name]) for name in sorted(names[0])):
+        raise UsageError(
+            f"{first.name} and {run.name} start from other weights: tickets move between tasks "
+            "of one pretrained model"
+        )
+
+
 def _content(runs: Sequence[Ticketed]) -> dict[str, str]:
-    return {
+    """What the searches had for inputs, and what they found."""
+    held = {
         f"{name} of {run.name}": value for run in runs for name, value in run.gold.content.items()
     }
+    found = {f"record of {run.name}": _digest(run.folder / "record.json") for run in runs}
+    return {**held, **found}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _remaining(source: Ticketed, target: Ticketed, seed: int) -> float:
+    """The share of the target's prunable weights that the source's ticket leaves."""
+    held, sizes = _fitted(source, target, seed), target.search.sizes
+    gone = sum(int((~mask).sum()) for name, mask in held.items() if name in sizes)
+    return 1 - gone / sum(sizes.values())
+
+
+def _unlike(cells: Sequence[Cell]) -> list[str]:
+    """Where a moved ticket leaves more or fewer weights than the target's own."""
+    own = {cell.target: cell.remaining for cell in cells if cell.source == cell.target}
+    return [
+        f"the ticket of {cell.source} leaves {cell.remaining:.1%} of the weights that "
+        f"{cell.target} prunes, its own {own[cell.target]:.1%}: exclude *.pooler.* in all searches "
+        "to compare like with like"
+        for cell in cells
+        if abs(cell.remaining - own[cell.target]) > LIKE / 5
+    ]
 
 
 def _score(target: Ticketed, answers: Answers) -> list[float]:
@@ -168,6 +232,7 @@ def _cell(
     return Cell(
         source=source.name,
         target=target.name,
+        remaining=_remaining(source, target, seeds[0]),
         score=float(np.mean(scores)),
         interval=interval(
             task,
