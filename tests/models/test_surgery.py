@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import tiny
 from stillhouse.core.errors import ModelError
@@ -21,8 +21,8 @@ from stillhouse.core.types import Tap
 from stillhouse.export import export_onnx, onnx_runner
 from stillhouse.models import slim
 from stillhouse.models.forward import has_fast_path, scores
-from stillhouse.models.student import blocks, parameters
-from stillhouse.models.surgery import Kept, cut, everything, sizes
+from stillhouse.models.student import blocks, like, parameters
+from stillhouse.models.surgery import Kept, cut, everything, parts_of, sizes
 from stillhouse.models.taps import geometry, reading
 
 KINDS = ["bert", "roberta", "distilbert"]
@@ -194,3 +194,28 @@ def test_what_is_not_there_cannot_be_kept(kept: list[Kept], says: str) -> None:
 def test_a_family_that_cannot_be_cut_is_named(kind: str) -> None:
     with pytest.raises(ModelError, match=f"of a {kind} can't be removed, only those of bert"):
         sizes(tiny.model(kind))
+
+
+@every_kind
+def test_a_fresh_slim_model_starts_as_a_stock_one_does(kind: str) -> None:
+    whole = tiny.model(kind, initializer_range=0.3)
+    kept = [Kept(k.layer, k.heads[:1], k.neurons[:20]) for k in everything(whole)]
+    slim = cut(whole, kept)
+    made = like(slim, slim.config)
+    for block in blocks(made)[1]:
+        for part in (*parts_of(made)[0], *parts_of(made)[1:]):
+            layer = block.get_submodule(part)
+            assert layer.weight.std().item() == pytest.approx(0.3, rel=0.2), part
+            assert not layer.bias.any(), part
+
+
+@every_kind
+def test_its_encoder_loads_alone(kind: str, tmp_path: Path) -> None:
+    whole = tiny.model(kind)
+    slim = cut(whole, [Kept(k.layer, k.heads[:1], k.neurons[:20]) for k in everything(whole)])
+    slim.save_pretrained(tmp_path)
+    alone = AutoModel.from_pretrained(tmp_path).eval()
+    given = inputs(kind)
+    with torch.no_grad():
+        hidden = slim.base_model(**given).last_hidden_state
+        assert torch.allclose(alone(**given).last_hidden_state, hidden)

@@ -15,10 +15,12 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.flows.stages import load_trained
 from stillhouse.models.load import load_classifier
+from stillhouse.models.masks import apply_masks
 from stillhouse.numerics import masks as numerics
 from stillhouse.tickets.config import TicketsConfig
-from stillhouse.tickets.files import load_masks, load_sparse
+from stillhouse.tickets.files import load_masks, load_sparse, save_sparse
 from stillhouse.tickets.find import Found, find
+from stillhouse.tickets.prunable import output_weights, prunable
 from stillhouse.tickets.runs import TicketsRun, run_tickets
 from stillhouse.tickets.search import masks_path, theta_path
 
@@ -282,4 +284,38 @@ def test_what_can_never_work_is_refused_before_training(folder: Path, tmp_path: 
         find(config(folder, prune={"exclude": ("bert.*",)}), tmp_path / "b")
     with pytest.raises(UsageError, match="can't rewind to step 6 of 6"):
         find(config(folder, prune={"rewind": 6}), tmp_path / "c")
-    assert not any((tmp_path / name).exists() for name in "abc")
+    with pytest.raises(UsageError, match="patience may end the first training before step 3"):
+        find(config(folder, prune={"rewind": 3}, training={"patience": 1}), tmp_path / "d")
+    with pytest.raises(UsageError, match="leaves no weight"):
+        find(config(folder, prune={"sparsity": 0.999999}), tmp_path / "e")
+    assert not any((tmp_path / name).exists() for name in "abcde")
+
+
+def test_one_pattern_is_a_list_of_one(folder: Path) -> None:
+    assert config(folder, prune={"include": "*.query.weight"}).prune.include == ("*.query.weight",)
+
+
+def test_a_page_that_a_kill_prevented_is_drawn(run: TicketsRun, folder: Path) -> None:
+    page = run.out / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    again = run_tickets(config(folder, proof={"controls_at": "all"}), run.out, progress=Silent())
+    assert again.record == run.record
+    assert page.read_bytes() == before
+
+
+def test_a_masked_language_models_ticket_is_smaller_on_disk(tmp_path: Path) -> None:
+    """Its embeddings are its output's weights too, and are stored once."""
+    model: Any = tiny.model(masked=True)
+    weights = prunable(model)
+    assert set(output_weights(model)) == {"bert.embeddings.word_embeddings.weight"}
+    masks = {name: torch.rand(w.shape) < 0.1 for name, w in weights.items()}
+    apply_masks(model, masks)
+    model.save_pretrained(tmp_path / "dense")
+    save_sparse(tmp_path / "sparse.safetensors", model, masks)
+    dense = (tmp_path / "dense" / "model.safetensors").stat().st_size
+    assert (tmp_path / "sparse.safetensors").stat().st_size < 0.8 * dense
+    other = tiny.model(masked=True, seed=5)
+    load_sparse(tmp_path / "sparse.safetensors", other)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name

@@ -145,3 +145,50 @@ def test_what_is_no_search_is_refused(folder: Path, tmp_path: Path) -> None:
     asked = {"runs": [str(folder / "reviews"), str(folder / "others")], "seeds": [7]}
     with pytest.raises(UsageError, match="share the seeds 0, 1"):
         run_transfer(parse(TransferConfig, asked), tmp_path / "run", progress=Silent())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("sparser", {"prune": {"sparsity": 0.8}}, "keeps 50.0% .* sparser 20.0%: .* one sparsity"),
+        ("going on", {"prune": {"rewind": "none"}}, "going on did not rewind"),
+        ("queries", {"prune": {"include": "*.query.weight"}}, "prune weights of other names"),
+        ("elsewhere", {"model": "others"}, "start from other weights"),
+    ],
+)
+def test_tickets_that_cannot_be_compared_are_refused(
+    folder: Path, tmp_path: Path, name: str, changes: dict[str, Any], says: str
+) -> None:
+    if "model" in changes:
+        tiny.save(folder / "other model", seed=9)
+        changes = {"model": str(folder / "other model")}
+    search(folder, name, **changes)
+    config = parse(TransferConfig, {"runs": [str(folder / "reviews"), str(folder / name)]})
+    with pytest.raises(UsageError, match=says) as caught:
+        run_transfer(config, tmp_path / "run", progress=Silent())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_ticket_without_a_pooler_leaves_more_and_says_so(matrix: TransferRecord) -> None:
+    remaining = {(cell.source, cell.target): cell.remaining for cell in matrix.cells}
+    assert remaining["others", "reviews"] == pytest.approx(0.5, abs=1e-4)
+    whole = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    expected = (0.5 * whole + 32 * 32) / (whole + 32 * 32)
+    assert remaining["words", "reviews"] == pytest.approx(expected, abs=1e-3)
+    assert any("words leaves" in warning for warning in matrix.warnings)
+    assert not any("ticket of others leaves" in warning for warning in matrix.warnings)
+
+
+def test_a_source_that_was_searched_again_is_noticed(folder: Path, tmp_path: Path) -> None:
+    runs = [str(folder / "reviews"), str(folder / "others")]
+    config = parse(TransferConfig, {"runs": runs, "seeds": [0]})
+    run_transfer(config, tmp_path / "run", progress=Silent())
+    record = folder / "others" / "record.json"
+    kept = record.read_text(encoding="utf-8")
+    record.write_text(kept + " ", encoding="utf-8")
+    try:
+        with pytest.raises(UsageError, match="changed"):
+            run_transfer(config, tmp_path / "run", progress=Silent())
+    finally:
+        record.write_text(kept, encoding="utf-8")
