@@ -86,9 +86,22 @@ def test_padding_is_not_fitted_to(parts: tuple[Any, Any]) -> None:
     lengths = data.lengths[:5]
     alone = [Refit(model, data, np.array([row]))._moments for row in range(5)]
     for key, moment in together.items():
-        mean = sum(n * each[key] for n, each in zip(lengths, alone, strict=True)) / lengths.sum()
+        counts = np.ones(5) if key[0] == 2 else lengths  # a classifier's last layer: first tokens
+        mean = sum(n * each[key] for n, each in zip(counts, alone, strict=True)) / counts.sum()
         assert torch.allclose(moment, mean, atol=1e-4)
     assert len(set(lengths.tolist())) > 1
+
+
+def test_the_last_layer_is_fitted_to_what_the_head_reads(parts: tuple[Any, Any]) -> None:
+    """Its other tokens may be anything."""
+    model, data = parts
+    block = blocks(model)[1][1]
+    seen: list[Any] = []
+    handle = block.output.dense.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    moments = Refit(model, data, np.arange(5))._moments[2, "output.dense"]
+    handle.remove()
+    x_NU = torch.cat([seen[0][:, 0], torch.ones(5, 1)], 1).detach()
+    assert torch.allclose(moments, x_NU.T @ x_NU / 5, atol=1e-5)
 
 
 def test_a_whole_model_stays_as_it_is(parts: tuple[Any, Any]) -> None:

@@ -72,22 +72,28 @@ def solved(moments_UU: Tensor, weight_HU: Tensor, units: Tensor) -> tuple[Tensor
 def _moments(
     model: PreTrainedModel, parts: tuple[str, str], data: Data, rows: np.ndarray
 ) -> dict[tuple[int, str], Tensor]:
-    """Mean products of what enters each layer's `parts` at real tokens, a 1 appended."""
+    """Mean products of what enters each layer's `parts`, a 1 appended: at real tokens, but in a
+    classifier's last layer at the first token, which is all that its head reads."""
     total: dict[tuple[int, str], Tensor] = {}
-    tokens = 0
+    tokens: dict[tuple[int, str], int] = {}
+    own = list(blocks(model)[1])
+    heads_read_first = not type(model).__name__.endswith("ForMaskedLM")
     real_BT = torch.ones(0)
 
     def hook(key: tuple[int, str]) -> Any:
+        first = heads_read_first and key[0] == len(own)
+
         def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0][real_BT]
+            x = args[0][:, 0] if first else args[0][real_BT]
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
             total[key] = total.get(key, torch.zeros(())) + x.T @ x
+            tokens[key] = tokens.get(key, 0) + len(x)
 
         return add
 
     handles = [
         block.get_submodule(part).register_forward_pre_hook(hook((number, part)))
-        for number, block in enumerate(blocks(model)[1], start=1)
+        for number, block in enumerate(own, start=1)
         for part in parts
     ]
     try:
@@ -95,9 +101,8 @@ def _moments(
             for start in range(0, len(rows), BATCH):
                 batch = data.batch(rows[start : start + BATCH])
                 real_BT = batch.inputs["attention_mask"].bool()
-                tokens += int(real_BT.sum())
                 run(model, batch, precision="float32", fast=False)
     finally:
         for handle in handles:
             handle.remove()
-    return {key: moment / tokens for key, moment in total.items()}
+    return {key: moment / tokens[key] for key, moment in total.items()}
