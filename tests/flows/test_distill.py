@@ -45,7 +45,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finetuned, Path, P
     )
     found = finetune(config, root / "run")
     found.model.save_pretrained(root / "teacher")  # pyright: ignore
-    found.tokenizer.save_pretrained(root / "teacher")
+    found.gold.tokenizer.save_pretrained(root / "teacher")
     return found, root / "teacher", data
 
 
@@ -77,10 +77,10 @@ def test_a_fine_tuned_model_has_learnt_and_knows_its_labels(
     taught: tuple[Finetuned, Path, Path],
 ) -> None:
     found, _, _ = taught
-    assert found.task.choices == ["negative", "positive"]
+    assert found.gold.task.choices == ["negative", "positive"]
     assert found.model.config.id2label == {0: "negative", 1: "positive"}  # pyright: ignore
     answers_N = found.trained.scores_NK.argmax(-1)
-    assert found.task.metric_of(answers_N, found.reported.gold_N.numpy(), "accuracy") > 0.85
+    assert found.gold.task.metric_of(answers_N, found.reported.gold_N.numpy(), "accuracy") > 0.85
 
 
 def test_students_learn_from_a_teacher_what_few_labels_do_not_tell(outcome: Outcome) -> None:
@@ -190,7 +190,7 @@ def test_a_teacher_that_knows_reported_rows_is_told(
 ) -> None:
     """The reported rows of another file are the teacher's training rows, in capitals."""
     found, teacher, data = taught
-    rows = [(e.text.upper(), e.label) for e in found.splits.labelled]
+    rows = [(e.text.upper(), e.label) for e in found.gold.splits.labelled]
     other = tiny.write_csv(tmp_path / "other" / "dev.csv", ["text", "label"], rows).parent
     tiny.write_csv(other / "train.csv", ["text", "label"], tiny.sentences(560)[500:])
     shutil.copytree(teacher, tmp_path / "teacher")
