@@ -53,13 +53,13 @@ from stillhouse.models.batched import BatchedMLP
 from stillhouse.numerics import masks as numerics
 from stillhouse.tasks.vectors import read_idx
 from stillhouse.tickets.config import PruneConfig
-from stillhouse.tickets.files import load_masks, save_masks
 from stillhouse.tickets.prune import counts, next_masks
 from stillhouse.training import checkpoint
 from stillhouse.training.callbacks import advancing
 from stillhouse.training.loop import fit
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import build
+from stillhouse.training.sparse import load_masks, save_masks
 
 LAYERS = ("weights.0", "weights.1", "weights.2")
 OUTPUT = LAYERS[-1]

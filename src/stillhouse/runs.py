@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -32,10 +31,11 @@ from stillhouse.flows.common import tidy
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.proof import distillation_record, finetune_record
 from stillhouse.models.card import model_card
-from stillhouse.models.load import resolve
+from stillhouse.models.load import model_folder
 from stillhouse.models.save import save_model
 from stillhouse.report.html import render
 from stillhouse.tasks.base import Data, Task
+from stillhouse.training.sparse import MASKS, save_masks
 
 ExportFormat = Literal["onnx", "onnx-int8"]
 Exported = tuple[ExportFormat, Path, np.ndarray]  # its file, and its scores on the reported rows
@@ -97,6 +97,8 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
         return _finished(out, config.model_dump(mode="json"), content, progress)
     done = finetuning.finetune(config, out, progress=progress)
     save_model(done.model, done.gold.tokenizer, out)
+    if done.masks:
+        save_masks(out / MASKS, done.masks)
     one, many = efficiency.samples(done.reported)
     runner = efficiency.torch_runner(done.model)
     timing = efficiency.time_all({"model": (runner, one, many)})["model"]
@@ -192,14 +194,6 @@ def _costs(
             memory=efficient,
         )
     return costs, timings
-
-
-def model_folder(name: str) -> Path:
-    """The folder of a teacher's weights; a hub model's is its snapshot."""
-    found = resolve(name)
-    return (
-        found if isinstance(found, Path) else Path(snapshot_download(found, local_files_only=True))
-    )
 
 
 def _export_result(

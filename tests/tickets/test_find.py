@@ -18,11 +18,11 @@ from stillhouse.models.load import load_classifier
 from stillhouse.models.masks import apply_masks
 from stillhouse.numerics import masks as numerics
 from stillhouse.tickets.config import TicketsConfig
-from stillhouse.tickets.files import load_masks, load_sparse, save_sparse
 from stillhouse.tickets.find import Found, find
 from stillhouse.tickets.prunable import output_weights, prunable
 from stillhouse.tickets.runs import TicketsRun, run_tickets
 from stillhouse.tickets.search import masks_path, theta_path
+from stillhouse.training.sparse import load_masks, load_sparse, save_sparse
 
 
 def config(folder: Path, **changes: Any) -> TicketsConfig:

@@ -16,9 +16,9 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.core.ticket_results import TransferRecord
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
-from stillhouse.tickets.files import load_masks
 from stillhouse.tickets.runs import TicketsRun, run_tickets, run_transfer
 from stillhouse.tickets.search import masks_path
+from stillhouse.training.sparse import load_masks
 
 
 def search(folder: Path, name: str, **changes: Any) -> TicketsRun:

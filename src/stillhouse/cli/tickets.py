@@ -69,7 +69,7 @@ def find(
             "prune.sparsity": sparsity,
             "prune.rounds": rounds,
             "prune.score": score,
-            "prune.rewind": int(rewind) if rewind is not None and rewind.isdigit() else rewind,
+            "prune.rewind": rewind,
             "proof.seeds": list(range(seeds)) if seeds else None,
             "cache": cache,
             "trust_remote_code": trust_remote_code or None,

@@ -305,6 +305,10 @@ class GoldConfig(Config):
 
 
 class FinetuneConfig(GoldConfig):
+    """`masks`: a file of masks (a ticket's) whose weights stay 0; auto: the ones in the model's own
+    folder, if it has any; none: every weight is trained."""
+
     flow: Literal["finetune"] = "finetune"
+    masks: str = "auto"
     seed: int = 0
     resamples: Annotated[int, Field(ge=2)] = 2000

@@ -48,6 +48,13 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
         raise UsageError(f"setting {where or 'config'}: {message}") from None
 
 
+def section(kind: type[BaseModel], given: object, key: str) -> dict[str, Any]:
+    """A config's section given as an object of ours, a dict, or the value of its `key` alone."""
+    if isinstance(given, kind):
+        return given.model_dump()
+    return dict(given) if isinstance(given, Mapping) else {key: str(given)}
+
+
 def _known(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
     """Names of the settings of the section at `path`."""
     for part in path:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from stillhouse.core.config import FinetuneConfig
+from stillhouse.core.errors import ModelError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import atomic, claim, manifest, write_json
 from stillhouse.flows.common import TRAINED_ON
 from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.flows.stages import Stage, Trained, load_trained, score_on, train
+from stillhouse.models.load import resolve
+from stillhouse.models.weights import Masks
+from stillhouse.numerics.masks import density
 from stillhouse.tasks.base import Data
+from stillhouse.training.sparse import MASKS, fitting, load_masks
 
 
 @dataclass
@@ -24,13 +30,37 @@ class Finetuned:
     gold: Gold
     model: nn.Module
     trained: Trained
+    masks: Masks
     reported: Data
     total_s: float
 
 
 def content_of(config: FinetuneConfig, progress: Progress | None = None) -> dict[str, str]:
     """Fingerprints of what the config names by path."""
-    return prepare_gold(config, progress or Silent()).content
+    gold = prepare_gold(config, progress or Silent())
+    return _content(gold, _masks_path(config))
+
+
+def _content(gold: Gold, masks: Path | None) -> dict[str, str]:
+    """A model's own masks are among its files; others have a fingerprint of their own."""
+    if masks is None or masks.parent == resolve(gold.config.model):
+        return gold.content
+    return {**gold.content, "masks": blake2b(masks.read_bytes(), digest_size=16).hexdigest()}
+
+
+def _masks_path(config: FinetuneConfig) -> Path | None:
+    """Where the masks are that a training holds. Raises ModelError for a file that isn't there."""
+    if config.masks == "auto":
+        source = resolve(config.model)
+        own = source / MASKS if isinstance(source, Path) else None
+        return own if own and own.is_file() else None
+    if config.masks == "none":
+        return None
+    path = Path(config.masks)
+    path = path / MASKS if path.is_dir() else path
+    if not path.is_file():
+        raise ModelError(f"there are no masks {path}: give a ticket's {MASKS}, auto or none")
+    return path
 
 
 def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Finetuned:
@@ -38,11 +68,16 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     progress = progress or Silent()
     started = time.perf_counter()
     gold = prepare_gold(config, progress)
-    claim(out, config.model_dump(mode="json"), gold.content)
+    path = _masks_path(config)
+    masks = fitting(load_masks(path)[0], gold.make(config.seed), str(path)) if path else {}
+    content = _content(gold, path)
+    claim(out, config.model_dump(mode="json"), content)
+    if masks:
+        progress.note(f"{density(masks):.1%} of the weights in {len(masks)} matrices stay ({path})")
     for note in gold.notes:
         progress.note(note)
     training, held_out, reported = gold.datasets(progress)
-    write_json(out / "manifest.json", manifest(content=gold.content, seeds=[config.seed]))
+    write_json(out / "manifest.json", manifest(content=content, seeds=[config.seed]))
     if gold.splits is not None:
         with atomic(out / TRAINED_ON) as temporary, temporary.open("wb") as file:
             np.save(file, gold.splits.labelled.folded_N2)
@@ -56,6 +91,7 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         on_rows=True,
         metric=gold.task.metric if len(held_out) else None,
         evaluate=score_on(gold.task, held_out) if len(held_out) else None,
+        masks=masks,
     )
     trained = train(
         "teacher",
@@ -68,4 +104,4 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         progress=progress,
     )
     model = load_trained(trained, gold.make(config.seed))
-    return Finetuned(config, gold, model, trained, reported, time.perf_counter() - started)
+    return Finetuned(config, gold, model, trained, masks, reported, time.perf_counter() - started)

@@ -13,9 +13,10 @@ from stillhouse.data.corpus import Corpus
 from stillhouse.data.documents import file_digest, text_files
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Splits
-from stillhouse.models.load import fingerprint, folder_fingerprint
+from stillhouse.models.load import fingerprint, folder_fingerprint, resolve
 from stillhouse.tasks.base import Task
 from stillhouse.training.objective import Objective
+from stillhouse.training.sparse import MASKS
 
 Make = Callable[[int], PreTrainedModel]
 
@@ -45,7 +46,12 @@ class Setup:
 
     @property
     def notes(self) -> list[str]:
-        return self.splits.notes if self.splits else self.corpus.notes if self.corpus else []
+        source = self.splits or self.corpus
+        found = list(source.notes) if source else []
+        named = self.config.student.model or self.config.student.source
+        if named and isinstance(folder := resolve(named), Path) and (folder / MASKS).is_file():
+            found.append(f"the masks of {named} are not held: its zeros are trained like the rest")
+        return found
 
     @property
     def same_tokens(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -45,6 +46,14 @@ def resolve(name: str) -> Path | str:
     if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ModelError(f"{name} is no model folder")
     return name
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a teacher's weights; a hub model's is its snapshot."""
+    found = resolve(name)
+    return (
+        found if isinstance(found, Path) else Path(snapshot_download(found, local_files_only=True))
+    )
 
 
 def _hub_error(name: str, error: Exception) -> ModelError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stillhouse.core.config import DataConfig, GoldConfig, TrainingConfig
 from stillhouse.core.terms import Config, Positive
@@ -43,6 +43,13 @@ class PruneConfig(Config):
     exclude: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     rewind: Annotated[int, Field(ge=0)] | Literal["none"] = 0
     score_rows: Positive = 512
+
+    @field_validator("rewind", mode="before")
+    @classmethod
+    def _step_or_none(cls, given: object) -> object:
+        if isinstance(given, str) and given != "none" and not given.isdigit():
+            raise ValueError(f"a step of the training (0 is its start) or none, not {given!r}")
+        return given
 
 
 class TicketProofConfig(Config):

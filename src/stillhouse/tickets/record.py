@@ -26,9 +26,9 @@ from stillhouse.flows.measured import gain_of, summary
 from stillhouse.models.student import parameters
 from stillhouse.numerics import masks as numerics
 from stillhouse.tasks.base import Task
-from stillhouse.tickets.files import load_masks
 from stillhouse.tickets.find import Found
 from stillhouse.tickets.search import Rung, masks_path
+from stillhouse.training.sparse import load_masks
 
 KINDS = ("dense", "ticket", "random", "reinitialised")
 

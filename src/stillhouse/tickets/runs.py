@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
@@ -22,12 +21,12 @@ from stillhouse.flows.stages import load_trained
 from stillhouse.models.save import save_model
 from stillhouse.report.html import render
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
-from stillhouse.tickets.files import fitting, load_masks, save_masks, save_sparse
 from stillhouse.tickets.find import Found, find
 from stillhouse.tickets.record import tickets_record
 from stillhouse.tickets.scores import MOVED
 from stillhouse.tickets.search import Search, masks_path
 from stillhouse.tickets.transfer import content_of, transfer
+from stillhouse.training.sparse import MASKS, load_masks, save_masks, save_sparse
 
 
 @dataclass
@@ -103,12 +102,12 @@ def _save(found: Found, out: Path, progress: Progress) -> Storage:
             if name in masks:
                 parameter.mul_(masks[name])
     save_model(start, gold.tokenizer, out / "ticket")
-    save_masks(out / "ticket" / "masks.safetensors", masks, **facts)
+    save_masks(out / "ticket" / MASKS, masks, **facts)
     trained: Any = load_trained(found.best, search.movable(gold.make(seed)))
     if hasattr(trained, MOVED):
         delattr(trained, MOVED)
     save_model(trained, gold.tokenizer, out / "model")
-    save_masks(out / "model" / "masks.safetensors", masks, **facts)
+    save_masks(out / "model" / MASKS, masks, **facts)
     save_sparse(out / "model-sparse.safetensors", trained, masks)
     answers = {
         f"{r.kind}-{r.round}|{r.seed}": torch.from_numpy(r.trained.scores_NK) for r in found.rungs
@@ -116,10 +115,5 @@ def _save(found: Found, out: Path, progress: Progress) -> Storage:
     with atomic(out / "answers.safetensors") as temporary:
         save_file(answers, temporary)
     sparse = (out / "model-sparse.safetensors").stat().st_size
-    weights = folder_bytes(out / "model") - (out / "model" / "masks.safetensors").stat().st_size
+    weights = folder_bytes(out / "model") - (out / "model" / MASKS).stat().st_size
     return Storage(dense=weights, sparse=sparse)
-
-
-def load_ticket(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The masks of a ticket's folder that fit `model`. Raises ModelError."""
-    return fitting(load_masks(folder / "masks.safetensors")[0], model, str(folder))

@@ -69,7 +69,8 @@ def fisher(at: Scored, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def movement(at: Scored, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """-w dL/dw summed over the training's steps: high where a weight went away from 0. Sanh et al.
-    2020 (movement pruning), eq. 4. Needs a model that was trained with `Moving`."""
+    2020 (movement pruning), eq. 4. Needs a model that was trained with `Moving`. Without rewinding
+    the sums go on from round to round, as the weights do."""
     moved: Any = getattr(at.model, MOVED, None)
     assert moved is not None, "the training kept no movement"
     return {name: moved.of(name) for name in weights}

@@ -31,12 +31,12 @@ from stillhouse.models.student import like
 from stillhouse.numerics import masks as numerics
 from stillhouse.tasks.base import Data
 from stillhouse.tickets.config import TicketsConfig
-from stillhouse.tickets.files import load_masks, save_masks
 from stillhouse.tickets.prunable import output_weights, prunable
 from stillhouse.tickets.prune import counts, next_masks
 from stillhouse.tickets.scores import MOVED, SCORES, Moving, Scored, moving_step
 from stillhouse.training import checkpoint
 from stillhouse.training.objective import Objective
+from stillhouse.training.sparse import load_masks, save_masks
 
 Masks = dict[str, Tensor]
 

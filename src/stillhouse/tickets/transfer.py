@@ -32,8 +32,8 @@ from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.numerics import masks as numerics
 from stillhouse.numerics import stats
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
-from stillhouse.tickets.files import fitting, load_masks
 from stillhouse.tickets.search import Search, masks_path
+from stillhouse.training.sparse import fitting, load_masks
 
 LIKE = 0.01  # shares of weights that differ by less are of one sparsity
 Answers = dict[int, np.ndarray]  # a model's scores of the reported rows, by seed

@@ -105,7 +105,7 @@ def test_recipes_of_both_kinds_run(
         (["find", "--sparsity", "0"], "sparsity"),
         (["find", "--set", 'prune.include=["*.nothing.weight"]'], "match"),
         (["find", "--score", "magnitud"], "magnitude"),
-        (["find", "--rewind", "soon"], "rewind"),
+        (["find", "--rewind", "soon"], "or none, not 'soon'"),
         (["find", "--set", "training.steps=4", "--rewind", "4"], "can't rewind to step 4 of 4"),
         (["transfer"], "argument 'runs'"),
         (["transfer", "a", "b"], "run tickets find first"),

@@ -15,6 +15,7 @@ from stillhouse.numerics.masks import pack, unpack
 from stillhouse.training import checkpoint
 
 KIND = "stillhouse masks"
+MASKS = "masks.safetensors"  # their name in a model's folder
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], **facts: Any) -> None:

@@ -1,0 +1,155 @@
+"""Measuring models that are finished: their scores, their speed, and what an export changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from stillhouse.core.config import DataConfig
+from stillhouse.core.console import Terminal
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Progress
+from stillhouse.core.results import Efficiency
+from stillhouse.core.settings import parse, section
+from stillhouse.data.sources import load
+from stillhouse.evaluation import efficiency
+from stillhouse.evaluation.evaluate import calibration, interval, predict
+from stillhouse.export import check_parity, export_onnx, onnx_runner, quantize_int8
+from stillhouse.flows.common import dataset, max_tokens, store_root, teacher_task
+from stillhouse.models.load import load_classifier, load_tokenizer, model_folder
+from stillhouse.numerics import stats
+from stillhouse.tasks.base import Dataset, Task
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path | Mapping[str, Any] | DataConfig,
+    *,
+    against: str | Path | None = None,
+    resamples: int = 2000,
+    cache: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """A model's metrics on `data`'s reported rows, with an interval; with `against`, also the
+    paired gain over that model and their agreement."""
+    progress = progress or Terminal()
+    config = parse(DataConfig, section(DataConfig, data, "path"))
+    store = store_root(cache)
+    first, task, ready = _ready(str(model), config, store, progress)
+    answers = predict(first, ready, task)
+    metric: Callable[..., float] = lambda a, g: task.metric_of(a, g, task.metric)  # noqa: E731
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {
+        "model": str(model),
+        "rows": len(ready),
+        "metric": task.metric,
+        **task.score(answers),
+        "interval": interval(
+            task, [answers.answers_N], answers.gold_N, resamples=resamples, rng=rng
+        ),
+        "calibration_error": calibration(answers)[0],
+    }
+    if against is not None:
+        second, other, theirs_ready = _ready(str(against), config, store, progress)
+        if sorted(other.choices) != sorted(task.choices):
+            raise UsageError(f"{against} has other labels: {', '.join(other.choices)}")
+        theirs = predict(second, theirs_ready, other)
+        moved = _same_choices(theirs.answers_N, other, task)
+        gain = stats.paired_gain(
+            metric, [answers.answers_N], [moved], answers.gold_N, rng=rng, resamples=resamples
+        )
+        found["against"] = {
+            "model": str(against),
+            **other.score(theirs),
+            "gain": gain.value,
+            "interval": gain.interval,
+            "p_value": gain.p_value,
+            "verdict": stats.verdict(gain),
+            "agreement": task.agreement(answers.answers_N, moved),
+        }
+    return found
+
+
+def _same_choices(answers: np.ndarray, other: Task, task: Task) -> np.ndarray:
+    """Class ids of one task as those of another with the same names."""
+    if task.name == "regression":
+        return answers
+    return np.array([task.choices.index(name) for name in other.choices])[answers]
+
+
+def _ready(
+    name: str, config: DataConfig, store: Path, progress: Progress
+) -> tuple[PreTrainedModel, Task, Dataset]:
+    """A model with the reported rows in its own tokens."""
+    model = load_classifier(name)
+    splits = load(config, store / "rows")
+    task = teacher_task(
+        model.config, [splits.reported], asked="auto", label_map=config.label_map, metric=None
+    )
+    length = max_tokens(model, config.max_length)
+    ready = dataset(
+        task,
+        splits.reported,
+        load_tokenizer(name),
+        store,
+        max_length=length,
+        progress=progress,
+        title="reported rows",
+    )
+    return model, task, ready
+
+
+def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[str, Efficiency]:
+    """Size, FLOPs, latency, throughput and memory of each model, timed in turns."""
+    loaded = {name: load_classifier(name) for name in models}
+
+    def inputs(model: Any, rows: int) -> dict[str, Any]:
+        ids = torch.randint(
+            5,
+            max(6, min(1000, model.config.vocab_size)),
+            (rows, tokens),
+            generator=torch.Generator().manual_seed(0),
+        )
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    runners = {
+        name: (efficiency.torch_runner(model), inputs(model, 1), inputs(model, efficiency.BATCH))
+        for name, model in loaded.items()
+    }
+    timings = efficiency.time_all(runners)
+    return {
+        name: efficiency.measure(
+            model,
+            model_folder(name),
+            timings[name],
+            inputs(model, 1),
+            tokens=tokens,
+            memory=memory,
+        )
+        for name, model in loaded.items()
+    }
+
+
+def to_onnx(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[str, Any]:
+    """Writes a model as ONNX (and int8 ONNX) into the folder `out`; what was checked."""
+    loaded = load_classifier(str(model))
+    tokenizer = load_tokenizer(str(model))
+    texts = ["A first sentence.", "And another one, which is a little longer than the first was."]
+    sample = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    path = export_onnx(loaded, sample, Path(out) / "model.onnx")
+    tokenizer.save_pretrained(out)
+    loaded.config.save_pretrained(out)
+    with torch.no_grad():
+        original = loaded(**sample).logits.numpy()
+    worst = check_parity(onnx_runner(path)(sample), original)
+    found: dict[str, Any] = {"onnx": str(path), "max_difference": worst}
+    if int8:
+        small = quantize_int8(path, Path(out) / "model-int8.onnx")
+        difference = float(np.abs(onnx_runner(small)(sample) - original).max())
+        found |= {"int8": str(small), "int8_max_difference": difference}
+    return found
