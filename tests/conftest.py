@@ -12,14 +12,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("stillhouse", "typecheck.check")
+TENSORS = ("data", "evaluation", "flows", "models", "numerics", "signals", "tasks", "tickets",
+           "training", "export", "measure", "removal", "runs")  # fmt: skip
+install_import_hook([f"stillhouse.{name}" for name in TENSORS], "typecheck.check")
 
 import pytest
 import torch
 
 import tiny
+from stillhouse.evaluation import efficiency
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak memory is seen by a fresh process, which takes seconds: tests of it don't come here."""
+    monkeypatch.setattr(efficiency, "peak_memory", lambda folder, tokens: 1)
 
 
 @pytest.fixture(scope="session")

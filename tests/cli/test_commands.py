@@ -92,6 +92,7 @@ def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
     assert record["flow"] == "distill"
     for part in ("teacher", "student", "baseline"):
         assert {"score", "interval", "parameters", "latency_ms", "bytes"} <= set(record[part])
+    assert all(record[part]["peak_memory_bytes"] > 1_000 for part in ("teacher", "student"))
     assert len(record["student"]["seeds"]) == len(record["baseline"]["seeds"]) == 2
     assert record["verdict"] in ("helped", "no difference", "hurt")
     assert {e["format"] for e in record["exports"]} == {"onnx", "onnx-int8"}
