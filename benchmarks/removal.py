@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import stillhouse as sh
-from stillhouse.api import _ready
 from stillhouse.core.config import DataConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.rundir import write_json
 from stillhouse.evaluation.efficiency import samples, time_all, torch_runner
 from stillhouse.export import export_onnx, onnx_runner, onnx_scores, quantize_int8
+from stillhouse.measure import model_and_rows
 
 TARGETS = {
     "layers,heads,neurons": (3.0, 2.0, 1.5, 4.0),
@@ -116,7 +115,7 @@ def clocked(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {name: {} for name in folders}
     ready: dict[str, Any] = {}
     for name, folder in folders.items():
-        model, task, data = _ready(
+        model, task, data = model_and_rows(
             str(folder), DataConfig(path=str(args.data)), args.out / "cache", Terminal()
         )
         one, many = samples(data)
@@ -124,7 +123,7 @@ def clocked(args: argparse.Namespace) -> dict[str, Any]:
         place.mkdir(parents=True, exist_ok=True)
         plain = export_onnx(model, dict(data.batch(np.arange(4)).inputs), place / "model.onnx")
         int8 = onnx_runner(quantize_int8(plain, place / "int8.onnx"))
-        answers = task.predictions(torch.from_numpy(onnx_scores(int8, data)), data.gold_N)
+        answers = task.predictions(onnx_scores(int8, data), data.gold_N)
         found[name]["int8"] = task.score(answers)[task.metric]
         ready[name] = (torch_runner(model), onnx_runner(plain), int8, one, many)
     for place, runtime in enumerate(("torch", "onnx", "onnx-int8")):

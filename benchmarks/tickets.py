@@ -24,6 +24,7 @@ import stillhouse as sh
 from stillhouse.core.console import Terminal
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "wikitext2")
+PARTS = ("rewind", "transfer", "no-rewind")
 LEVELS = (5, 6, 7)  # rounds that are shown: 50, 60 and 70 % of the weights gone
 
 
@@ -138,20 +139,22 @@ def main() -> None:
     parser.add_argument("--mlm-length", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--skip", nargs="+", default=[], choices=["no-rewind", "transfer"])
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     args = parser.parse_args()
     if args.model is None:
         from stillhouse.demo import minilm
 
         args.model = str(minilm())
-    if not args.table:
-        found = [search(task, args, rewind=True) for task in args.tasks]
-        if "transfer" not in args.skip:
-            sh.transfer_tickets(found, out=args.out / "transfer", progress=Terminal())
-        if "no-rewind" not in args.skip:
-            for task in args.tasks:
-                search(task, args, rewind=False)
+    parts = [] if args.table else args.only
+    for task in args.tasks if "rewind" in parts else []:
+        search(task, args, rewind=True)
+    if "transfer" in parts:
+        runs: list[str | Path] = [args.out / "rewind" / task for task in args.tasks]
+        seeds = list(range(args.seeds))
+        sh.transfer_tickets(runs, out=args.out / "transfer", seeds=seeds, progress=Terminal())
+    for task in args.tasks if "no-rewind" in parts else []:
+        search(task, args, rewind=False)
     print(table(args))
 
 

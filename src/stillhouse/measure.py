@@ -40,13 +40,13 @@ def evaluate(
     progress = progress or Terminal()
     config = parse(DataConfig, section(DataConfig, data, "path"))
     store = store_root(cache)
-    first, task, ready = _ready(str(model), config, store, progress)
-    answers = predict(first, ready, task)
+    first, task, rows = model_and_rows(str(model), config, store, progress)
+    answers = predict(first, rows, task)
     metric: Callable[..., float] = lambda a, g: task.metric_of(a, g, task.metric)  # noqa: E731
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {
         "model": str(model),
-        "rows": len(ready),
+        "rows": len(rows),
         "metric": task.metric,
         **task.score(answers),
         "interval": interval(
@@ -55,10 +55,10 @@ def evaluate(
         "calibration_error": calibration(answers)[0],
     }
     if against is not None:
-        second, other, theirs_ready = _ready(str(against), config, store, progress)
+        second, other, their_rows = model_and_rows(str(against), config, store, progress)
         if sorted(other.choices) != sorted(task.choices):
             raise UsageError(f"{against} has other labels: {', '.join(other.choices)}")
-        theirs = predict(second, theirs_ready, other)
+        theirs = predict(second, their_rows, other)
         moved = _same_choices(theirs.answers_N, other, task)
         gain = stats.paired_gain(
             metric, [answers.answers_N], [moved], answers.gold_N, rng=rng, resamples=resamples
@@ -82,7 +82,7 @@ def _same_choices(answers: np.ndarray, other: Task, task: Task) -> np.ndarray:
     return np.array([task.choices.index(name) for name in other.choices])[answers]
 
 
-def _ready(
+def model_and_rows(
     name: str, config: DataConfig, store: Path, progress: Progress
 ) -> tuple[PreTrainedModel, Task, Dataset]:
     """A model with the reported rows in its own tokens."""
@@ -92,7 +92,7 @@ def _ready(
         model.config, [splits.reported], asked="auto", label_map=config.label_map, metric=None
     )
     length = max_tokens(model, config.max_length)
-    ready = dataset(
+    rows = dataset(
         task,
         splits.reported,
         load_tokenizer(name),
@@ -101,7 +101,7 @@ def _ready(
         progress=progress,
         title="reported rows",
     )
-    return model, task, ready
+    return model, task, rows
 
 
 def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[str, Efficiency]:
