@@ -35,8 +35,8 @@ def test_a_sparsity_outside_its_range_is_refused(make: object, sparsity: float) 
 
 
 def test_half_the_rate_is_half_of_what_is_pruned() -> None:
-    assert masks.half_rate(0.8, 1.0) == pytest.approx(0.9)
-    assert masks.half_rate(0.64, 0.8) == pytest.approx(0.9)
+    assert masks.slowed(0.8, 1.0, 0.5) == pytest.approx(0.9)
+    assert masks.slowed(0.64, 0.8, 0.5) == pytest.approx(0.9)
 
 
 def test_the_counts_are_those_of_the_papers_ladder() -> None:
@@ -46,7 +46,7 @@ def test_the_counts_are_those_of_the_papers_ladder() -> None:
     assert whole == 266_200
     output = 1.0
     for k in range(1, 31):
-        output *= masks.half_rate(0.8**k, 0.8 ** (k - 1))
+        output *= masks.slowed(0.8**k, 0.8 ** (k - 1), 0.5)
         for name, mask in kept.items():
             share = output if name == "fc3" else 0.8**k
             count = round(share * mask.numel())

@@ -43,10 +43,10 @@ def _check(sparsity: float, rounds: int) -> None:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
 
 
-def half_rate(remaining: float, before: float) -> float:
-    """What remains of an output layer that is pruned at half the rate, where others go from a
-    share of `before` to `remaining` of their weights: 1 - (1 - remaining / before) / 2 of it."""
-    return 1 - (1 - remaining / before) / 2
+def slowed(remaining: float, before: float, rate: float) -> float:
+    """What stays of an output layer that is pruned at `rate` times the rate of the others, where
+    these go from a share of `before` to `remaining` of their weights."""
+    return 1 - (1 - remaining / before) * rate
 
 
 def keep_highest(scores: Tensor, mask: Tensor, count: int, rng: np.random.Generator) -> Tensor:

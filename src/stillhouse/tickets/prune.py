@@ -30,7 +30,7 @@ def counts(
     found: list[tuple[int, int]] = []
     before, kept = 1.0, 1.0
     for share in shares:
-        kept *= 1 - (1 - share / before) * config.output_rate
+        kept *= masks.slowed(share, before, config.output_rate)
         before = share
         found.append((round(kept * of_last), round(share * others)))
     return found
