@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=list(names()), help="these rows only")
     parser.add_argument("--cut-only", action="store_true", help="cut, and stop before training")
+    parser.add_argument("--train-only", action="store_true", help="don't time what was trained")
     parser.add_argument("--again", action="store_true", help="time once more")
     parser.add_argument("--table", action="store_true", help="time and print what is there")
     args = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
             train(name, args)
         elif name.split("-")[0] != "plain":
             cut(name, args)
-    if not args.cut_only:
+    if not args.cut_only and not args.train_only:
         print(table(args, clocked(args)))
 
 
