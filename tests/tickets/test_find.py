@@ -298,6 +298,7 @@ def test_one_pattern_is_a_list_of_one(folder: Path) -> None:
 def test_a_page_that_a_kill_prevented_is_drawn(run: TicketsRun, folder: Path) -> None:
     page = run.out / "report.html"
     before = page.read_bytes()
+    assert "attention.output.dense" in page.read_text(encoding="utf-8")
     page.unlink()
     again = run_tickets(config(folder, proof={"controls_at": "all"}), run.out, progress=Silent())
     assert again.record == run.record

@@ -156,8 +156,7 @@ def _densities(record: TicketsRecord) -> list[Figure]:
     """Which layers lose most, by round; layers of one kind as one line, their mean."""
     kinds: dict[str, list[list[float]]] = {}
     for name, shares in record.densities.items():
-        parts = [part for part in name.removesuffix(".weight").split(".") if not part.isdigit()]
-        kinds.setdefault(".".join(parts[-2:]), []).append(shares)
+        kinds.setdefault(_kind_of(name), []).append(shares)
     named = dict(list(kinds.items())[:DENSITY_LINES])
     remaining = [100 * level.remaining for level in record.levels if level.kind == "ticket"]
 
@@ -165,8 +164,10 @@ def _densities(record: TicketsRecord) -> list[Figure]:
         ax = canvas.axes(figure, title="%", xlabel="Weights remaining, %")
         for place, (name, lines) in enumerate(named.items()):
             means = [100 * _mean(column) for column in zip(*lines, strict=True)]
-            ax.plot(remaining, means, color=PAINT[TERMS[place % len(TERMS)]], marker="o",
-                    markersize=3, label=fmt.shorten(name, 30))  # fmt: skip
+            again, paint = divmod(place, len(TERMS))
+            (line,) = ax.plot(remaining, means, color=PAINT[TERMS[paint]], marker="o",
+                              markersize=3, label=fmt.shorten(name, 30))  # fmt: skip
+            line.set_linestyle((0, (5, 2)) if again else "-")
         _shares(ax, remaining)
         canvas.legend(figure, ax)
 
@@ -177,6 +178,13 @@ def _densities(record: TicketsRecord) -> list[Figure]:
     svg = canvas.to_svg(draw, key="density", label=f"Share of each kind of layer left: {said}.")
     note = "Of the first seed's ticket; the mean of layers of one kind."
     return [drawn("What is left of each kind of layer", svg, note)]
+
+
+def _kind_of(name: str) -> str:
+    """What a layer is called inside its block; a weight outside of any, by its last two names."""
+    parts = name.removesuffix(".weight").split(".")
+    inside = max((place + 1 for place, part in enumerate(parts) if part.isdigit()), default=-2)
+    return ".".join(parts[inside:])
 
 
 def _overlaps(record: TicketsRecord) -> list[Figure]:
