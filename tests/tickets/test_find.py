@@ -219,6 +219,15 @@ def test_every_score_prunes_to_the_count(
     assert len(found.rungs) == 4
 
 
+def test_what_is_pruned_stays_pruned_whatever_scores_it(folder: Path, tmp_path: Path) -> None:
+    """Random scores are as high where a weight is gone as where it is not."""
+    asked = {"score": "random", "rounds": 2}
+    alone = {"seeds": [0], "controls": ()}
+    find(config(folder, prune=asked, proof=alone), tmp_path / "run")
+    first, second = (load_masks(masks_path(tmp_path / "run", 0, r))[0] for r in (1, 2))
+    assert not any((mask & ~first[name]).any() for name, mask in second.items())
+
+
 def test_the_last_layer_is_pruned_at_half_the_rate_where_it_is_prunable(
     folder: Path, tmp_path: Path
 ) -> None:
