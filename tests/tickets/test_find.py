@@ -130,23 +130,27 @@ def test_rewound_weights_are_theta_0_however_long_theta_j_trained(
     """What each round starts from, seen where the loop gets it."""
     import stillhouse.flows.stages as stages
 
-    seen: list[tuple[str, dict[str, Tensor]]] = []
+    began: dict[str, dict[str, Tensor]] = {}
+    held: dict[str, dict[str, Tensor]] = {}
     real = stages.fit
 
-    def spy(model: Any, *args: Any, log: Any, **more: Any) -> Any:
-        state = {n: t.clone() for n, t in model.state_dict().items()}
-        seen.append((log.labels["run"], state))
-        return real(model, *args, log=log, **more)
+    def spy(model: Any, *args: Any, log: Any, masks: Any, **more: Any) -> Any:
+        began[log.labels["run"]] = {n: t.clone() for n, t in model.state_dict().items()}
+        held[log.labels["run"]] = masks
+        return real(model, *args, log=log, masks=masks, **more)
 
     monkeypatch.setattr(stages, "fit", spy)
     found = find(config(folder, proof={"seeds": [0]}), tmp_path / "run")
-    began = dict(seen)
     theta = found.gold.make(0).state_dict()
     for role in ("dense-0", "ticket-1", "ticket-2", "random-2"):
         for name, tensor in theta.items():
             assert torch.equal(began[role][name], tensor), (role, name)
     other = began["reinitialised-2"]["bert.encoder.layer.0.intermediate.dense.weight"]
     assert not torch.equal(other, theta["bert.encoder.layer.0.intermediate.dense.weight"])
+    for name, mask in held["ticket-2"].items():
+        assert torch.equal(held["reinitialised-2"][name], mask)
+        assert not torch.equal(held["random-2"][name], mask)
+        assert held["random-2"][name].sum() == mask.sum()
     trained = states(found)
     assert not torch.equal(trained["classifier.weight"], theta["classifier.weight"])
 
