@@ -17,6 +17,7 @@ from stillhouse.flows.stages import load_trained
 from stillhouse.models.load import load_classifier
 from stillhouse.models.masks import apply_masks
 from stillhouse.numerics import masks as numerics
+from stillhouse.tickets import search
 from stillhouse.tickets.config import TicketsConfig
 from stillhouse.tickets.find import Found, find
 from stillhouse.tickets.prunable import output_weights, prunable
@@ -230,6 +231,24 @@ def test_what_is_pruned_stays_pruned_whatever_scores_it(folder: Path, tmp_path: 
     find(config(folder, prune=asked, proof=alone), tmp_path / "run")
     first, second = (load_masks(masks_path(tmp_path / "run", 0, r))[0] for r in (1, 2))
     assert not any((mask & ~first[name]).any() for name, mask in second.items())
+
+
+def test_movement_trains_all_alike(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sums need every weight's own gradient; controls train on the same path, because the two
+    draw dropout in other orders."""
+    seen: dict[str, bool] = {}
+    real = search.train
+
+    def spy(title: str, seed: int, make: Any, stages: Any, **more: Any) -> Any:
+        seen[title] = stages[0].fast
+        return real(title, seed, make, stages, **more)
+
+    monkeypatch.setattr(search, "train", spy)
+    asked = {"score": "movement", "rounds": 1}
+    find(config(folder, prune=asked, proof={"seeds": [0]}), tmp_path / "run")
+    assert seen == dict.fromkeys(("dense-0", "ticket-1", "random-1", "reinitialised-1"), False)
 
 
 def test_the_last_layer_is_pruned_at_half_the_rate_where_it_is_prunable(
