@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import tiny
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import ModelError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
-from stillhouse.models.load import load_classifier
+from stillhouse.models.load import load_classifier, resolve
 from stillhouse.models.surgery import sizes
 from stillhouse.removal import run_removal
 from stillhouse.tickets.config import RemoveConfig
@@ -79,6 +79,10 @@ def test_it_can_be_left_at_the_cut(folder: Path, tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "run" / "cut" / "kept.json").read_text())
     assert [len(each["heads"]) for each in kept] == [1, 1]
     assert held["parameters"] < held["parameters_before"]
+    assert resolve(str(tmp_path / "run")) == tmp_path / "run" / "cut"
+    (tmp_path / "run" / "config.yaml").touch()  # a recovery has begun: its model is not there yet
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        resolve(str(tmp_path / "run"))
 
 
 def test_what_follows_from_the_removal_is_not_asked(folder: Path, tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def run_removal(
         with atomic_folder(out / CUT, "the cut model") as place:
             _store(found, config, settings, setup, place)
     removed = Removed.model_validate_json((out / CUT / "removal.json").read_text("utf-8"))
-    progress.note(sentence(removed))
     if distillation is None:
         return RemovalRun(out, removed, None)
+    progress.note(sentence(removed))
     run = run_distill(parse(DistillConfig, distillation), out, progress=progress)
     if run.record.removed is None:
         run.record = run.record.model_copy(update={"removed": removed})

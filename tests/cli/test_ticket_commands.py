@@ -62,7 +62,7 @@ def test_a_model_is_cut_and_taught_again(
              "--layers", 3, "--heads", 1, "--cache", cache]  # fmt: skip
     code, out, err = call(*words, *RECOVER)
     assert code == 0, err
-    assert "layers that stay" in out
+    assert "layers that stay" in err
     assert "Report:" in out
     found = sizes(load_classifier(str(tmp_path / "cut" / "student")))
     assert found.heads == (1, 1, 1)
@@ -74,6 +74,11 @@ def test_a_model_is_cut_and_taught_again(
     code, out, err = call(*only, "--no-recover", "--json")
     assert code == 0, err
     assert json.loads(out)["record"] is None
+    code, out, _ = call(*only, "--no-recover")
+    assert code == 0
+    assert f"The cut model: {tmp_path / 'only' / 'cut'}" in out
+    code, out, err = call("evaluate", "--model", tmp_path / "only", "--data", reviews)
+    assert code == 0, err
 
 
 def test_recipes_of_both_kinds_run(
@@ -95,25 +100,31 @@ def test_recipes_of_both_kinds_run(
     assert json.loads(out)["flow"] == "tickets"
     code, out, err = call("recipes", "run", "removal", "--out", tmp_path / "b")
     assert code == 0, err
-    assert "layers that stay" in out
+    assert "layers that stay" in err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["find", "--sparsity", "1.5"], "sparsity"),
+        (["find", "--sparsity", "60"], "a share over 0 and under 1, such as 0.6, not 60"),
         (["find", "--sparsity", "0"], "sparsity"),
         (["find", "--set", 'prune.include=["*.nothing.weight"]'], "match"),
         (["find", "--score", "magnitud"], "magnitude"),
+        (["find", "--set", "prune.controls=[random]"], "did you mean 'proof.controls'?"),
+        (["find", "--set", "score_rows=64"], "did you mean 'prune.score_rows'?"),
         (["find", "--rewind", "soon"], "or none, not 'soon'"),
         (["find", "--set", "training.steps=4", "--rewind", "4"], "can't rewind to step 4 of 4"),
         (["transfer"], "argument 'runs'"),
+        (["transfer", "a"], "at least two finished searches"),
         (["transfer", "a", "b"], "run tickets find first"),
         (["remove"], "give one target"),
         (["remove", "--speedup", "2", "--layers", "1"], "give one target"),
         (["remove", "--parameters", "0.01"], "the nearest leaves"),
         (["remove", "--layers", "9"], "9 layers can't stay of 4"),
-        (["remove", "--layers", "1", "--what", "layers,tails"], "what"),
+        (
+            ["remove", "--layers", "1", "--what", "layers,head"],
+            "unknown what 'head': did you mean 'heads'?",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

@@ -9,6 +9,7 @@ import typer
 
 from stillhouse.cli import console, options
 from stillhouse.cli.runs import finish
+from stillhouse.core.rundir import CUT
 from stillhouse.core.settings import parse
 from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
 from stillhouse.tickets.config import RemoveConfig, TicketsConfig, TransferConfig
@@ -195,28 +196,32 @@ def finish_removal(values: dict[str, Any], out: Path, *, recover: bool, json: bo
         record = found.run and found.run.record.model_dump(mode="json", by_alias=True)
         console.print_json({"removal": found.removed.model_dump(mode="json"), "record": record})
         return
-    console.out.print(sentence(found.removed), soft_wrap=True, markup=False)
     if found.run is not None:
         finish(found.run, json=False)
+        return
+    console.out.print(sentence(found.removed), soft_wrap=True, markup=False)
+    told = f"The cut model: {out / CUT} (not trained since; stillhouse evaluate scores it)"
+    console.out.print(told, soft_wrap=True, markup=False)
 
 
 def _levels(record: TicketsRecord) -> None:
     rows = []
     for each in record.levels:
-        low, high = each.interval
-        gain = "" if each.gain is None else f"{100 * each.gain.value:+.1f}"
+        gain = ""
+        if each.gain is not None:
+            low, high = (100 * end for end in each.gain.interval)
+            gain = f"{100 * each.gain.value:+.1f} ({low:+.1f} to {high:+.1f})"
         early = sum(each.early_steps) / len(each.early_steps) if each.early_steps else None
         rows.append(
             [
                 each.kind,
                 f"{100 * each.remaining:.1f} %",
                 f"{each.score:.4f}",
-                f"{low:.3f} - {high:.3f}",
                 gain,
                 console.number(early, ",.0f"),
             ]
         )
-    columns = ("model", "weights", record.metric, "95 % interval", "points", "stop at")
+    columns = ("model", "weights", record.metric, "points (95 %)", "stop at")
     console.table(columns, rows)
     console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
 

@@ -74,6 +74,16 @@ def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
         raise RunError(f"can't store {what} under {folder}: {error.strerror or error}") from error
 
 
+def _differing(mine: object, theirs: object, name: str = "") -> Iterator[str]:
+    """Dotted names of the settings that are not the same in both."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in {*mine, *theirs}:
+            inside = f"{name}.{key}" if name else str(key)
+            yield from _differing(mine.get(key), theirs.get(key), inside)
+    elif mine != theirs:
+        yield name
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -109,7 +119,7 @@ def check_free(
             flows = held.get("flow"), config.get("flow")
             if flows[0] != flows[1]:
                 raise UsageError(f"{folder} holds a {flows[0]} run: give another --out")
-            keys = sorted(k for k in {*held, *config} if held.get(k) != config.get(k))
+            keys = sorted(_differing(held, json.loads(json.dumps(config))))
             raise UsageError(
                 f"{folder} holds another run (its {', '.join(keys)} differ): "
                 "give another --out, or delete the folder"

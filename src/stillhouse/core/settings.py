@@ -30,8 +30,13 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
         shown = [p for p in loc if not p.startswith(inner) and p not in tags]
         where = ".".join(shown)
         if first["type"] == "extra_forbidden":
+            name = str(first["loc"][-1])
+            if elsewhere := _elsewhere(kind, name):
+                raise UsageError(
+                    f"unknown setting {where!r}: did you mean {elsewhere!r}?"
+                ) from None
             known = _known(kind, first["loc"][:-1])
-            raise UsageError(unknown("setting", str(first["loc"][-1]), known)) from None
+            raise UsageError(unknown("setting", name, known)) from None
         if first["type"] == "term_kind":
             kind_of = first["input"].get("kind") if isinstance(first["input"], dict) else None
             raise UsageError(unknown(f"{where}.kind", str(kind_of), (*RESPONSE, *INNER))) from None
@@ -41,7 +46,8 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
             and isinstance(first["input"], str)
         ):
             known = re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
-            raise UsageError(unknown(where, first["input"], known)) from None
+            place = re.sub(r"\.\d+$", "", where)  # of several
+            raise UsageError(unknown(place, first["input"], known)) from None
         message = first["msg"].removeprefix("Value error, ")
         if "inner" in loc and "layers" in loc:
             message = f"one of {', '.join(LAYERS)}, or pairs such as [[1, 2], [3, 6]]"
@@ -62,6 +68,20 @@ def _known(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
             kinds = list(_sections(kind.model_fields[part].annotation))
             kind = kinds[-1 if "inner" in path else 0] if kinds else kind
     return list(kind.model_fields)
+
+
+def _elsewhere(kind: type[BaseModel], name: str) -> str | None:
+    """The dotted name of a setting of this name, if exactly one section has it."""
+    found = [
+        f"{section}.{name}"
+        for section, field in kind.model_fields.items()
+        if isinstance(field.annotation, type)
+        and issubclass(field.annotation, BaseModel)
+        and name in field.annotation.model_fields
+    ]
+    if name in kind.model_fields:
+        found.append(name)
+    return found[0] if len(found) == 1 else None
 
 
 def _sections(annotation: object) -> Iterator[type[BaseModel]]:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging
 
 from stillhouse.core.errors import ModelError
+from stillhouse.core.rundir import CUT
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -29,8 +30,11 @@ logging.set_verbosity_error()
 def resolve(name: str) -> Path | str:
     """A model folder, checked, or a hub name as it is. Raises ModelError."""
     path = Path(name)
-    if (path / "student" / "config.json").is_file() and not (path / "config.json").exists():
-        path = path / "student"  # a run's folder stands for its student
+    if not (path / "config.json").exists():  # a run's folder stands for the model it made
+        if (path / "student" / "config.json").is_file():
+            path = path / "student"
+        elif (path / CUT / "config.json").is_file() and not (path / "config.yaml").exists():
+            path = path / CUT
     if path.is_dir():
         if any(path.glob("*.onnx")) and not any(path.glob("*.safetensors")):
             raise ModelError(f"{name} holds an exported ONNX model: give the folder it came from")

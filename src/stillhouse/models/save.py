@@ -17,5 +17,6 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(part)
     folder.mkdir(parents=True, exist_ok=True)
     for file in part.iterdir():
+        file.chmod(0o644)
         file.replace(folder / file.name)
     part.rmdir()

@@ -26,7 +26,9 @@ class PruneConfig(Config):
     prunes the same share of the survivors each round (Frankle & Carbin 2019), a linear one the
     same share of the original weights (Chen et al. 2020). scope: the lowest scores of all weights
     together, or of each layer by itself. output_rate: the share of the rate at which the output
-    layer is pruned, where that is prunable. include, exclude: patterns of weights' names
+    layer is pruned, where that is prunable. floor: what every matrix keeps at least in a global
+    pruning, as a share of what all keep on average: one whose weights are all small would vanish,
+    and cut the model in two (0: let it). include, exclude: patterns of weights' names
     (bert.encoder.*.query.weight) instead of what is usual for the model. rewind: the step of the
     first training whose weights the survivors are reset to, with the learning rate's schedule and
     the order of the data; none: they go on from where they are. score_rows: training rows that
@@ -39,10 +41,18 @@ class PruneConfig(Config):
     score: Score = "magnitude"
     scope: Literal["global", "layer"] = "global"
     output_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.1
     include: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     exclude: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     rewind: Annotated[int, Field(ge=0)] | Literal["none"] = 0
     score_rows: Positive = 512
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _share(cls, given: object) -> object:
+        if isinstance(given, int | float) and not 0 < given < 1:
+            raise ValueError(f"a share over 0 and under 1, such as 0.6, not {given:g}")
+        return given
 
     @field_validator("rewind", mode="before")
     @classmethod
@@ -86,9 +96,16 @@ class TransferConfig(Config):
     """`runs`: finished searches, each a source and a target. Axes of the matrix in their order."""
 
     flow: Literal["transfer"] = "transfer"
-    runs: Annotated[tuple[str, ...], Field(min_length=2)]
+    runs: tuple[str, ...]
     seeds: list[int] | None = None
     resamples: Annotated[int, Field(ge=2)] = 2000
+
+    @field_validator("runs")
+    @classmethod
+    def _several_runs(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
+        if len(runs) < 2:
+            raise ValueError("give the folders of at least two finished searches")
+        return runs
 
 
 class RemoveConfig(Config):

@@ -39,6 +39,11 @@ def prunable(
                 f"no weight's name matches {pattern!r}: they are like {close or 'none'}"
             )
     kept = {name: p for name, p in found.items() if not _matches(name, exclude)}
+    if not kept and not exclude:
+        raise UsageError(
+            f"what to prune of a {type(model).__name__} is not known here: name its weights with "
+            "--set prune.include='[...]'"
+        )
     if not kept:
         raise UsageError("nothing is left to prune: exclude less")
     return kept

@@ -43,6 +43,7 @@ def next_masks(
     count: tuple[int, int],
     *,
     scope: str,
+    floor: float,
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """The masks that keep `count` weights (of the output layer, of the others), the highest
@@ -58,11 +59,34 @@ def next_masks(
             continue
         if scope == "global":
             own = {name: held[name] for name in names}
-            found |= masks.keep_highest_of(scores, own, kept, rng)
+            found |= _global(scores, own, kept, floor, rng)
             continue
         for name, share in zip(names, _shared([held[n].numel() for n in names], kept), strict=True):
             found[name] = masks.keep_highest(scores[name], held[name], share, rng)
     return {name: found[name] for name in held}
+
+
+def _global(
+    scores: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    kept: int,
+    floor: float,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """The `kept` highest of all, but of each tensor at least `floor` times the share that all keep;
+    the others make room."""
+    share = floor * kept / sum(mask.numel() for mask in held.values())
+    least = {n: min(int(share * mask.numel()), int(mask.sum())) for n, mask in held.items()}
+    fixed: dict[str, Tensor] = {}
+    while True:
+        free = {name: mask for name, mask in held.items() if name not in fixed}
+        room = kept - sum(least[name] for name in fixed)
+        found = masks.keep_highest_of(scores, free, room, rng)
+        under = [name for name, mask in found.items() if int(mask.sum()) < least[name]]
+        if not under:
+            return {**found, **fixed}
+        for name in under:
+            fixed[name] = masks.keep_highest(scores[name], held[name], least[name], rng)
 
 
 def _shared(sizes: list[int], kept: int) -> list[int]:

@@ -6,7 +6,7 @@ Axes: N rows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
     held = [load_masks(masks_path(out, config.proof.seeds[0], r))[0] for r in rounds(found)]
     named = list(held[0])
     whole = sum(mask.numel() for mask in held[0].values())
+    densities = {name: [float(m[name].float().mean()) for m in held] for name in named}
     return TicketsRecord(
         task=task.name,
         metric=task.metric,
@@ -58,7 +59,7 @@ def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
         score_name=config.prune.score,
         rewind=config.prune.rewind,
         levels=levels,
-        densities={name: [float(m[name].float().mean()) for m in held] for name in named},
+        densities=densities,
         overlaps=overlaps(found, out),
         storage=storage,
         shipped_seed=found.best.seed,
@@ -67,7 +68,8 @@ def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
             total_s=found.total_s, steps=sum(r.trained.fit.steps for r in found.rungs)
         ),
         warnings=list(dict.fromkeys(
-            [*gold.notes, *(w for r in found.rungs for w in r.trained.warnings)]
+            [*gold.notes, *doubts(found, densities),
+             *(w for r in found.rungs for w in r.trained.warnings)]
         )),
     )  # fmt: skip
 
@@ -131,29 +133,71 @@ def overlaps(found: Found, out: Path) -> list[Overlap]:
 
 
 def sentence(levels: Sequence[Level], metric: str, last: int) -> str:
-    """The result in words: the smallest ticket that the data can't tell from the dense model, and
-    what a random mask of the last one's density gives."""
+    """The result in words: the last ticket beside the dense model and a random mask, and if it is
+    worse, the smallest ticket that the data can't tell from the dense model."""
     dense = next(each for each in levels if each.kind == "dense")
-    tickets = [each for each in levels if each.kind == "ticket"]
-    matching = [t for t in tickets if t.gain is not None and t.gain.interval[1] >= 0]
-    small = min(matching, key=lambda t: t.remaining, default=None)
+    tickets = {each.round: each for each in levels if each.kind == "ticket"}
+    asked = tickets[last]
+    assert asked.gain is not None
     said = (
-        f"No ticket reaches the dense model's {metric} of {dense.score:.3f}"
-        if small is None
-        else f"With {100 * small.remaining:.1f} % of the prunable weights a ticket scores "
-        f"{small.score:.3f} in {metric}, the dense model {dense.score:.3f}: " + _against(small.gain)
+        f"With {_share(asked)} of the prunable weights the ticket scores {asked.score:.3f} in "
+        f"{metric}, the dense model {dense.score:.3f}: {_against(asked.gain)}"
     )
-    for each in levels:
-        if each.kind == "random" and each.round == last:
-            said += (
-                f". A random mask with {100 * each.remaining:.1f} % scores {each.score:.3f}, the "
-                f"ticket {next(t for t in tickets if t.round == last).score:.3f}"
-            )
+    if asked.gain.interval[1] < 0:
+        alike = [t for t in tickets.values() if t.gain is not None and t.gain.interval[1] >= 0]
+        small = min(alike, key=lambda t: t.remaining, default=None)
+        said += (
+            ". No larger ticket reaches it either"
+            if small is None
+            else f". The smallest that these data can't tell from it has {_share(small)} "
+            f"({small.score:.3f})"
+        )
+    random = next((each for each in levels if each.kind == "random" and each.round == last), None)
+    if random is not None:
+        said += f". A random mask of that size scores {random.score:.3f}"
+        if random.score >= asked.score:
+            said += ", so the ticket's own is worth nothing here"
     return said + "."
 
 
-def _against(gain: Gain | None) -> str:
-    assert gain is not None
+def _share(level: Level) -> str:
+    return f"{100 * level.remaining:.1f} %"
+
+
+def _against(gain: Gain) -> str:
     low, high = (100 * end for end in gain.interval)
     told = f"{100 * gain.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
-    return f"better ({told})" if low > 0 else f"no difference that these data can show ({told})"
+    if low > 0 or high < 0:
+        return f"{'better' if low > 0 else 'worse'} ({told})"
+    return f"no difference that these data can show ({told})"
+
+
+def doubts(found: Found, densities: Mapping[str, Sequence[float]]) -> list[str]:
+    """What a reader should know before believing the levels: matrices that were all but pruned
+    away, models that answer every row the same."""
+    task, gold_N, prune = found.gold.task, found.reported.gold_N, found.config.prune
+    said: list[str] = []
+    last = [each for each in found.rungs if each.kind == "ticket" and each.round == prune.rounds]
+    share = np.mean([rung.remaining for rung in last])
+    for name, kept in densities.items():
+        if kept[-1] == 0:
+            said.append(
+                f"nothing is left of {name}, and what passes through it is cut off: set "
+                "prune.floor, or leave it out with prune.exclude"
+            )
+        elif kept[-1] <= 1.01 * prune.floor * share and prune.scope == "global":
+            said.append(
+                f"{name} keeps {100 * kept[-1]:.1f} % of its weights only because of prune.floor: "
+                "its weights score lower than all others', as those of a matrix that was never "
+                "trained do; prune.exclude leaves it out"
+            )
+    for kind, number in dict.fromkeys((each.kind, each.round) for each in found.rungs):
+        answers = [
+            task.predictions(each.trained.scores_NK, gold_N).answers_N
+            for each in found.rungs
+            if (each.kind, each.round) == (kind, number)
+        ]
+        if all(np.ptp(each) == 0 for each in answers):
+            what = "dense model" if kind == "dense" else f"{kind} of round {number}"
+            said.append(f"the {what} answers every reported row the same, whatever the seed")
+    return said

@@ -6,7 +6,7 @@ Axes: N rows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import generator
 from stillhouse.models.student import parameters
-from stillhouse.models.surgery import Kept, everything, sizes
+from stillhouse.models.surgery import Kept, Sizes, everything, sizes
 from stillhouse.tasks.base import Data
 from stillhouse.tickets.clock import Clock, Seconds, block_times
 from stillhouse.tickets.config import RemoveConfig
@@ -53,6 +53,7 @@ def remove(
 ) -> Removal:
     """Cuts `model` to the config's target, by the worth of its parts on rows of `data`. Raises
     UsageError for a target that no removal reaches, which names the nearest."""
+    _check(config, model)
     rows = generator(config.seed, "worth").permutation(len(data))[: config.score_rows]
     rows = np.sort(rows)
     progress.note(f"scoring heads and neurons on {len(rows):,} training rows")
@@ -63,6 +64,56 @@ def remove(
         return Removal(kept, damage.cut(kept), damage(kept), None, None)
     cutter = _Cutter(config, model, data, worth, damage, progress)
     return cutter.by_parameters() if config.speedup is None else cutter.by_speed()
+
+
+def _check(config: RemoveConfig, model: PreTrainedModel) -> None:
+    """Raises UsageError for more than there is, and for a share that no removal leaves."""
+    own = sizes(model)
+    for what, asked, most in (
+        ("layers", config.layers, len(own.heads)),
+        ("heads", config.heads, min(own.heads)),
+        ("neurons", config.neurons, min(own.neurons)),
+    ):
+        if asked is not None and asked > most:
+            raise UsageError(f"{asked} {what} can't stay of {most}: ask for fewer")
+    if config.parameters is not None:
+        fixed, block = block_parameters(model)
+        options = [
+            [Option(*pair, block(*pair), 0.0) for pair in choices(config, own, layer)]
+            for layer in range(1, len(own.heads) + 1)
+        ]
+        whole, least = parameters(model), fixed + sum(o.cost for o in cheapest(options))
+        if least > config.parameters * whole:
+            raise UsageError(
+                f"no removal leaves {config.parameters:.0%} of the parameters: the nearest "
+                f"leaves {least / whole:.1%} (embeddings and head stay)"
+            )
+
+
+def block_parameters(model: PreTrainedModel) -> tuple[float, Callable[[int, int], float]]:
+    """Parameters outside the blocks, and a block's by its heads and neurons (0 heads: gone)."""
+    own, hidden = sizes(model), model.config.hidden_size
+
+    def block(heads: int, neurons: int) -> float:
+        if heads == 0:
+            return 0.0
+        width = heads * own.head
+        attention = 4 * width * hidden + 3 * width + hidden
+        return attention + 2 * neurons * hidden + neurons + hidden + 4 * hidden
+
+    held = sum(block(h, n) for h, n in zip(own.heads, own.neurons, strict=True))
+    return parameters(model) - held, block
+
+
+def choices(config: RemoveConfig, own: Sizes, layer: int) -> list[tuple[int, int]]:
+    """(heads, neurons) that a layer may be left with; (0, 0): it may go."""
+    what = config.what
+    heads, neurons = own.heads[layer - 1], own.neurons[layer - 1]
+    of_heads = steps_down(heads, parts=HEADS) if "heads" in what else [heads]
+    least = min(LEAST_NEURONS, neurons)
+    of_neurons = steps_down(neurons, parts=NEURONS, least=least) if "neurons" in what else [neurons]
+    gone = [(0, 0)] if "layers" in what and len(own.heads) > 1 else []
+    return [*itertools.product(of_heads, of_neurons), *gone]
 
 
 def cheapest(layers: Sequence[Sequence[Option]]) -> list[Option]:
@@ -90,15 +141,8 @@ def counted(
     config: RemoveConfig, model: PreTrainedModel, worth: Worth, damage: Damage
 ) -> list[Kept]:
     """Explicit counts. Of so many layers those stay whose removal, one after another, damages
-    most. Raises UsageError for more than there is."""
+    most."""
     own = sizes(model)
-    for what, asked, most in (
-        ("layers", config.layers, len(own.heads)),
-        ("heads", config.heads, min(own.heads)),
-        ("neurons", config.neurons, min(own.neurons)),
-    ):
-        if asked is not None and asked > most:
-            raise UsageError(f"{asked} {what} can't stay of {most}: ask for fewer")
     left = everything(model)
     while config.layers is not None and len(left) > config.layers:
         tried = [[k for k in left if k is not gone] for gone in left]
@@ -130,31 +174,19 @@ class _Cutter:
         self.worth, self.damage, self.progress = worth, damage, progress
         self.own = sizes(model)
 
-    def _choices(self, layer: int) -> list[tuple[int, int]]:
-        """(heads, neurons) that a layer may be left with; (0, 0): it may go."""
-        what = self.config.what
-        heads, neurons = self.own.heads[layer - 1], self.own.neurons[layer - 1]
-        of_heads = steps_down(heads, parts=HEADS) if "heads" in what else [heads]
-        least = min(LEAST_NEURONS, neurons)
-        of_neurons = (
-            steps_down(neurons, parts=NEURONS, least=least) if "neurons" in what else [neurons]
-        )
-        gone = [(0, 0)] if "layers" in what and len(self.own.heads) > 1 else []
-        return [*itertools.product(of_heads, of_neurons), *gone]
-
     def _damages(self) -> list[dict[tuple[int, int], float]]:
         """Each layer's damage with each choice, the other layers whole. Heads and neurons are
         tried by themselves, and taken to add up."""
         whole = everything(self.model)
-        choices = [self._choices(k.layer) for k in whole]
+        asked = [choices(self.config, self.own, k.layer) for k in whole]
         found: list[dict[tuple[int, int], float]] = []
         alone = [
             sorted({(h, len(k.neurons)) for h, _ in mine} | {(len(k.heads), n) for _, n in mine})
-            for k, mine in zip(whole, choices, strict=True)
+            for k, mine in zip(whole, asked, strict=True)
         ]
         total = sum(map(len, alone))
         with self.progress.stage("trying what goes", total, "cuts") as advance:
-            for k, mine, tried in zip(whole, choices, alone, strict=True):
+            for k, mine, tried in zip(whole, asked, alone, strict=True):
                 seen: dict[tuple[int, int], float] = {}
                 others = [each for each in whole if each is not k]
                 for heads, neurons in tried:
@@ -191,30 +223,15 @@ class _Cutter:
 
     def _pairs(self) -> set[tuple[int, int]]:
         layers = range(1, len(self.own.heads) + 1)
-        return {pair for layer in layers for pair in self._choices(layer)}
+        return {pair for layer in layers for pair in choices(self.config, self.own, layer)}
 
     def by_parameters(self) -> Removal:
         """The least damage with the asked share of all parameters."""
         assert self.config.parameters is not None
-        hidden, whole = self.model.config.hidden_size, parameters(self.model)
-
-        def of(heads: int, neurons: int) -> float:
-            if heads == 0:
-                return 0.0
-            width = heads * self.own.head
-            attention = 4 * width * hidden + 3 * width + hidden
-            return attention + 2 * neurons * hidden + neurons + hidden + 4 * hidden
-
-        fixed = whole - sum(of(h, n) for h, n in zip(self.own.heads, self.own.neurons, strict=True))
-        budget = self.config.parameters * whole - fixed
-        options = self._options({pair: of(*pair) for pair in self._pairs()})
-        chosen = choose(options, budget)
-        if chosen is None:
-            least = fixed + sum(option.cost for option in cheapest(options))
-            raise UsageError(
-                f"no removal leaves {self.config.parameters:.0%} of the parameters: the nearest "
-                f"leaves {least / whole:.1%} (embeddings and head stay)"
-            )
+        fixed, block = block_parameters(self.model)
+        options = self._options({pair: block(*pair) for pair in self._pairs()})
+        chosen = choose(options, self.config.parameters * parameters(self.model) - fixed)
+        assert chosen is not None, "checked before anything was scored"
         kept = self._kept(chosen)
         return Removal(kept, self.damage.cut(kept), self.damage(kept), None, None)
 

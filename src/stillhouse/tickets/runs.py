@@ -64,6 +64,9 @@ def run_tickets(
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
     tidy(out, keep=config.keep_checkpoints)
+    for warning in record.warnings:
+        if warning not in found.gold.notes:  # told before
+            progress.note(warning)
     return TicketsRun(out, record)
 
 
@@ -81,6 +84,8 @@ def run_transfer(
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
     tidy(out, keep=False)
+    for warning in record.warnings:
+        progress.note(warning)
     return record
 
 

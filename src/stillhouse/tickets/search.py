@@ -230,6 +230,7 @@ class Search:
             self.output,
             self.counts[number - 1],
             scope=self.prune.scope,
+            floor=self.prune.floor,
             rng=generator(seed, "ties", number),
         )
         save_masks(path, found, seed=seed, round=number, remaining=numerics.density(found))

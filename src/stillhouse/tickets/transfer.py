@@ -36,6 +36,8 @@ from stillhouse.tickets.search import Search, masks_path
 from stillhouse.training.sparse import fitting, load_masks
 
 LIKE = 0.01  # shares of weights that differ by less are of one sparsity
+NEAR = 0.002  # means over targets that differ by less are not told apart
+BROKEN = 0.1  # of the metric, below the dense model
 Answers = dict[int, np.ndarray]  # a model's scores of the reported rows, by seed
 
 
@@ -90,15 +92,16 @@ def transfer(
                     steps += trained.fit.steps
             cells.append(_cell(source, target, found, own, seeds, config.resamples))
     dense = [_score(run, run.answers("dense", 0, seeds)) for run in runs]
+    means = [float(np.mean(each)) for each in dense]
     return TransferRecord(
         names=names,
         metrics=[run.gold.task.metric for run in runs],
         remaining=[numerics.density(run.masks[seeds[0]]) for run in runs],
-        dense=[float(np.mean(each)) for each in dense],
+        dense=means,
         cells=cells,
         overlaps=_overlaps(runs, seeds),
         sentence=_sentence(names, cells),
-        warnings=_unlike(cells),
+        warnings=[*_unlike(cells), *_broken(cells, means)],
         timing=TicketTiming(total_s=time.perf_counter() - started, steps=steps),
     )
 
@@ -267,9 +270,23 @@ def _sentence(names: Sequence[str], cells: Sequence[Cell]) -> str:
         name: float(np.mean([c.gain.value for c in cells if c.source == name and c.gain]))
         for name in names
     }
-    best = max(means, key=lambda name: means[name])
+    first, second = sorted(means, key=lambda name: -means[name])[:2]
     listed = ", ".join(f"{name} {100 * mean:+.1f}" for name, mean in means.items())
+    found = f"The ticket of {first} loses least on the other tasks"
+    if means[first] - means[second] < NEAR:
+        found = f"No ticket moves best: those of {first} and {second} lose as much"
     return (
-        f"The ticket of {best} loses least on the other tasks. Points against the targets' own "
-        f"tickets, mean over targets, by source: {listed}."
+        f"{found}. Points against the targets' own tickets, mean over targets, by source: {listed}."
     )
+
+
+def _broken(cells: Sequence[Cell], dense: Sequence[float]) -> list[str]:
+    """Where a target's own ticket is so far below its dense model that little is compared."""
+    own = [cell for cell in cells if cell.source == cell.target]
+    return [
+        f"the ticket of {cell.target} is {100 * (whole - cell.score):.0f} points below its dense "
+        "model on its own task: moved tickets are compared with a broken one; search at less "
+        "sparsity, or longer"
+        for cell, whole in zip(own, dense, strict=True)
+        if whole - cell.score > BROKEN
+    ]
