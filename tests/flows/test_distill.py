@@ -292,7 +292,7 @@ def test_values_are_distilled(
 
 def test_a_folder_of_another_run_is_refused(distil: Distil, tmp_path: Path) -> None:
     distill(distil(), tmp_path / "run")
-    with pytest.raises(UsageError, match=r"another run .its training differ"):
+    with pytest.raises(UsageError, match=r"another run .its training\.lr differ"):
         distill(distil(training={"lr": 2e-3}), tmp_path / "run")
 
 

@@ -43,11 +43,11 @@ def next_masks(
     count: tuple[int, int],
     *,
     scope: str,
-    floor: float,
     rng: np.random.Generator,
+    floor: float = 0.0,
 ) -> dict[str, Tensor]:
     """The masks that keep `count` weights (of the output layer, of the others), the highest
-    scores among those that `held` keeps. Ties are broken by `rng`. Raises ValueError for scores
+    scores among those that `held` keeps. Ties are broken by `rng`. `floor`: see PruneConfig. Raises ValueError for scores
     that are not numbers."""
     last = [name for name in held if name in output]
     if len(last) == len(held):
