@@ -47,8 +47,8 @@ def next_masks(
     floor: float = 0.0,
 ) -> dict[str, Tensor]:
     """The masks that keep `count` weights (of the output layer, of the others), the highest
-    scores among those that `held` keeps. Ties are broken by `rng`. `floor`: see PruneConfig. Raises ValueError for scores
-    that are not numbers."""
+    scores among those that `held` keeps. Ties are broken by `rng`; `floor` as in PruneConfig.
+    Raises ValueError for scores that are not numbers."""
     last = [name for name in held if name in output]
     if len(last) == len(held):
         last = []
