@@ -4,8 +4,8 @@
               (the four IDX files of MNIST in $STILLHOUSE_DATA/mnist, or in --data)
               the paper's length: --set iterations=50000
     hardware  two CPU cores
-    time      see docs/results.md
-    result    see docs/results.md
+    time      about 90 minutes for --set iterations=12000 on one thread
+    result    at 21 % of the weights the early stop is 55 % earlier than dense; see docs/results.md
 
 As in the ICLR version: 784-300-100-10, Glorot's normal weights, Adam at 1.2e-3, batches of 60,
 5,000 random training images for validation, evaluated every 100 iterations; each round prunes
