@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from stillhouse.core.config import FinetuneConfig
 from stillhouse.core.errors import ModelError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import atomic, claim, manifest, write_json
+from stillhouse.data.documents import file_digest
 from stillhouse.flows.common import TRAINED_ON
 from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.flows.stages import Stage, Trained, load_trained, score_on, train
@@ -45,7 +45,7 @@ def _content(gold: Gold, masks: Path | None) -> dict[str, str]:
     """A model's own masks are among its files; others have a fingerprint of their own."""
     if masks is None or masks.parent == resolve(gold.config.model):
         return gold.content
-    return {**gold.content, "masks": blake2b(masks.read_bytes(), digest_size=16).hexdigest()}
+    return {**gold.content, "masks": file_digest(masks)}
 
 
 def _masks_path(config: FinetuneConfig) -> Path | None:
