@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 import tiny
@@ -348,6 +349,8 @@ def test_a_masked_language_models_ticket_is_smaller_on_disk(tmp_path: Path) -> N
     save_sparse(tmp_path / "sparse.safetensors", model, masks)
     dense = (tmp_path / "dense" / "model.safetensors").stat().st_size
     assert (tmp_path / "sparse.safetensors").stat().st_size < 0.8 * dense
+    with safe_open(tmp_path / "sparse.safetensors", framework="pt") as file:
+        assert "cls.predictions.decoder.weight" not in {*file.keys()}
     other = tiny.model(masked=True, seed=5)
     load_sparse(tmp_path / "sparse.safetensors", other)
     for name, tensor in model.state_dict().items():
