@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from stillhouse.report import render
 
+from . import others
 from .runs import make_record, write
 from .staged import DISTIL, FINE_TUNE, PRETRAIN, similarity, stage_lines, staged
 
@@ -54,7 +55,8 @@ def luminance(page: Page, selector: str, field: str) -> float:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of one run, one of two, the second with very long words, and one of three stages."""
+    """A page of one run, one of two, the second with very long words, one of three stages, and the
+    flows' own."""
     root = tmp_path_factory.mktemp("runs")
     long = make_record(warnings=["w" * 300], sentence="Pneumonoultramicroscopic " * 6)
     runs = [write(root, "a"), write(root, "b" * 80, record=long)]
@@ -66,11 +68,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "one": render(runs[:1], root / "one.html"),
         "several": render(runs, root / "several.html"),
         "inside": render([inside], root / "inside.html"),
+        **{
+            name: render([others.write(root, name, record)], root / f"{name}.html")
+            for name, record in (("tickets", others.tickets()), ("transfer", others.transfer()))
+        },
     }
 
 
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
-@pytest.mark.parametrize("which", ["one", "several", "inside"])
+@pytest.mark.parametrize("which", ["one", "several", "inside", "tickets", "transfer"])
 def test_page_in_a_browser(
     browser: Browser, pages: dict[str, Path], scheme: Scheme, width: int, which: str
 ) -> None:
