@@ -13,11 +13,13 @@ from torch import Tensor
 import tiny
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Silent
+from stillhouse.core.results import Gain
 from stillhouse.core.settings import parse
-from stillhouse.core.ticket_results import TransferRecord
+from stillhouse.core.ticket_results import Cell, TransferRecord
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
 from stillhouse.tickets.runs import TicketsRun, run_tickets, run_transfer
 from stillhouse.tickets.search import masks_path
+from stillhouse.tickets.transfer import _sentence
 from stillhouse.training.sparse import load_masks
 
 
@@ -192,3 +194,17 @@ def test_a_source_that_was_searched_again_is_noticed(folder: Path, tmp_path: Pat
             run_transfer(config, tmp_path / "run", progress=Silent())
     finally:
         record.write_text(kept, encoding="utf-8")
+
+
+def test_a_source_that_is_spared_the_hardest_task_is_not_the_best_for_that() -> None:
+    lost = {("a", "b"): 0.03, ("a", "c"): 0.03, ("b", "a"): 0.4, ("b", "c"): 0.01,
+            ("c", "a"): 0.38, ("c", "b"): 0.01}  # fmt: skip
+    cells = [
+        Cell(source=s, target=t, remaining=0.3, score=0.5, interval=(0.4, 0.6), seeds=[0.5],
+             gain=None if s == t else Gain(value=-lost[s, t], interval=(-1, 1), p_value=0.5))
+        for s in "abc" for t in "abc"
+    ]  # fmt: skip
+    said = _sentence(["a", "b", "c"], cells)
+    assert said.startswith("The ticket of c moves best")
+    assert "a -1.0" in said
+    assert "c +1.0" in said

@@ -265,18 +265,22 @@ def _overlaps(runs: Sequence[Ticketed], seeds: Sequence[int]) -> list[list[float
 
 
 def _sentence(names: Sequence[str], cells: Sequence[Cell]) -> str:
-    """Which source transfers best, by its mean loss to the targets' own tickets."""
+    """Which source transfers best. Tasks differ in what a moved ticket loses, and no source is
+    moved to its own: each is held against all that moved to the same task."""
+    moved = [(cell, cell.gain.value) for cell in cells if cell.gain is not None]
+    usual = {name: float(np.mean([v for c, v in moved if c.target == name])) for name in names}
     means = {
-        name: float(np.mean([c.gain.value for c in cells if c.source == name and c.gain]))
+        name: float(np.mean([v - usual[c.target] for c, v in moved if c.source == name]))
         for name in names
     }
     first, second = sorted(means, key=lambda name: -means[name])[:2]
     listed = ", ".join(f"{name} {100 * mean:+.1f}" for name, mean in means.items())
-    found = f"The ticket of {first} loses least on the other tasks"
+    found = f"The ticket of {first} moves best"
     if means[first] - means[second] < NEAR:
-        found = f"No ticket moves best: those of {first} and {second} lose as much"
+        found = f"No ticket moves best: those of {first} and {second} do as well"
     return (
-        f"{found}. Points against the targets' own tickets, mean over targets, by source: {listed}."
+        f"{found}. Points beside the mean of all tickets moved to the same task, by source: "
+        f"{listed}."
     )
 
 
