@@ -1,0 +1,340 @@
+"""Any JSON API as a victim: a small description of its requests and answers, and a careful client.
+
+Nothing but the described address is contacted. A key comes from the environment and is written
+nowhere. Requests that are turned away (429) or fail (5xx, timeouts, answers that are cut off) are
+tried again, later each time; all that may have been charged for counts against the budget.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jmespath
+from jmespath.exceptions import JMESPathError
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.core.errors import DataError, RunError, UsageError
+from stillhouse.core.progress import Advance
+from stillhouse.core.settings import parse, read_yaml
+from stillhouse.core.terms import Config, Positive
+from stillhouse.core.types import Example
+from stillhouse.extract.ledger import Ledger, name_of
+
+SHOWN = 200  # characters of an answer that doesn't fit
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+KEY = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+
+
+class Reading(Config):
+    """Where in an answer is what, as JMESPath. `answers`: the list of them, one a text (left out:
+    a request has one text, and the whole is its answer); the others are looked up in each.
+    probabilities: an object of them by label, or with `labels` a list, beside that of labels."""
+
+    answers: str | None = None
+    probabilities: str | None = None
+    labels: str | None = None
+    label: str | None = None
+    value: str | None = None
+    text: str | None = None
+
+    @field_validator("*")
+    @classmethod
+    def _path(cls, path: str | None) -> str | None:
+        try:
+            if path is not None:
+                jmespath.compile(path)
+        except JMESPathError as error:
+            raise ValueError(f"{path!r} is no JMESPath: {str(error).splitlines()[0]}") from None
+        return path
+
+    @model_validator(mode="after")
+    def _something(self) -> Reading:
+        if not (self.probabilities or self.label or self.value or self.text):
+            raise ValueError("say where the probabilities, label, value or text are")
+        return self
+
+
+class Endpoint(Config):
+    """A JSON API. In `body`, "{text}" and "{pair}" stand for a query's texts, and where `batch` is
+    over 1, "{texts}" and "{pairs}" for lists of them; $NAME in a header is from the environment."""
+
+    url: str
+    method: Literal["POST", "PUT"] = "POST"
+    headers: dict[str, str] = Field(default_factory=dict)
+    body: Any
+    read: Reading
+    batch: Positive = 1
+    parallel: Positive = 1
+    requests_per_s: Annotated[float, Field(gt=0)] | None = None
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    retries: Annotated[int, Field(ge=0)] = 6
+
+    @field_validator("url")
+    @classmethod
+    def _web(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("an address begins with http:// or https://")
+        return url
+
+    @model_validator(mode="after")
+    def _asks(self) -> Endpoint:
+        written = json.dumps(self.body)
+        wanted = "{texts}" if self.batch > 1 else "{text"
+        if wanted not in written:
+            raise ValueError(f'the body has no "{wanted}{"" if self.batch > 1 else "}"}"')
+        if self.batch > 1 and self.read.answers is None:
+            raise ValueError("with batch over 1, read.answers says where the list of answers is")
+        return self
+
+    def keyed(self) -> dict[str, str]:
+        """The headers with what the environment has. Raises UsageError for what it lacks."""
+
+        def held(found: re.Match[str]) -> str:
+            value = os.environ.get(found[1])
+            if not value:
+                raise UsageError(f"{found[1]} is not in the environment: export it, for {self.url}")
+            return value
+
+        return {name: KEY.sub(held, text) for name, text in self.headers.items()}
+
+
+def read_endpoint(path: Path) -> Endpoint:
+    """The description in a YAML file. Raises UsageError."""
+    return parse(Endpoint, read_yaml(path))
+
+
+class OverBudget(RunError):
+    """The budget is spent before all was answered."""
+
+
+class Client:
+    """Asks an endpoint, by way of a ledger. `limit`: queries that may be sent in all."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        ledger: Ledger,
+        *,
+        limit: int | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        import httpx
+
+        if limit is not None and limit < endpoint.batch:
+            raise UsageError(
+                f"a budget of {limit:,} queries is less than one request, of {endpoint.batch}: "
+                "raise it, or make the endpoint's batch smaller"
+            )
+        self._endpoint, self._ledger, self._limit = endpoint, ledger, limit
+        self._sleep, self._random, self._next = sleep, random.Random(0), 0.0
+        self._client = httpx.Client(headers=endpoint.keyed(), timeout=endpoint.timeout_s)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def ask(
+        self, examples: Sequence[Example], progress: Advance = lambda queries: None
+    ) -> list[dict[str, Any]]:
+        """What the API answers each query, from the ledger where it did before. Raises OverBudget,
+        DataError for answers that don't fit the description, RunError where it can't be reached."""
+        held = self._ledger.answers
+        lacking = list({name_of(e): e for e in examples if name_of(e) not in held}.values())
+        progress(len(examples) - len(lacking))
+        size = self._endpoint.batch
+        batches = (lacking[at : at + size] for at in range(0, len(lacking), size))
+        with ThreadPoolExecutor(self._endpoint.parallel) as pool:
+            under_way: set[Future[int]] = set()
+            try:
+                for batch in batches:
+                    if len(under_way) == self._endpoint.parallel:
+                        under_way = self._finish(under_way, progress)
+                    under_way.add(pool.submit(self._one, batch))
+                while under_way:
+                    under_way = self._finish(under_way, progress)
+            finally:
+                for future in under_way:
+                    future.cancel()
+        return [held[name_of(e)] for e in examples]
+
+    @staticmethod
+    def _finish(under_way: set[Future[int]], progress: Advance) -> set[Future[int]]:
+        done, rest = wait(under_way, return_when=FIRST_COMPLETED)
+        for future in done:
+            progress(future.result())
+        return rest
+
+    def _one(self, batch: Sequence[Example]) -> int:
+        """One request, until it is answered."""
+        import httpx
+
+        trouble, cut = "", False
+        for attempt in range(self._endpoint.retries + 1):
+            if attempt:
+                self._sleep(self._pause(attempt, trouble))
+            self._pace()
+            sent = self._ledger.send(batch, self._limit)
+            if not sent:
+                raise self._over()
+            cut, batch = cut or len(sent) < len(batch), sent
+            try:
+                answer = self._client.request(
+                    self._endpoint.method, self._endpoint.url, json=_filled(self._endpoint, batch)
+                )
+            except httpx.ConnectError as error:
+                self._ledger.refused(batch)
+                trouble = f"can't be reached ({error})"
+                continue
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                trouble = f"broke off ({type(error).__name__})"
+                continue
+            if answer.status_code in (408, 425, 429):
+                self._ledger.refused(batch)
+                trouble = f"says {answer.status_code}; {answer.headers.get('retry-after', '')}"
+                continue
+            if answer.status_code >= 500:
+                trouble = f"says {answer.status_code}"
+                continue
+            if answer.status_code >= 400:
+                self._ledger.refused(batch)
+                raise DataError(
+                    f"{self._endpoint.url} refuses the request ({answer.status_code}): "
+                    f"{_shown(answer.text)}"
+                )
+            try:
+                value = answer.json()
+            except ValueError:
+                trouble = f"answered what is no JSON: {_shown(answer.text)}"
+                continue
+            found = list(self._read(value, len(batch)))
+            self._ledger.answered(batch, found)
+            if cut:
+                raise self._over()
+            return len(batch)
+        raise RunError(
+            f"{self._endpoint.url} {trouble.rstrip('; ')}, {self._endpoint.retries + 1} times: "
+            "what was answered is kept, run again to go on"
+        )
+
+    def _over(self) -> OverBudget:
+        return OverBudget(
+            f"the budget of {self._limit:,} queries is spent, and {len(self._ledger.answers):,} "
+            "are answered: raise it, or ask less"
+        )
+
+    def _pause(self, attempt: int, trouble: str) -> float:
+        """Longer each time, never the same for two clients, and as long as the API asks."""
+        asked = re.search(r"; ([0-9.]+)$", trouble)
+        own = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
+        own *= 0.5 + self._random.random()
+        return max(own, float(asked[1])) if asked else own
+
+    def _pace(self) -> None:
+        if self._endpoint.requests_per_s is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next)
+            self._next = at + 1 / self._endpoint.requests_per_s
+        if at > now:
+            self._sleep(at - now)
+
+    def _read(self, value: object, count: int) -> Iterator[dict[str, Any]]:
+        """What an answer says of each query. Raises DataError, which shows what doesn't fit."""
+        read, url = self._endpoint.read, self._endpoint.url
+        each: Any = [value] if read.answers is None else jmespath.search(read.answers, value)
+        if not isinstance(each, list) or len(each) != count:
+            got = f"{len(each)} answers" if isinstance(each, list) else "no list of answers"
+            raise DataError(
+                f"{url} does not fit its description: {got} to {count} queries at "
+                f"{read.answers!r} in {_shown(value)}"
+            )
+        for one in each:
+            found: dict[str, Any] = {}
+            if read.probabilities is not None:
+                found["probabilities"] = self._probabilities(one)
+            for name, kind in (("label", str), ("value", float), ("text", str)):
+                if (path := getattr(read, name)) is not None:
+                    got = jmespath.search(path, one)
+                    if got is None or isinstance(got, dict | list):
+                        raise DataError(
+                            f"{url} does not fit its description: no {name} at {path!r} in "
+                            f"{_shown(one)}"
+                        )
+                    found[name] = kind(got)
+            yield found
+
+    def _probabilities(self, one: object) -> dict[str, float]:
+        read, url = self._endpoint.read, self._endpoint.url
+        got = jmespath.search(read.probabilities or "@", one)
+        if read.labels is not None:
+            names = jmespath.search(read.labels, one)
+            fits = isinstance(names, list) and isinstance(got, list) and len(names) == len(got)
+            got = dict(zip(map(str, names), got, strict=True)) if fits else None
+        if not isinstance(got, Mapping) or not got:
+            raise DataError(
+                f"{url} does not fit its description: no probabilities by label at "
+                f"{read.probabilities!r} in {_shown(one)}"
+            )
+        try:
+            return {str(name): float(share) for name, share in got.items()}
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{url} does not fit its description: a probability is no number in {_shown(one)}"
+            ) from None
+
+
+def _filled(endpoint: Endpoint, batch: Sequence[Example]) -> Any:
+    """The body with the queries in it."""
+    whole = {"{texts}": [e.text for e in batch], "{pairs}": [e.pair for e in batch]}
+    one = {"{text}": batch[0].text, "{pair}": batch[0].pair}
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: fill(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            if endpoint.batch > 1 and any(_asks(inner) for inner in value):
+                return [_each(inner, e) for e in batch for inner in value]
+            return [fill(inner) for inner in value]
+        if isinstance(value, str):
+            if value in whole:
+                return whole[value]
+            return _each(value, batch[0]) if value not in one else one[value]
+        return value
+
+    return fill(endpoint.body)
+
+
+def _asks(value: Any) -> bool:
+    written = json.dumps(value)
+    return "{text}" in written or "{pair}" in written
+
+
+def _each(value: Any, example: Example) -> Any:
+    """A value with one query's texts in it."""
+    if isinstance(value, dict):
+        return {name: _each(inner, example) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_each(inner, example) for inner in value]
+    if isinstance(value, str):
+        if value == "{pair}":
+            return example.pair
+        parts = re.split(r"(\{text\}|\{pair\})", value)  # a text may hold "{pair}" itself
+        put = {"{text}": example.text, "{pair}": example.pair or ""}
+        return "".join(put.get(part, part) for part in parts)
+    return value
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."

@@ -1,0 +1,142 @@
+"""What was sent to an API and what came back, written down before and after: nothing is paid for
+twice, and a budget is not exceeded, whatever is killed when.
+
+A line is written and on disk before a request goes out. A request whose answer never came may have
+been charged for, so it counts as spent, and its texts are asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from stillhouse.core.errors import RunError
+from stillhouse.core.types import Example
+from stillhouse.data.rows import content_key
+from stillhouse.extract.prices import Tariff
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What requests so far came to."""
+
+    queries: int = 0
+    characters: int = 0
+    units: int = 0
+
+    def and_(self, other: Spent) -> Spent:
+        return Spent(
+            self.queries + other.queries,
+            self.characters + other.characters,
+            self.units + other.units,
+        )
+
+
+def cost_of(examples: Sequence[Example], tariff: Tariff) -> Spent:
+    """What these queries come to."""
+    return Spent(
+        len(examples),
+        sum(len(each.text) + len(each.pair or "") for each in examples),
+        sum(tariff.units(each.text, each.pair) for each in examples),
+    )
+
+
+def name_of(example: Example) -> str:
+    """What a query is called in a ledger: nothing of it can be read from that."""
+    return content_key(example.text, example.pair).hex()
+
+
+class Ledger:
+    """One API's requests and answers in a folder. One process at a time. Raises RunError."""
+
+    def __init__(self, folder: Path, tariff: Tariff) -> None:
+        self.folder, self.tariff = folder, tariff
+        self.spent = Spent()
+        self.answers: dict[str, Any] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._owner = FileLock(folder / "lock")
+        try:
+            self._owner.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"another audit is asking for {folder}: wait for it") from None
+        self._lock = threading.Lock()
+        self._path = folder / "ledger.jsonl"
+        self._read()
+        self._file = self._path.open("ab")
+
+    def _read(self) -> None:
+        """Everything that is whole; a torn last line is cut off."""
+        if not self._path.exists():
+            return
+        whole = 0
+        with self._path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    raise RunError(
+                        f"{self._path} is damaged: what was paid can't be told; move {self.folder} "
+                        "away to begin anew"
+                    ) from None
+                if "sent" in entry:
+                    self.spent = self.spent.and_(Spent(**entry["sent"]))
+                else:
+                    self.answers |= entry["answers"]
+                whole += len(line)
+        with self._path.open("r+b") as file:
+            file.truncate(whole)
+
+    def send(self, examples: Sequence[Example], limit: int | None = None) -> Sequence[Example]:
+        """Writes down that these are sent; as many as the limit (queries in all) still allows."""
+        with self._lock:
+            if limit is not None:
+                examples = examples[: max(0, limit - self.spent.queries)]
+            if examples:
+                cost = cost_of(examples, self.tariff)
+                self._write({"sent": vars(cost)})
+                self.spent = self.spent.and_(cost)
+            return examples
+
+    def answered(self, examples: Sequence[Example], answers: Sequence[Any]) -> None:
+        """Writes down what came back."""
+        named = {name_of(e): answer for e, answer in zip(examples, answers, strict=True)}
+        with self._lock:
+            self._write({"answers": named})
+            self.answers |= named
+
+    def refused(self, examples: Sequence[Example]) -> None:
+        """Takes a request back that the API turned away unanswered."""
+        cost = cost_of(examples, self.tariff)
+        back = Spent(-cost.queries, -cost.characters, -cost.units)
+        with self._lock:
+            self._write({"sent": vars(back)})
+            self.spent = self.spent.and_(back)
+
+    def _write(self, entry: object) -> None:
+        try:
+            self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunError(
+                f"can't write {self._path}: {error.strerror}; nothing more is asked"
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+        self._owner.release()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,253 @@
+"""Asking an API: it is described in a few lines, a budget is never exceeded, nothing paid twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from serving import Server, serving
+
+from stillhouse.core.errors import DataError, RunError, UsageError
+from stillhouse.core.settings import parse
+from stillhouse.core.types import Example
+from stillhouse.extract.endpoint import Client, Endpoint, OverBudget, read_endpoint
+from stillhouse.extract.ledger import Ledger, Spent
+from stillhouse.extract.prices import Tariff
+
+QUERIES = [Example(f"text {number}") for number in range(25)]
+
+
+def answer(text: str, pair: str | None) -> dict[str, Any]:
+    good = (len(text) + int(text.split()[-1])) % 7 / 7
+    return {"label": "good" if good > 0.5 else "bad", "scores": {"good": good, "bad": 1 - good}}
+
+
+def described(url: str, **changes: Any) -> Endpoint:
+    values: dict[str, Any] = {
+        "url": url,
+        "body": {"texts": "{texts}"},
+        "read": {"answers": "out", "probabilities": "scores", "label": "label"},
+        "batch": 4,
+        "timeout_s": 0.3,
+    }
+    return parse(Endpoint, {**values, **changes})
+
+
+@contextmanager
+def client(
+    folder: Path, server: Server, *, limit: int | None = None, **changes: Any
+) -> Iterator[tuple[Client, Ledger]]:
+    with Ledger(folder, Tariff()) as ledger:
+        asking = Client(described(server.url, **changes), ledger, limit=limit, sleep=lambda s: None)
+        try:
+            yield asking, ledger
+        finally:
+            asking.close()
+
+
+def expected(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    return [{"probabilities": a["scores"], "label": a["label"]}
+            for a in (answer(e.text, e.pair) for e in examples)]  # fmt: skip
+
+
+def test_every_query_is_answered_once(tmp_path: Path) -> None:
+    with serving(answer) as server, client(tmp_path, server) as (asking, ledger):
+        assert asking.ask(QUERIES) == expected(QUERIES)
+        assert asking.ask([*QUERIES[5:9], QUERIES[0]]) == expected([*QUERIES[5:9], QUERIES[0]])
+        assert server.requests == 7
+        assert len(server.paid) == ledger.spent.queries == 25
+        assert ledger.spent.characters == sum(len(e.text) for e in QUERIES)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_trouble_is_overcome_and_paid_for(tmp_path: Path, parallel: int) -> None:
+    trouble = ["", "429", "500", "slow", "cut", "no json", "429"]
+    with serving(answer, trouble) as server:
+        with client(tmp_path, server, parallel=parallel) as (asking, ledger):
+            assert asking.ask(QUERIES) == expected(QUERIES)
+            assert ledger.spent.queries == len(server.paid)
+            assert len(server.paid) > 25
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+@pytest.mark.parametrize("limit", [4, 10, 23, 24])
+def test_a_budget_is_never_exceeded_by_one_query(tmp_path: Path, limit: int, parallel: int) -> None:
+    with serving(answer, ["", "500", "cut", "429"]) as server:
+        with client(tmp_path, server, limit=limit, parallel=parallel) as (asking, ledger):
+            with pytest.raises(OverBudget, match=f"budget of {limit} queries is spent"):
+                asking.ask(QUERIES)
+            assert len(server.paid) <= ledger.spent.queries <= limit
+        with client(tmp_path, server, limit=limit) as (asking, ledger):
+            with pytest.raises(OverBudget):
+                asking.ask(QUERIES)
+            assert len(server.paid) <= limit
+
+
+def test_what_was_answered_before_a_kill_is_not_paid_for_again(tmp_path: Path) -> None:
+    with serving(answer) as server:
+        with client(tmp_path, server) as (asking, _):
+            asking.ask(QUERIES[:12])
+        with (tmp_path / "ledger.jsonl").open("ab") as file:
+            file.write(b'{"sent": {"queries": 4, "chara')  # killed while writing
+        with client(tmp_path, server) as (asking, ledger):
+            assert ledger.spent.queries == 12
+            assert asking.ask(QUERIES) == expected(QUERIES)
+        assert len(server.paid) == len(set(server.paid)) == 25
+
+
+def test_what_was_sent_and_never_came_back_counts(tmp_path: Path) -> None:
+    with serving(answer) as server:
+        with Ledger(tmp_path, Tariff()) as ledger:
+            ledger.send(QUERIES[:4])  # killed before the answer was written
+        with client(tmp_path, server, limit=12) as (asking, ledger):
+            assert ledger.spent.queries == 4
+            asking.ask(QUERIES[:8])
+            with pytest.raises(OverBudget):
+                asking.ask(QUERIES[:9])
+        assert len(server.paid) == 8
+
+
+def test_units_follow_the_price_list(tmp_path: Path) -> None:
+    with Ledger(tmp_path, Tariff(characters=4)) as ledger:
+        ledger.send([Example("abcde"), Example("a", "bcd")])
+        assert ledger.spent == Spent(queries=2, characters=9, units=3)
+        ledger.refused([Example("a", "bcd")])
+        assert ledger.spent == Spent(queries=1, characters=5, units=2)
+
+
+def test_one_audit_at_a_time(tmp_path: Path) -> None:
+    with Ledger(tmp_path, Tariff()), pytest.raises(RunError, match="another audit"):
+        Ledger(tmp_path, Tariff())
+
+
+def test_a_damaged_ledger_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_text('{"sent": oops}\n{"answers": {}}\n')
+    with pytest.raises(RunError, match="what was paid can't be told"):
+        Ledger(tmp_path, Tariff())
+
+
+@pytest.mark.parametrize(
+    ("read", "says"),
+    [
+        ({"answers": "outs", "label": "label"}, "no list of answers to 4 queries at 'outs'"),
+        ({"answers": "out[1:]", "label": "label"}, "3 answers to 4 queries"),
+        ({"answers": "out", "label": "lable"}, "no label at 'lable' in {\"label\": "),
+        ({"answers": "out", "probabilities": "label"}, "no probabilities by label at 'label'"),
+        ({"answers": "out", "value": "scores"}, "no value at 'scores'"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_shown(
+    tmp_path: Path, read: dict[str, str], says: str
+) -> None:
+    with serving(answer) as server, client(tmp_path, server, read=read) as (asking, _):
+        with pytest.raises(DataError, match="does not fit its description") as caught:
+            asking.ask(QUERIES)
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert server.requests == 1
+
+
+def test_lists_of_labels_and_of_shares_belong_together(tmp_path: Path) -> None:
+    def listed(text: str, pair: str | None) -> dict[str, Any]:
+        return {"all": [{"name": k, "p": v} for k, v in answer(text, pair)["scores"].items()]}
+
+    read = {"answers": "out", "probabilities": "all[*].p", "labels": "all[*].name"}
+    with serving(listed) as server, client(tmp_path, server, read=read) as (asking, _):
+        found = asking.ask(QUERIES)
+    assert [e["probabilities"] for e in found] == [e["probabilities"] for e in expected(QUERIES)]
+
+
+@pytest.mark.parametrize("status", ["400", "401"])
+def test_a_refused_request_is_not_tried_again(tmp_path: Path, status: str) -> None:
+    with serving(answer, [status]) as server, client(tmp_path, server) as (asking, ledger):
+        with pytest.raises(DataError, match=f"refuses the request .{status}.*no {status}"):
+            asking.ask(QUERIES)
+        assert (server.requests, ledger.spent.queries) == (1, 0)
+
+
+def test_an_api_that_stays_down_ends_the_run_and_keeps_what_came(tmp_path: Path) -> None:
+    with serving(answer, ["", *["500"] * 20]) as server:
+        with client(tmp_path, server, retries=2) as (asking, ledger):
+            with pytest.raises(RunError, match="says 500, 3 times: what was answered is kept"):
+                asking.ask(QUERIES)
+            assert len(ledger.answers) == 4
+    with client(tmp_path / "b", Server(answer, url="http://127.0.0.1:9/x"), retries=1) as (
+        asking,
+        ledger,
+    ):
+        with pytest.raises(RunError, match="can't be reached"):
+            asking.ask(QUERIES)
+        assert ledger.spent.queries == 0
+
+
+def test_keys_come_from_the_environment_and_stay_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Authorization": "Bearer ${MY_KEY}"}
+    with serving(answer) as server:
+        monkeypatch.delenv("MY_KEY", raising=False)
+        with pytest.raises(UsageError, match="MY_KEY is not in the environment"):
+            with client(tmp_path / "a", server, headers=headers):
+                pass
+        monkeypatch.setenv("MY_KEY", "sesame")
+        with client(tmp_path / "b", server, headers=headers) as (asking, _):
+            asking.ask(QUERIES)
+        assert {h["authorization"] for h in server.headers} == {"Bearer sesame"}
+    written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert b"sesame" not in written
+    assert b"text 3" not in written
+
+
+def test_a_pause_is_as_long_as_the_api_asks(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with serving(answer, ["429", "429"]) as server, Ledger(tmp_path, Tariff()) as ledger:
+        asking = Client(described(server.url), ledger, sleep=pauses.append)
+        asking.ask(QUERIES[:1])
+        asking.close()
+    assert len(pauses) == 2
+    assert 0.25 <= pauses[0] <= 0.75
+    assert 0.5 <= pauses[1] <= 1.5
+
+
+def test_bodies_are_filled_as_described(tmp_path: Path) -> None:
+    from stillhouse.extract.endpoint import _filled
+
+    pairs = [Example("a {pair}", "x"), Example('b "', "y")]
+    each = described("http://x", body={"rows": [{"q": "{text}", "c": "{pair}"}], "s": "{texts}"})
+    assert _filled(each, pairs) == {
+        "rows": [{"q": "a {pair}", "c": "x"}, {"q": 'b "', "c": "y"}], "s": ["a {pair}", 'b "'],
+    }  # fmt: skip
+    one = described("http://x", body={"q": "Is {text} so?", "n": 3}, batch=1)
+    assert _filled(one, pairs[:1]) == {"q": "Is a {pair} so?", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"body": {"x": "y"}}, "the body has no"),
+        ({"read": {"answers": "out"}}, "say where"),
+        ({"read": {"label": "label"}}, "read.answers"),
+        ({"read": {"answers": "[[", "label": "x"}}, "no JMESPath"),
+        ({"url": "ftp://x"}, "begins with http"),
+        ({"retires": 3}, "did you mean 'retries'"),
+    ],
+)
+def test_a_description_that_can_not_work_is_refused(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    values = json.loads(described("http://x").model_dump_json(exclude_unset=True)) | changes
+    (tmp_path / "api.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UsageError, match=says) as caught:
+        read_endpoint(tmp_path / "api.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_budget_below_one_request_is_refused(tmp_path: Path) -> None:
+    with serving(answer) as server, pytest.raises(UsageError, match="less than one request, of 4"):
+        with client(tmp_path, server, limit=3):
+            pass
