@@ -7,6 +7,7 @@ tried again, later each time; all that may have been charged for counts against 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -65,13 +66,15 @@ class Reading(Config):
 
 class Endpoint(Config):
     """A JSON API. In `body`, "{text}" and "{pair}" stand for a query's texts, and where `batch` is
-    over 1, "{texts}" and "{pairs}" for lists of them; $NAME in a header is from the environment."""
+    over 1, "{texts}" and "{pairs}" for lists of them; $NAME in a header is from the environment.
+    choices: all labels, where answers don't name them all."""
 
     url: str
     method: Literal["POST", "PUT"] = "POST"
     headers: dict[str, str] = Field(default_factory=dict)
     body: Any
     read: Reading
+    choices: tuple[str, ...] | None = None
     batch: Positive = 1
     parallel: Positive = 1
     requests_per_s: Annotated[float, Field(gt=0)] | None = None
@@ -94,6 +97,13 @@ class Endpoint(Config):
         if self.batch > 1 and self.read.answers is None:
             raise ValueError("with batch over 1, read.answers says where the list of answers is")
         return self
+
+    @property
+    def identity(self) -> str:
+        """Stands for whom is asked, and how: neither keys nor pace are part of it."""
+        asked = [self.url, self.method, self.body, self.read.model_dump(mode="json")]
+        text = json.dumps(asked, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     def keyed(self) -> dict[str, str]:
         """The headers with what the environment has. Raises UsageError for what it lacks."""

@@ -1,0 +1,100 @@
+"""Settings of an audit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.core.config import DataConfig, LabelConfig, StudentConfig, TrainingConfig
+from stillhouse.core.terms import Config, Positive, Share
+from stillhouse.extract.answers import View
+from stillhouse.extract.prices import Tariff
+from stillhouse.extract.queries import VOCABULARY, Form, Kind
+
+
+class QueriesConfig(Config):
+    """What is asked. budgets: in training sets' sizes; `of`: that size (left out: the data's own).
+    corpus: a text file, a folder of them or a hub data set; left out, the documentation strings
+    of Python's library. pool: rows of one's own, for the kind of that name. form: how pairs are
+    made; auto: single texts, or where the data has pairs, edited ones. passage: which of the two
+    texts of a question is the passage."""
+
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("wiki", "random")
+    budgets: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        0.1,
+        0.2,
+        0.5,
+        1.0,
+    )
+    of: Positive | None = None
+    form: Form | Literal["auto"] = "auto"
+    passage: Literal["text", "pair"] = "pair"
+    corpus: str | None = None
+    pool: str | None = None
+    vocabulary: Positive = VOCABULARY
+
+    @model_validator(mode="after")
+    def _rising(self) -> QueriesConfig:
+        if sorted(set(self.budgets)) != list(self.budgets):
+            raise ValueError(f"budgets rise, got {self.budgets}")
+        if ("pool" in self.kinds) != (self.pool is not None):
+            raise ValueError("queries of the kind pool and the setting queries.pool go together")
+        return self
+
+
+class ThiefTraining(TrainingConfig):
+    """As published: three epochs, the last step's weights, no gold label to select by."""
+
+    select: Literal["best", "last"] = "last"
+
+
+class ThiefConfig(StudentConfig):
+    """What the stranger trains: a public pretrained model (`model`), or a shape of one (`source`
+    and layers, width, ...; `fresh`: nothing of its weights)."""
+
+    name: str | None = None
+    training: ThiefTraining = ThiefTraining()
+
+    @model_validator(mode="after")
+    def _public(self) -> ThiefConfig:
+        if self.model is None and self.source is None:
+            raise ValueError("a thief has none of the victim's weights: give its model or source")
+        return self
+
+
+class AuditProofConfig(Config):
+    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"] | None = None
+    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
+    resamples: Annotated[int, Field(ge=2)] = 2000
+
+
+class AuditConfig(Config):
+    """How good a copy of `victim` a stranger gets. The first view and the first thief are met with
+    every kind and budget of queries; further views and thieves with the first kind only.
+
+    victim: a model's folder, or the YAML description of an API. views: what of its answers is
+    shown. limit: queries that an API may be asked in all. enough: the share of the victim's score
+    that counts as a copy.
+    """
+
+    flow: Literal["audit"] = "audit"
+    task: Literal["auto", "classification", "regression"] = "auto"
+    victim: str
+    data: DataConfig
+    queries: QueriesConfig = QueriesConfig()
+    views: Annotated[tuple[str, ...], Field(min_length=1)] = ("probabilities", "label")
+    thieves: Annotated[tuple[ThiefConfig, ...], Field(min_length=1)]
+    tariff: Tariff = Tariff()
+    limit: Positive | None = None
+    enough: Share = 0.95
+    label: LabelConfig = LabelConfig()
+    proof: AuditProofConfig = AuditProofConfig()
+    cache: str | None = None
+    trust_remote_code: bool = False
+    keep_checkpoints: bool = False
+
+    @field_validator("views")
+    @classmethod
+    def _views(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(View.read(name).name for name in names)

@@ -1,0 +1,133 @@
+"""The model that is audited, asked as a stranger would ask it.
+
+A victim is a model of ours, or any JSON API. Either way every answer is kept by content: a killed
+audit asks for nothing twice, and views that show less are cut from what was answered once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from scipy.special import softmax
+from transformers import PreTrainedModel
+
+from stillhouse.core.config import LabelConfig
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Progress
+from stillhouse.data.encoding import tokenizer_fingerprint
+from stillhouse.data.sources import Pool
+from stillhouse.extract.answers import Answers, from_json
+from stillhouse.extract.endpoint import Client, Endpoint, read_endpoint
+from stillhouse.extract.ledger import Ledger, Spent
+from stillhouse.extract.prices import Tariff
+from stillhouse.flows.common import check_padding, dataset, max_tokens
+from stillhouse.models.load import fingerprint, load_classifier, load_tokenizer
+from stillhouse.signals.cache import AnswerCache
+from stillhouse.signals.teacher import LiveTeacher, label
+from stillhouse.tasks.base import Task
+
+
+class Victim(Protocol):
+    """`charged`: what it was asked so far in earnest; None for a model of our own, which is free."""
+
+    fingerprint: str
+
+    def answers(self, pool: Pool, of: str, progress: Progress) -> Answers: ...
+
+    @property
+    def charged(self) -> Spent | None: ...
+
+
+class OwnModel:
+    """A model in a folder: asked in batches sorted by length, its logits kept on disk."""
+
+    charged = None
+
+    def __init__(
+        self, model: PreTrainedModel, name: str, task: Task, config: LabelConfig, store: Path,
+        *, max_length: int, trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
+        self._model, self._task, self._config, self._store = model, task, config, store
+        self._tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        check_padding(model, self._tokenizer)
+        self._length = max_tokens(model, max_length)
+        self._identity: dict[str, object] = {
+            "teacher": fingerprint(model),
+            "tokenizer": tokenizer_fingerprint(self._tokenizer),
+            "max_length": self._length,
+            "precision": config.precision,
+            "choices": task.choices,
+        }
+        self.fingerprint = str(self._identity["teacher"])
+
+    def logits(self, pool: Pool, of: str, progress: Progress) -> np.ndarray:
+        """N x K, from the cache, asked now where it lacks them."""
+        data = dataset(
+            self._task, pool, self._tokenizer, self._store, max_length=self._length,
+            progress=progress, title=of,
+        )  # fmt: skip
+        cache = AnswerCache(self._store, self._identity)
+        live = LiveTeacher(
+            self._model, data, fingerprint=cache.fingerprint, precision=self._config.precision
+        )
+        if len(cache.pending(data.keys_N2)):
+            with progress.stage(f"asking the victim {of}", len(data), "queries") as advance:
+                label(live, cache, self._config, progress=advance)
+        return cache.scores(cache.positions(data.keys_N2))
+
+    def answers(self, pool: Pool, of: str, progress: Progress) -> Answers:
+        scores_NK = self.logits(pool, of, progress)
+        if scores_NK.shape[1] == 1:
+            return Answers([], values_N=scores_NK[:, 0])
+        return Answers(self._task.choices, softmax(scores_NK.astype(np.float64), -1))
+
+
+class Api:
+    """An API by its description; its ledger is under `store`, by address and body."""
+
+    def __init__(
+        self, path: Path, tariff: Tariff, store: Path, *, limit: int | None = None
+    ) -> None:
+        self.endpoint: Endpoint = read_endpoint(path)
+        self.endpoint.keyed()  # before anything is made
+        self.fingerprint = self.endpoint.identity
+        self._folder = store / "apis" / self.fingerprint
+        self._tariff, self._limit = tariff, limit
+
+    def __enter__(self) -> Api:
+        self._ledger = Ledger(self._folder, self._tariff)
+        self._client = Client(self.endpoint, self._ledger, limit=self._limit)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        self._ledger.close()
+
+    @property
+    def charged(self) -> Spent:
+        return self._ledger.spent
+
+    def answers(self, pool: Pool, of: str, progress: Progress) -> Answers:
+        examples = list(pool)
+        with progress.stage(f"asking {self.endpoint.url} {of}", len(examples), "queries") as step:
+            found = self._client.ask(examples, step)
+        return from_json(found, self.endpoint.choices)
+
+
+def is_endpoint(victim: str) -> bool:
+    """Whether `victim` is the description of an API. Raises UsageError for a file of another kind."""
+    path = Path(victim)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(
+                f"there is no file {path}: give a model's folder or an API's description"
+            )
+        return True
+    return False
+
+
+def load_victim(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
+    """A model of our own. Raises ModelError."""
+    return load_classifier(name, trust_remote_code=trust_remote_code)
