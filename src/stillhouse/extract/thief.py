@@ -47,7 +47,7 @@ class Thief:
         return ", ".join(shape)
 
     def make(self, seed: int) -> PreTrainedModel:
-        """Its weights before the first answer; the head is fresh where it has none of the labels."""
+        """Its weights before the first answer; the head is fresh where it lacks the labels."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(shape_seed(seed))
             model = load_classifier(

@@ -30,7 +30,7 @@ from stillhouse.tasks.base import Task
 
 
 class Victim(Protocol):
-    """`charged`: what it was asked so far in earnest; None for a model of our own, which is free."""
+    """`charged`: what it was asked so far in earnest; None for a model of our own."""
 
     fingerprint: str
 

@@ -1,0 +1,80 @@
+"""What an audit found, as it stands in record.json: frozen, readable without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stillhouse.core.results import SCHEMA, DataSummary, Gain, Interval, Result
+
+
+class Copy(Result):
+    """Thieves of one kind, over seeds: what they were given, what that cost, how good they are.
+    `score`: on the reported rows; `agreement`: the share of these answered as the victim does
+    (regression: the correlation with its values); `retention`: of the victim's score."""
+
+    kind: str
+    view: str
+    thief: str
+    budget: float
+    queries: int
+    units: int
+    money: float
+    score: float
+    interval: Interval
+    seeds: list[float]
+    agreement: float
+    agreement_interval: Interval
+    retention: float
+
+
+class Change(Result):
+    """One change to the API, beside the first view. `gain`: the copies' score at the largest
+    budget, minus that under the first view, paired by row and seed; `price`: what a copy that is
+    good enough costs (None: none is)."""
+
+    view: str
+    gain: Gain | None
+    price: float | None
+
+
+class Asked(Result):
+    """A query and what the victim answered."""
+
+    kind: str
+    text: str
+    pair: str | None = None
+    answer: str
+
+
+class VictimResult(Result):
+    name: str
+    score: float
+    interval: Interval
+    charged: int | None = None  # queries an API answered in earnest
+
+
+class AuditTiming(Result):
+    total_s: float
+    victim_s: float
+    thieves_s: float
+
+
+class AuditRecord(Result):
+    """An audit's result. Stable: new fields may come, these stay."""
+
+    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    flow: Literal["audit"] = "audit"
+    task: str
+    metric: str
+    currency: str
+    enough: float
+    data: DataSummary
+    victim: VictimResult
+    copies: list[Copy]
+    changes: list[Change]
+    asked: list[Asked]
+    sentence: str
+    timing: AuditTiming
+    warnings: list[str] = Field(default_factory=list)
