@@ -107,6 +107,19 @@ class Answers:
             )
         return value
 
+    def show(self, row: int) -> str:
+        """One answer, in words."""
+        if self.texts is not None:
+            return self.texts[row]
+        if self.values_N is not None:
+            return f"{self.values_N[row]:g}"
+        if self.probabilities_NK is None:
+            assert self.labels_N is not None
+            return self.choices[int(self.labels_N[row])]
+        shown = [(share, name) for share, name in zip(self.probabilities_NK[row], self.choices,
+                                                      strict=True) if share == share]  # fmt: skip
+        return ", ".join(f"{name} {share:.3g}" for share, name in sorted(shown, reverse=True)[:5])
+
     def scores(self) -> np.ndarray:
         """Log-probabilities (values, K = 1) as a thief would reckon them, N x K: what is hidden is
         shared evenly by the hidden choices, and a share shown as 0 is half of the smallest that

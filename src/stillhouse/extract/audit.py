@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,9 +30,10 @@ from stillhouse.extract.corpus import QueryCorpus, read_corpus
 from stillhouse.extract.ledger import cost_of
 from stillhouse.extract.queries import Form, Kind, Source, queries
 from stillhouse.extract.thief import Thief
-from stillhouse.extract.victim import Api, OwnModel, Victim, is_endpoint, load_victim
-from stillhouse.flows.common import dataset, store_root, teacher_task
+from stillhouse.extract.victim import Api, OwnModel, Victim, is_endpoint
+from stillhouse.flows.common import dataset, seen_labels, store_root, teacher_task
 from stillhouse.flows.stages import Trained
+from stillhouse.models.load import load_classifier
 from stillhouse.tasks.base import Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
@@ -88,8 +89,9 @@ def cells(config: AuditConfig, of: int) -> list[Cell]:
 
 def form_of(config: AuditConfig, splits: Splits) -> Form:
     """How queries are made for this data."""
-    if config.queries.form != "auto":
-        return config.queries.form
+    form = config.queries.form
+    if form != "auto":
+        return form
     paired = splits.reported.at(np.array([0]))[0].pair is not None
     return "edited" if paired else "single"
 
@@ -189,21 +191,31 @@ def _refuse_the_victim(config: AuditConfig, thieves: Sequence[Thief]) -> None:
             )
 
 
-def _victim(config: AuditConfig, made: Audit) -> AbstractContextManager[tuple[Victim, Task]]:
+@contextmanager
+def _victim(config: AuditConfig, made: Audit) -> Iterator[tuple[Victim, Task]]:
+    """The victim, ready to be asked, and its task with the labels named as the data names them."""
     splits = made.splits
     labelled = [splits.labelled, splits.held_out, splits.reported]
+    label_map, metric = config.data.label_map, config.proof.metric
     if not is_endpoint(config.victim):
-        model = load_victim(config.victim, trust_remote_code=config.trust_remote_code)
+        trust = config.trust_remote_code
+        model = load_classifier(config.victim, trust_remote_code=trust)
         task = teacher_task(
-            model.config, labelled, asked=config.task, label_map=config.data.label_map,
-            metric=config.proof.metric,
-        )  # fmt: skip
-        own = OwnModel(
+            model.config, labelled, asked=config.task, label_map=label_map, metric=metric
+        )
+        yield OwnModel(
             model, config.victim, task, config.label, made.store,
-            max_length=config.data.max_length, trust_remote_code=config.trust_remote_code,
-        )  # fmt: skip
-        return nullcontext((own, task))
-    raise NotImplementedError
+            max_length=config.data.max_length, trust_remote_code=trust,
+        ), task  # fmt: skip
+        return
+    with Api(Path(config.victim), config.tariff, made.store, limit=config.limit) as api:
+        first = api.answers(splits.reported, "about reported rows", made.progress)
+        if first.values_N is not None:
+            yield api, Regression(metric)
+            return
+        api.names = first.choices
+        choices = match_labels(first.choices, seen_labels(labelled), label_map)
+        yield api, Classification(choices, metric)
 
 
 def _swept(

@@ -7,7 +7,7 @@ audit asks for nothing twice, and views that show less are cut from what was ans
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import softmax
@@ -23,12 +23,13 @@ from stillhouse.extract.endpoint import Client, Endpoint, read_endpoint
 from stillhouse.extract.ledger import Ledger, Spent
 from stillhouse.extract.prices import Tariff
 from stillhouse.flows.common import check_padding, dataset, max_tokens
-from stillhouse.models.load import fingerprint, load_classifier, load_tokenizer
+from stillhouse.models.load import fingerprint, load_tokenizer
 from stillhouse.signals.cache import AnswerCache
 from stillhouse.signals.teacher import LiveTeacher, label
 from stillhouse.tasks.base import Task
 
 
+@runtime_checkable
 class Victim(Protocol):
     """`charged`: what it was asked so far in earnest; None for a model of our own."""
 
@@ -92,6 +93,7 @@ class Api:
     ) -> None:
         self.endpoint: Endpoint = read_endpoint(path)
         self.endpoint.keyed()  # before anything is made
+        self.names: list[str] | None = None  # of the labels, in the order of the first answers
         self.fingerprint = self.endpoint.identity
         self._folder = store / "apis" / self.fingerprint
         self._tariff, self._limit = tariff, limit
@@ -113,11 +115,11 @@ class Api:
         examples = list(pool)
         with progress.stage(f"asking {self.endpoint.url} {of}", len(examples), "queries") as step:
             found = self._client.ask(examples, step)
-        return from_json(found, self.endpoint.choices)
+        return from_json(found, self.names or self.endpoint.choices)
 
 
 def is_endpoint(victim: str) -> bool:
-    """Whether `victim` is the description of an API. Raises UsageError for a file of another kind."""
+    """Whether `victim` is an API's description. Raises UsageError for one that isn't there."""
     path = Path(victim)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -126,8 +128,3 @@ def is_endpoint(victim: str) -> bool:
             )
         return True
     return False
-
-
-def load_victim(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
-    """A model of our own. Raises ModelError."""
-    return load_classifier(name, trust_remote_code=trust_remote_code)

@@ -1,0 +1,115 @@
+"""The sweep from queries to a record, of a model of ours and of the same behind an API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from serving import serving
+
+import tiny
+from stillhouse.core.audit_results import AuditRecord
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Silent
+from stillhouse.core.settings import parse
+from stillhouse.extract.audit import audit
+from stillhouse.extract.config import AuditConfig
+from stillhouse.extract.record import audit_record
+from stillhouse.models.load import load_classifier, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audit")
+    tiny.save(path / "victim", seed=3)
+    tiny.save(path / "public", seed=4)
+    tiny.reviews(path / "reviews.csv")
+    rng = np.random.default_rng(0)
+    words = [*tiny.GOOD, *tiny.BAD, *tiny.PLAIN[:20]]
+    lines = [" ".join(rng.choice(words, n)) + " ." for n in rng.integers(5, 20, 400)]
+    (path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def config(folder: Path, **changes: Any) -> AuditConfig:
+    values: dict[str, Any] = {
+        "victim": str(folder / "victim"),
+        "data": {"path": str(folder / "reviews.csv"), "max_length": 32},
+        "queries": {"budgets": [0.25, 1.0], "of": 80, "corpus": str(folder / "text.txt")},
+        "thieves": [{"model": str(folder / "public"),
+                     "training": {"steps": 4, "batch_size": 16, "precision": "float32"}}],
+        "label": {"precision": "float32"},
+        "proof": {"seeds": [0, 1], "resamples": 50},
+        "tariff": {"free": 10},
+        "cache": str(folder / "cache"),
+    }  # fmt: skip
+    return parse(AuditConfig, {**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path) -> AuditRecord:
+    return audit_record(audit(config(folder), folder / "run", progress=Silent()))
+
+
+def test_every_cell_is_there(record: AuditRecord) -> None:
+    found = [(c.kind, c.view, c.queries) for c in record.copies]
+    assert found == [
+        ("wiki", "probabilities", 20), ("wiki", "probabilities", 80),
+        ("random", "probabilities", 20), ("random", "probabilities", 80),
+        ("wiki", "label", 20), ("wiki", "label", 80),
+    ]  # fmt: skip
+    for copy in record.copies:
+        assert len(copy.seeds) == 2
+        assert copy.units == copy.queries
+        assert copy.money == pytest.approx((copy.queries - 10) / 1000)
+        assert copy.retention == pytest.approx(copy.score / record.victim.score)
+    assert [change.view for change in record.changes] == ["probabilities", "label"]
+    assert record.changes[0].gain is None
+    assert record.changes[1].gain is not None
+    assert AuditRecord.model_validate_json(record.model_dump_json(by_alias=True)) == record
+
+
+def test_the_same_behind_an_api_is_the_same_curve(
+    folder: Path, tmp_path: Path, record: AuditRecord
+) -> None:
+    model, tokenizer = (
+        load_classifier(str(folder / "victim")),
+        load_tokenizer(str(folder / "victim")),
+    )
+
+    def answer(text: str, pair: str | None) -> dict[str, Any]:
+        inputs = tokenizer(text, pair, return_tensors="pt", truncation=True, max_length=32)
+        with torch.no_grad():
+            shares = model(**inputs).logits.softmax(-1)[0].tolist()
+        return {"scores": dict(zip(tiny.SENTIMENT, shares, strict=True))}
+
+    trouble = ["", "500", "429", "slow", "cut", "no json"]
+    with serving(answer, trouble) as server:
+        described = {
+            "url": server.url, "body": {"texts": "{texts}"}, "batch": 8, "timeout_s": 0.4,
+            "read": {"answers": "out", "probabilities": "scores"},
+        }  # fmt: skip
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described))
+        asking = config(folder, victim=str(tmp_path / "api.yaml"), cache=str(tmp_path / "cache"))
+        found = audit_record(audit(asking, tmp_path / "run", progress=Silent()))
+        paid = len(server.paid)
+        again = audit_record(audit(asking, tmp_path / "run", progress=Silent()))
+        assert len(server.paid) == paid
+    assert again.copies == found.copies
+    assert found.victim.charged == paid
+    assert found.victim.score == record.victim.score
+    for mine, theirs in zip(found.copies, record.copies, strict=True):
+        assert mine.seeds == theirs.seeds
+        assert (mine.agreement, mine.money) == (theirs.agreement, theirs.money)
+
+
+def test_a_thief_has_nothing_of_the_victim(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the victim"):
+        audit(config(folder, thieves=[{"model": str(folder / "victim")}]), tmp_path / "a")
+    with pytest.raises(UsageError, match="none of the victim's weights"):
+        config(folder, thieves=[{"layers": 2}])
+    assert not (tmp_path / "a").exists()
