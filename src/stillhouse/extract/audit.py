@@ -77,9 +77,11 @@ class Audited:
 def cells(config: AuditConfig, of: int) -> list[Cell]:
     """The sweep: the first view and thief with every kind, others with the first kind."""
     kinds, views = config.queries.kinds, config.views
-    plans = [(kind, views[0], 0) for kind in kinds]
-    plans += [(kinds[0], view, 0) for view in views[1:]]
-    plans += [(kinds[0], views[0], number) for number in range(1, len(config.thieves))]
+    plans: list[tuple[Kind, str, int]] = [
+        *((kind, views[0], 0) for kind in kinds),
+        *((kinds[0], view, 0) for view in views[1:]),
+        *((kinds[0], views[0], number) for number in range(1, len(config.thieves))),
+    ]
     return [
         Cell(kind, view, thief, budget, max(1, round(budget * of)))
         for kind, view, thief in plans
@@ -105,7 +107,7 @@ class Audit:
         self.splits = load(config.data, self.store / "rows")
         self.of = config.queries.of or len(self.splits.labelled) + len(self.splits.held_out)
         self.cells = cells(config, self.of)
-        self.form = form_of(config, self.splits)
+        self.form: Form = form_of(config, self.splits)
         self.corpus: QueryCorpus = read_corpus(config.queries.corpus, self.store, progress)
         self.pool, self.notes = self._own_queries()
 
@@ -165,7 +167,7 @@ def audit(config: AuditConfig, out: Path, *, progress: Progress | None = None) -
     progress = progress or Silent()
     started = time.perf_counter()
     made = Audit(config, progress)
-    with _victim(config, made) as (victim, task):
+    with victim_of(config, made) as (victim, task):
         content = made.content(victim)
         thieves = [
             Thief(each, task, trust_remote_code=config.trust_remote_code) for each in config.thieves
@@ -192,7 +194,7 @@ def _refuse_the_victim(config: AuditConfig, thieves: Sequence[Thief]) -> None:
 
 
 @contextmanager
-def _victim(config: AuditConfig, made: Audit) -> Iterator[tuple[Victim, Task]]:
+def victim_of(config: AuditConfig, made: Audit) -> Iterator[tuple[Victim, Task]]:
     """The victim, ready to be asked, and its task with the labels named as the data names them."""
     splits = made.splits
     labelled = [splits.labelled, splits.held_out, splits.reported]

@@ -11,19 +11,20 @@ from typing import TypeVar, cast
 import jinja2
 from pydantic import ValidationError
 
+from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import UsageError
 from stillhouse.core.results import Record
 from stillhouse.core.rundir import write_text
 from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
+from stillhouse.report import audit, metrics, page, tickets, transfer, view
 from stillhouse.report import format as fmt
-from stillhouse.report import metrics, page, tickets, transfer, view
 from stillhouse.report.page import RunPage
 from stillhouse.report.parts import Figure
 
 DISAGREEMENTS = 30
 TEXT_LIMIT = 600
 LABELS = 40
-AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord, TransferRecord)
+AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord, TransferRecord, AuditRecord)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _flow(folder: Path) -> str | None:
     return cast("str | None", held.get("flow")) if isinstance(held, dict) else None
 
 
-OWN_PAGES = ("tickets", "transfer")
+OWN_PAGES = ("tickets", "transfer", "audit")
 
 
 def _render_own(run: Path, flow: str, out: Path) -> Path:
@@ -89,6 +90,8 @@ def _render_own(run: Path, flow: str, out: Path) -> Path:
     path, config = run / "record.json", run / "config.yaml"
     if flow == "tickets":
         found = tickets.build(_checked(TicketsRecord, path))
+    elif flow == "audit":
+        found = audit.build(_checked(AuditRecord, path))
     else:
         found = transfer.build(_checked(TransferRecord, path))
     held = config.read_text(encoding="utf-8") if config.exists() else ""

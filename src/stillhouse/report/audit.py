@@ -1,0 +1,151 @@
+"""The page of an audit: extraction curves, the table of copies, what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from stillhouse.core.audit_results import AuditRecord, Change, Copy
+from stillhouse.report import canvas, view
+from stillhouse.report import format as fmt
+from stillhouse.report.canvas import PAINT, TERMS
+from stillhouse.report.parts import Figure, drawn
+
+
+@dataclass(frozen=True)
+class Row:
+    """A copy as the table has it."""
+
+    kind: str
+    view: str
+    thief: str
+    queries: str
+    money: str
+    score: str
+    interval: str
+    retention: str
+    agreement: str
+
+
+@dataclass(frozen=True)
+class ChangeRow:
+    view: str
+    gain: str
+    price: str
+
+
+@dataclass(frozen=True)
+class AuditPage:
+    record: AuditRecord
+    metric: str
+    figures: Sequence[Figure]
+    rows: Sequence[Row]
+    changes: Sequence[ChangeRow]
+
+
+def build(record: AuditRecord) -> AuditPage:
+    metric = view.metric_name(record.metric)
+    bars = "Bars are 95 % intervals over rows and seeds; the line is the victim."
+    return AuditPage(
+        record,
+        metric,
+        [
+            drawn(f"{metric} of the copies", _curve(record, metric, key="score"), bars),
+            drawn(
+                "How often a copy answers as the victim does",
+                _curve(record, "Agreement, %", key="agreement"),
+                "On the reported rows; bars are 95 % intervals over rows and seeds.",
+            ),
+        ],
+        [_row(each, record) for each in record.copies],
+        [_change(each, record) for each in record.changes],
+    )
+
+
+def money(amount: float, currency: str) -> str:
+    """An amount to the cent."""
+    return f"{currency}{amount:,.2f}"
+
+
+def _row(copy: Copy, record: AuditRecord) -> Row:
+    return Row(
+        copy.kind,
+        copy.view,
+        copy.thief,
+        fmt.count(copy.queries),
+        money(copy.money, record.currency),
+        fmt.score(copy.score, record.metric),
+        fmt.interval(copy.interval, record.metric),
+        fmt.percent(copy.retention),
+        fmt.percent(copy.agreement),
+    )
+
+
+def _change(change: Change, record: AuditRecord) -> ChangeRow:
+    gain = change.gain
+    return ChangeRow(
+        change.view,
+        fmt.DASH if gain is None else f"{fmt.signed(gain.value)} ({fmt.interval(gain.interval)})",
+        "not within these budgets"
+        if change.price is None
+        else money(change.price, record.currency),
+    )
+
+
+def lines(record: AuditRecord) -> dict[str, list[Copy]]:
+    """The copies by what they have in common, but for the budget; names only what differs."""
+    parts = (
+        [(c.kind, c.view, c.thief) for c in record.copies],
+        [len({getattr(c, name) for c in record.copies}) > 1 for name in ("kind", "view", "thief")],
+    )
+    found: dict[str, list[Copy]] = {}
+    for copy, names in zip(record.copies, parts[0], strict=True):
+        shown = [name for name, differs in zip(names, parts[1], strict=True) if differs]
+        found.setdefault(", ".join(shown) or copy.kind, []).append(copy)
+    return found
+
+
+def _curve(record: AuditRecord, title: str, *, key: str) -> str:
+    """A value by queries, on a log axis; a line for each kind, view and thief."""
+    of_score = key == "score"
+    value: Callable[[Copy], float] = lambda c: c.score if of_score else 100 * c.agreement  # noqa: E731
+
+    def ends(copy: Copy) -> tuple[float, float]:
+        if of_score:
+            return copy.interval
+        low, high = copy.agreement_interval
+        return 100 * low, 100 * high
+
+    named = lines(record)
+
+    def draw(figure: Canvas) -> None:
+        ax = canvas.axes(figure, title=title, xlabel="Queries")
+        if of_score:
+            ax.axhspan(*record.victim.interval, color=PAINT["teacher"], alpha=0.12, linewidth=0)
+            ax.axhline(record.victim.score, color=PAINT["teacher"], linewidth=1.2, label="Victim")
+        for place, (name, copies) in enumerate(named.items()):
+            again, paint = divmod(place, len(TERMS))
+            xs = [copy.queries * (1 + 0.015 * place) for copy in copies]
+            ys = [value(copy) for copy in copies]
+            low = [max(y - ends(copy)[0], 0) for y, copy in zip(ys, copies, strict=True)]
+            high = [max(ends(copy)[1] - y, 0) for y, copy in zip(ys, copies, strict=True)]
+            bars = ax.errorbar(
+                xs, ys, [low, high], color=PAINT[TERMS[paint]], marker="o", markersize=3.5,
+                linewidth=1.6, elinewidth=0.8, label=fmt.shorten(name, 34),
+            )  # fmt: skip
+            bars.lines[0].set_linestyle((0, (5, 2)) if again else "-")
+        ax.set_xscale("log")
+        ax.set_xticks(sorted({copy.queries for copy in record.copies}))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: fmt.scaled(x, "")))
+        canvas.legend(figure, ax)
+
+    said = "; ".join(
+        f"{name}, {copy.queries:,} queries: {fmt.score(value(copy))}"
+        for name, copies in named.items()
+        for copy in copies
+    )
+    return canvas.to_svg(draw, key=key, label=f"{title} by queries: {said}.")
