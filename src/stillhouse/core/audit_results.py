@@ -48,6 +48,14 @@ class Asked(Result):
     answer: str
 
 
+class Leak(Result):
+    """What the API gives away without any thief, or doesn't."""
+
+    name: str
+    leaks: bool
+    finding: str
+
+
 class VictimResult(Result):
     name: str
     score: float
@@ -74,6 +82,7 @@ class AuditRecord(Result):
     victim: VictimResult
     copies: list[Copy]
     changes: list[Change]
+    leaks: list[Leak] = Field(default_factory=list)
     asked: list[Asked]
     sentence: str
     timing: AuditTiming

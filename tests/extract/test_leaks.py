@@ -1,0 +1,78 @@
+"""What is given away without a thief: digits, hidden sizes, frozen encoders. Seen, and not seen
+where it isn't there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stillhouse.extract.answers import Answers, View
+from stillhouse.extract.leaks import digits, frozen_encoder, hidden_size
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_more_choices_than_hidden_units_give_the_hidden_size_away(normalised: bool) -> None:
+    logits = rng().normal(size=(120, 24)) @ rng(1).normal(size=(24, 90))
+    scores = np.log(softmax(0.1 * logits)) if normalised else logits
+    found = hidden_size(scores)
+    assert found.leaks
+    assert "about 24" in found.finding
+
+
+def test_float32_noise_does_not_hide_it() -> None:
+    logits = (rng().normal(size=(300, 32)) @ rng(1).normal(size=(32, 200))).astype(np.float32)
+    assert "about 32" in hidden_size(logits).finding
+
+
+def test_few_choices_give_nothing_away() -> None:
+    few = rng().normal(size=(500, 24)) @ rng(1).normal(size=(24, 3))
+    assert not hidden_size(few).leaks
+    assert not hidden_size(rng().normal(size=(50, 200))).leaks
+    assert "fewer than" in hidden_size(rng().normal(size=(50, 200))).finding
+
+
+def test_digits_beyond_need_are_told() -> None:
+    shares = softmax(rng().normal(size=(200, 2)))
+    whole = Answers(["a", "b"], shares)
+    found = digits(whole)
+    assert found.leaks
+    assert "all their digits; 2 keep" in found.finding or "3 keep" in found.finding
+    two = whole.seen(View.read("probabilities:2"))
+    assert not digits(two).leaks
+
+
+def test_a_label_that_rounding_would_change_needs_its_digits() -> None:
+    close = Answers(["a", "b"], np.array([[0.50004, 0.49996], [1 / 3, 2 / 3]]))
+    assert "; 5 keep" in digits(close).finding
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_a_head_on_a_frozen_encoder_is_found(choices: int) -> None:
+    features = rng().normal(size=(400, 30))
+    logits = features @ rng(1).normal(size=(30, choices)) + rng(2).normal(size=choices)
+    answers = (
+        Answers([], values_N=logits[:, 0])
+        if choices == 1
+        else Answers(["a", "b", "c"], softmax(0.3 * logits))
+    )
+    public = {"the first token": rng(3).normal(size=(400, 30)), "its pooler": features}
+    found = frozen_encoder(answers, public, "public", rng(4))
+    assert found.leaks
+    assert "60 queries" in found.finding
+    assert "its pooler" in found.finding
+
+
+def test_a_tuned_encoder_is_not() -> None:
+    features = rng().normal(size=(400, 30))
+    logits = np.tanh(features @ rng(1).normal(size=(30, 30))) @ rng(2).normal(size=(30, 2))
+    answers = Answers(["a", "b"], softmax(logits))
+    assert not frozen_encoder(answers, {"its pooler": features}, "public", rng(3)).leaks
