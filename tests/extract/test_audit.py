@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stillhouse.core.settings import parse
 from stillhouse.extract.audit import audit
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.record import audit_record
+from stillhouse.extract.runs import AuditRun, expected, run_audit
 from stillhouse.models.load import load_classifier, load_tokenizer
 
 
@@ -52,7 +54,7 @@ def config(folder: Path, **changes: Any) -> AuditConfig:
 
 @pytest.fixture(scope="module")
 def record(folder: Path) -> AuditRecord:
-    return audit_record(audit(config(folder), folder / "run", progress=Silent()))
+    return run_audit(config(folder), folder / "run", progress=Silent()).record
 
 
 def test_every_cell_is_there(record: AuditRecord) -> None:
@@ -105,6 +107,34 @@ def test_the_same_behind_an_api_is_the_same_curve(
     for mine, theirs in zip(found.copies, record.copies, strict=True):
         assert mine.seeds == theirs.seeds
         assert (mine.agreement, mine.money) == (theirs.agreement, theirs.money)
+
+
+def test_a_finished_audit_is_read_and_its_page_drawn(folder: Path, record: AuditRecord) -> None:
+    page = folder / "run" / "report.html"
+    assert record.sentence in html.unescape(page.read_text(encoding="utf-8"))
+    before = page.read_bytes()
+    page.unlink()
+    assert run_audit(config(folder), folder / "run", progress=Silent()).record == record
+    assert page.read_bytes() == before
+    assert AuditRun.open(folder / "run").record == record
+    with pytest.raises(UsageError, match=r"its enough differ"):
+        run_audit(config(folder, enough=0.5), folder / "run", progress=Silent())
+
+
+def test_seeds_may_share_one_draw(folder: Path, tmp_path: Path) -> None:
+    queries = config(folder).queries.model_dump() | {"kinds": ["random"], "fresh": False}
+    few = config(folder, queries=queries, views=["label"])
+    found = audit(few, tmp_path / "run", progress=Silent())
+    assert [len(set(each)) for each in found.units.values()] == [1, 1]
+    bill = expected(few)
+    assert (bill.queries, bill.earnest) == (80, False)
+    assert expected(config(folder)).queries == 2 * 2 * 80
+
+
+def test_leaks_are_told(record: AuditRecord) -> None:
+    assert {leak.name: leak.leaks for leak in record.leaks} == {
+        "digits": True, "hidden size": False, "frozen encoder": False,
+    }  # fmt: skip
 
 
 def test_a_thief_has_nothing_of_the_victim(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from stillhouse.cli import models, recipes, runs, tickets
+from stillhouse.cli import audit, models, recipes, runs, tickets
 from stillhouse.core.errors import StillhouseError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ for command in (
     models.export,
     models.report,
     models.selfcheck,
+    audit.audit,
 ):
     app.command()(command)
 app.add_typer(tickets.app, name="tickets")

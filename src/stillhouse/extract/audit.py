@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
+from stillhouse.core.audit_results import Leak
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, manifest, write_json
-from stillhouse.core.seeding import derive
+from stillhouse.core.seeding import derive, generator
 from stillhouse.core.types import Example, Predictions
 from stillhouse.data.documents import file_digest
 from stillhouse.data.readers import Row
 from stillhouse.data.rows import FORMAT, Columns, folded_key, ingest
 from stillhouse.data.sources import Part, Pool, Splits, load, shared
+from stillhouse.extract import leaks
 from stillhouse.extract.answers import Answers, View
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.corpus import QueryCorpus, read_corpus
@@ -69,6 +71,7 @@ class Audited:
     units: dict[tuple[str, int], list[int]]
     asked: dict[str, tuple[list[Example], Answers]]
     charged: int | None
+    leaks: list[Leak] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     victim_s: float = 0.0
     total_s: float = 0.0
@@ -232,17 +235,22 @@ def _swept(
     own = task.predictions(theirs.scores(), gold_N)
     found = Audited(
         config, task, made.splits, list(thieves), {}, own, gold_N.numpy(), {}, {},
-        None, [*made.splits.notes, *made.notes],
+        None, notes=[*made.splits.notes, *made.notes],
     )  # fmt: skip
     streams: dict[tuple[Kind, int], tuple[Pool, Answers]] = {}
-    for kind in config.queries.kinds:
+    kinds = config.queries.kinds
+    for kind in kinds:
         most = max(cell.queries for cell in made.cells if cell.kind == kind)
         for seed in config.proof.seeds:
+            if not config.queries.fresh and seed != config.proof.seeds[0]:
+                streams[kind, seed] = streams[kind, config.proof.seeds[0]]
+                continue
             pool = made.stream(kind, seed, most)
             answers = victim.answers(pool, f"{kind} queries, seed {seed}", progress)
             streams[kind, seed] = pool, answers
             few = pool.at(np.arange(min(len(pool), 5)))
             found.asked.setdefault(kind, (few, answers.first(len(few))))
+    found.leaks = _leaks(made, thieves[0], task, *streams[kinds[0], config.proof.seeds[0]])
     found.victim_s = time.perf_counter() - asked_s
     for cell in made.cells:
         thief, trained = thieves[cell.thief], []
@@ -266,3 +274,24 @@ def _swept(
     found.charged = None if charged is None else charged.queries
     found.total_s = time.perf_counter() - started
     return found
+
+
+def _leaks(made: Audit, thief: Thief, task: Task, pool: Pool, answers: Answers) -> list[Leak]:
+    """What the first view of the answers gives away by itself."""
+    config = made.config
+    shown = answers.seen(View.read(config.views[0]))
+    if shown.labels_N is not None or shown.texts is not None:
+        return []
+    found = [] if shown.probabilities_NK is None else [leaks.digits(shown)]
+    found.append(leaks.hidden_size(shown.scores()))
+    public = thief.public()
+    few = min(len(pool), 4 * public.config.hidden_size)
+    asked = Pool([Part(p.rows, p.indices[:few], labelled=False) for p in pool.parts])
+    data = dataset(
+        task, asked, thief.tokenizer, made.store, max_length=config.data.max_length,
+        progress=made.progress, title="queries",
+    )  # fmt: skip
+    features = leaks.public_features(public, data)
+    rng = generator(config.proof.seeds[0], "frozen encoder")
+    name = Path(thief.named).name
+    return [*found, leaks.frozen_encoder(shown.first(few), features, name, rng)]

@@ -18,7 +18,8 @@ class QueriesConfig(Config):
     corpus: a text file, a folder of them or a hub data set; left out, the documentation strings
     of Python's library. pool: rows of one's own, for the kind of that name. form: how pairs are
     made; auto: single texts, or where the data has pairs, edited ones. passage: which of the two
-    texts of a question is the passage."""
+    texts of a question is the passage. fresh: every seed asks queries of its own; else all learn
+    from one draw, which costs an API less, and intervals don't cover the draw."""
 
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("wiki", "random")
     budgets: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
@@ -32,6 +33,7 @@ class QueriesConfig(Config):
     passage: Literal["text", "pair"] = "pair"
     corpus: str | None = None
     pool: str | None = None
+    fresh: bool = True
     vocabulary: Positive = VOCABULARY
 
     @model_validator(mode="after")

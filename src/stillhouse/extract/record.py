@@ -53,6 +53,7 @@ def audit_record(found: Audited) -> AuditRecord:
         victim=victim,
         copies=copies,
         changes=changes,
+        leaks=found.leaks,
         asked=[e for kind, (few, said) in found.asked.items() for e in _asked(kind, few, said)],
         sentence=sentence(
             copies, changes, victim, task.metric, config.tariff.currency, config.enough

@@ -10,11 +10,43 @@ from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import claim, write_json
-from stillhouse.extract.audit import Audit, audit, victim_of
+from stillhouse.data.sources import load
+from stillhouse.extract.audit import Audit, audit, cells, victim_of
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.record import audit_record
-from stillhouse.flows.common import tidy
+from stillhouse.extract.victim import is_endpoint
+from stillhouse.flows.common import store_root, tidy
 from stillhouse.report.html import render
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What an audit will ask. `earnest`: an API does, which may charge for it."""
+
+    queries: int
+    money: float
+    earnest: bool
+    sentence: str
+
+
+def expected(config: AuditConfig) -> Bill:
+    """What an audit costs before it starts: its most expensive kinds of queries, all seeds."""
+    splits = load(config.data, store_root(config.cache) / "rows")
+    of = config.queries.of or len(splits.labelled) + len(splits.held_out)
+    draws = len(config.proof.seeds) if config.queries.fresh else 1
+    largest = max(1, round(config.queries.budgets[-1] * of))
+    earnest = is_endpoint(config.victim)
+    count = largest * len(config.queries.kinds) * draws + (len(splits.reported) if earnest else 0)
+    trainings = len(cells(config, of)) * len(config.proof.seeds)
+    money = config.tariff.price(count)
+    said = f"{config.victim} is asked {count:,} queries, and {trainings} thieves are trained"
+    if earnest:
+        said += (
+            f"; by the price list (a query is a unit) that is {config.tariff.currency}{money:,.2f}"
+        )
+        if config.limit is not None:
+            said += f", and no more than {config.limit:,} are sent"
+    return Bill(count, money, earnest, said)
 
 
 @dataclass

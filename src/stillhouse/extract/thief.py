@@ -57,6 +57,10 @@ class Thief:
             return model
         return build(model, self.config, seed=shape_seed(seed))
 
+    def public(self) -> PreTrainedModel:
+        """The public model that it begins with, whole."""
+        return load_classifier(self.named, labels=self._task.choices, trust_remote_code=self._trust)
+
     def learn(
         self,
         title: str,

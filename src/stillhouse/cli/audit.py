@@ -1,0 +1,120 @@
+"""The command that audits: what a copy of one's own model costs a stranger."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stillhouse.cli import console, options
+from stillhouse.core.audit_results import AuditRecord
+from stillhouse.core.settings import parse
+from stillhouse.extract.config import AuditConfig
+
+
+def audit(
+    out: options.Out,
+    victim: Annotated[
+        str | None,
+        typer.Option("--victim", help="your model: a folder, or the YAML description of its API"),
+    ] = None,
+    data: options.Data = None,
+    thief: Annotated[
+        str | None, typer.Option("--thief", help="a public pretrained model: a folder or hub name")
+    ] = None,
+    queries: Annotated[
+        str | None, typer.Option("--queries", help="wiki,random,frequency,shuffled,pool")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="in training sets' sizes: 0.1,0.5,1")
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option("--views", help="what is shown: probabilities,probabilities:2,top:1,label"),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="text that queries are made of: a file, folder")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="a file of queries of your own")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="queries that an API may be asked in all")
+    ] = None,
+    ask_above: Annotated[
+        float, typer.Option("--ask-above", help="ask before an API may charge more than this")
+    ] = 10.0,
+    yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
+    seeds: options.Seeds = None,
+    task: options.Task = None,
+    text_column: options.Text = None,
+    pair_column: options.Pair = None,
+    label_column: options.Label = None,
+    cache: options.Cache = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    trust_remote_code: options.Trust = False,
+    json: options.Json = False,
+) -> None:
+    """Find out what a copy of your own model costs a stranger who can only ask it.
+
+    Nothing but the victim that you name is asked. For your own models, or with their owner's leave.
+    Example: stillhouse audit --victim my-teacher --data reviews.csv --thief all-MiniLM-L6-v2 --out audit
+    """  # noqa: E501
+    values = options.settings(
+        config,
+        "audit",
+        {
+            "victim": victim,
+            "data.path": data,
+            "data.text": text_column,
+            "data.pair": pair_column,
+            "data.label": label_column,
+            "thieves": [{"model": thief}] if thief else None,
+            "queries.kinds": queries.split(",") if queries else None,
+            "queries.budgets": [float(each) for each in budget.split(",")] if budget else None,
+            "queries.corpus": corpus,
+            "queries.pool": pool,
+            "views": views.split(",") if views else None,
+            "limit": limit,
+            "proof.seeds": list(range(seeds)) if seeds else None,
+            "task": task,
+            "cache": cache,
+            "trust_remote_code": trust_remote_code or None,
+        },
+        set_,
+    )
+    options.required(values, "victim", "data.path")
+    checked = parse(AuditConfig, values)
+    from stillhouse.extract.runs import expected, run_audit
+
+    bill = expected(checked)
+    typer.echo(bill.sentence, err=True)
+    if bill.earnest and bill.money > ask_above and not yes:
+        typer.confirm("Go on?", abort=True)
+    run = run_audit(checked, out)
+    if json:
+        console.print_json(run.record.model_dump(mode="json", by_alias=True))
+        return
+    _copies(run.record)
+    console.out.print(f"\nReport: {run.out / 'report.html'}", soft_wrap=True)
+
+
+def _copies(record: AuditRecord) -> None:
+    rows = [
+        [
+            each.kind,
+            each.view,
+            f"{each.queries:,}",
+            f"{record.currency}{each.money:,.2f}",
+            f"{each.score:.4f}",
+            f"{100 * each.retention:.1f} %",
+            f"{100 * each.agreement:.1f} %",
+        ]
+        for each in record.copies
+    ]
+    columns = ("queries", "shown", "asked", "price", record.metric, "of the victim", "agrees")
+    console.table(columns, rows)
+    console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+    for leak in record.leaks:
+        console.out.print(f"{leak.name}: {leak.finding}", soft_wrap=True, markup=False)
