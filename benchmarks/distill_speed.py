@@ -110,7 +110,7 @@ def load(args: argparse.Namespace, store: Path) -> Bench:
         raise DataError(f"--rows {args.rows}: there are 1 to {len(part)} rows to train on")
     chosen = generator(args.seed, "rows").permutation(len(part))[: args.rows]
     pool = Pool([Part(part.rows, part.indices[np.sort(chosen)], labelled=True)])
-    length = max_tokens(setup.teacher, setup.config.data.max_length)
+    length = max_tokens(setup.teacher, setup.config.data.tokens("classification"))
     return Bench(setup, pool, list(pool), setup.make(args.seed), length, setup.config.training)
 
 

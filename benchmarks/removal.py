@@ -123,7 +123,7 @@ def clocked(args: argparse.Namespace) -> dict[str, Any]:
         place.mkdir(parents=True, exist_ok=True)
         plain = export_onnx(model, dict(data.batch(np.arange(4)).inputs), place / "model.onnx")
         int8 = onnx_runner(quantize_int8(plain, place / "int8.onnx"))
-        answers = task.predictions(onnx_scores(int8, data), data.gold_N)
+        answers = task.predictions(onnx_scores(int8, data, task), data)
         found[name]["int8"] = task.score(answers)[task.metric]
         ready[name] = (torch_runner(model), onnx_runner(plain), int8, one, many)
     for place, runtime in enumerate(("torch", "onnx", "onnx-int8")):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stillhouse.api import (
         Run,
         Tap,
+        audit,
         augment,
         bench,
         check,
@@ -42,6 +43,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 __all__ = [
     "Run",
     "Tap",
+    "audit",
     "augment",
     "bench",
     "check",

@@ -28,6 +28,8 @@ from stillhouse.core.settings import parse, section
 from stillhouse.core.ticket_results import TransferRecord
 from stillhouse.core.types import Tap
 from stillhouse.data.sources import load
+from stillhouse.extract.config import AuditConfig
+from stillhouse.extract.runs import AuditRun, run_audit
 from stillhouse.flows import distill as distilling
 from stillhouse.flows.augment import augmented, write_rows
 from stillhouse.flows.common import store_root
@@ -155,6 +157,36 @@ def remove(
     values = {"model": str(model), "data": section(DataConfig, data, "path"), **settings}
     after = None if recover is None else dict(recover)
     return run_removal(parse(RemoveConfig, values), Path(out), recover=after, progress=progress)
+
+
+def audit(
+    victim: str | Path,
+    data: str | Path | Mapping[str, Any] | DataConfig,
+    *,
+    thief: str | Path | Mapping[str, Any] | None = None,
+    out: str | Path,
+    seeds: int | list[int] | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> AuditRun:
+    """How good a copy of your own `victim` (a model's folder, or the YAML description of its API) a
+    stranger gets who can only ask it, and for how much money.
+
+    Nothing but the victim is asked. `thief`: the public model that the stranger begins with, or
+    its section of the settings; several are `thieves`. Other settings are sections and entries of
+    AuditConfig, such as queries={"kinds": ["wiki"], "budgets": [0.1, 1.0]}, views=["label"],
+    limit=5000. Raises UsageError, DataError, ModelError, RunError.
+    """
+    proof = dict(settings.pop("proof", {}))
+    if seeds is not None:
+        proof["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
+    values = {"victim": str(victim), "data": section(DataConfig, data, "path"), **settings}
+    if thief is not None:
+        own = dict(thief) if isinstance(thief, Mapping) else {"model": str(thief)}
+        values["thieves"] = [own]
+    if proof:
+        values["proof"] = proof
+    return run_audit(parse(AuditConfig, values), Path(out), progress=progress)
 
 
 def load_masks(path: str | Path) -> dict[str, Tensor]:

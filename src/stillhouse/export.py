@@ -20,21 +20,36 @@ from torch import Tensor, nn
 
 from stillhouse.core.errors import RunError, UsageError
 from stillhouse.data.batching import sorted_batches
-from stillhouse.tasks.base import Data
+from stillhouse.models.forward import span_scores
+from stillhouse.tasks.base import Data, Task
 
 PARITY = 1e-3  # how far an fp32 export's scores may be from PyTorch's, relative to their size
 OPSET = 20
 
 
 class _Scores(nn.Module):
-    """A classifier with named tensors in and scores out, as ONNX wants it."""
+    """A model with named tensors in and scores out, as ONNX wants it: a classifier's N x K, or of
+    spans, where they begin and where they end, N x 2 x tokens."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
+        self.scores = scored(model)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+        return self.scores(**dict(zip(self.names, inputs, strict=True)))
+
+
+def scored(model: nn.Module) -> Callable[..., Tensor]:
+    """A model's forward, to its scores alone."""
+
+    def scores(**inputs: Tensor) -> Tensor:
+        output = model(**inputs)
+        if hasattr(output, "start_logits"):
+            return torch.stack([output.start_logits, output.end_logits], 1)
+        return output.logits
+
+    return scores
 
 
 def require_onnx() -> None:
@@ -124,7 +139,7 @@ def quantize_int8(source: Path, path: Path) -> Path:
 
 
 def onnx_runner(path: Path) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
-    """A function from model inputs to scores, N x K, run by ONNX Runtime on the CPU."""
+    """A function from model inputs to scores, run by ONNX Runtime on the CPU."""
     require_onnx()
     import onnxruntime
 
@@ -143,13 +158,22 @@ def onnx_runner(path: Path) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
     return run
 
 
-def onnx_scores(run: Callable[[Mapping[str, Tensor]], np.ndarray], data: Data) -> np.ndarray:
-    """Scores of every row of `data`, N x K, in the data's order."""
-    parts = sorted_batches(data.lengths, size=64, max_tokens=16_384)
-    found = [run(data.batch(rows).inputs) for rows in parts]
-    out = np.empty((len(data), found[0].shape[1]), np.float32)
-    for rows, scores in zip(parts, found, strict=True):
-        out[rows] = scores
+def onnx_scores(
+    run: Callable[[Mapping[str, Tensor]], np.ndarray], data: Data, task: Task
+) -> np.ndarray:
+    """What the task keeps of the scores of every row of `data`, in the data's order."""
+    out: np.ndarray | None = None
+    for rows in sorted_batches(data.lengths, size=64, max_tokens=16_384):
+        batch = data.batch(rows)
+        found = torch.from_numpy(run(batch.inputs))
+        if batch.answerable_BT is not None:
+            found = span_scores(found, batch)
+        assert batch.gold_N is not None
+        kept = task.reduce(found, batch.gold_N).numpy()
+        if out is None:
+            out = np.empty((len(data.gold_N), kept.shape[1]), np.float32)
+        out[data.places(rows)] = kept
+    assert out is not None, "an empty split is never scored"
     return out
 
 

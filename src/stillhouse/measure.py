@@ -19,11 +19,19 @@ from stillhouse.core.settings import parse, section
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.evaluate import calibration, interval, predict
-from stillhouse.export import check_parity, export_onnx, onnx_runner, quantize_int8
-from stillhouse.flows.common import dataset, max_tokens, store_root, teacher_task
-from stillhouse.models.load import load_classifier, load_tokenizer, model_folder
+from stillhouse.export import check_parity, export_onnx, onnx_runner, quantize_int8, scored
+from stillhouse.flows.common import (
+    dataset,
+    kind_of,
+    load_answering,
+    max_tokens,
+    row_task,
+    store_root,
+    teacher_task,
+)
+from stillhouse.models.load import load_tokenizer, model_folder
 from stillhouse.numerics import stats
-from stillhouse.tasks.base import Dataset, Task
+from stillhouse.tasks.base import Data, Task
 
 
 def evaluate(
@@ -46,7 +54,7 @@ def evaluate(
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {
         "model": str(model),
-        "rows": len(rows),
+        "rows": len(answers.gold_N),
         "metric": task.metric,
         **task.score(answers),
         "interval": interval(
@@ -77,21 +85,22 @@ def evaluate(
 
 def _same_choices(answers: np.ndarray, other: Task, task: Task) -> np.ndarray:
     """Class ids of one task as those of another with the same names."""
-    if task.name == "regression":
+    if task.name != "classification":
         return answers
     return np.array([task.choices.index(name) for name in other.choices])[answers]
 
 
 def model_and_rows(
     name: str, config: DataConfig, store: Path, progress: Progress
-) -> tuple[PreTrainedModel, Task, Dataset]:
+) -> tuple[PreTrainedModel, Task, Data]:
     """A model with the reported rows in its own tokens."""
-    model = load_classifier(name)
     splits = load(config, store / "rows")
+    asked = row_task("auto", [splits.reported])
+    model = load_answering(asked, name)
     task = teacher_task(
-        model.config, [splits.reported], asked="auto", label_map=config.label_map, metric=None
+        model.config, [splits.reported], asked=asked, label_map=config.label_map, metric=None
     )
-    length = max_tokens(model, config.max_length)
+    length = max_tokens(model, config.tokens(task.name))
     rows = dataset(
         task,
         splits.reported,
@@ -106,7 +115,7 @@ def model_and_rows(
 
 def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[str, Efficiency]:
     """Size, FLOPs, latency, throughput and memory of each model, timed in turns."""
-    loaded = {name: load_classifier(name) for name in models}
+    loaded = {name: load_answering(kind_of(name), name) for name in models}
 
     def inputs(model: Any, rows: int) -> dict[str, Any]:
         ids = torch.randint(
@@ -137,7 +146,7 @@ def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[s
 
 def to_onnx(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[str, Any]:
     """Writes a model as ONNX (and int8 ONNX) into the folder `out`; what was checked."""
-    loaded = load_classifier(str(model))
+    loaded = load_answering(kind_of(str(model)), str(model))
     tokenizer = load_tokenizer(str(model))
     texts = ["A first sentence.", "And another one, which is a little longer than the first was."]
     sample = dict(tokenizer(texts, padding=True, return_tensors="pt"))
@@ -145,7 +154,7 @@ def to_onnx(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[s
     tokenizer.save_pretrained(out)
     loaded.config.save_pretrained(out)
     with torch.no_grad():
-        original = loaded(**sample).logits.numpy()
+        original = scored(loaded)(**sample).numpy()
     worst = check_parity(onnx_runner(path)(sample), original)
     found: dict[str, Any] = {"onnx": str(path), "max_difference": worst}
     if int8:

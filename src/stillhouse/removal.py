@@ -152,7 +152,12 @@ def prepared(config: RemoveConfig, progress: Progress) -> Setup:
         "cache": config.cache,
         "trust_remote_code": config.trust_remote_code,
     }
-    return prepare(parse(DistillConfig, values), progress=progress)
+    setup = prepare(parse(DistillConfig, values), progress=progress)
+    if setup.task.name == "span":
+        raise UsageError(
+            "remove takes classifiers and regressions: distil a model of spans to fewer layers"
+        )
+    return setup
 
 
 def rows_of(setup: Setup, progress: Progress) -> Data:

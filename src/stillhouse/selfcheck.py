@@ -256,6 +256,8 @@ def selfcheck(config: DistillConfig) -> list[Check]:
         raise UsageError("selfcheck looks at rows and labels; give it the task to be distilled")
     setup = prepare(config)
     assert setup.splits is not None
+    if setup.task.name == "span":
+        raise UsageError("selfcheck looks at rows and labels; spans have neither cache nor labels")
     part: Part = setup.splits.labelled.parts[0]
     pool = Pool([Part(part.rows, part.indices[:ROWS], labelled=True)])
     found: list[Check] = []
@@ -268,7 +270,7 @@ def selfcheck(config: DistillConfig) -> list[Check]:
                 pool,
                 tokenizer,
                 folder,
-                max_length=max_tokens(model, config.data.max_length),
+                max_length=max_tokens(model, config.data.tokens(setup.task.name)),
             )
             for model, tokenizer in (
                 (student, setup.tokenizer),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ from serving import serving
 
 import tiny
 from stillhouse.core.audit_results import AuditRecord
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.extract.audit import audit
 from stillhouse.extract.config import AuditConfig
+from stillhouse.extract.endpoint import OverBudget
 from stillhouse.extract.record import audit_record
 from stillhouse.extract.runs import AuditRun, expected, run_audit
 from stillhouse.models.load import load_classifier, load_tokenizer
@@ -125,7 +129,7 @@ def test_seeds_may_share_one_draw(folder: Path, tmp_path: Path) -> None:
     queries = config(folder).queries.model_dump() | {"kinds": ["random"], "fresh": False}
     few = config(folder, queries=queries, views=["label"])
     found = audit(few, tmp_path / "run", progress=Silent())
-    assert [len(set(each)) for each in found.units.values()] == [1, 1]
+    assert [len(set(each)) for each in found.swept.units.values()] == [1, 1]
     bill = expected(few)
     assert (bill.queries, bill.earnest) == (80, False)
     assert expected(config(folder)).queries == 2 * 2 * 80
@@ -143,3 +147,123 @@ def test_a_thief_has_nothing_of_the_victim(folder: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="none of the victim's weights"):
         config(folder, thieves=[{"layers": 2}])
     assert not (tmp_path / "a").exists()
+
+
+def test_queries_are_chosen_with_the_thief_one_has(folder: Path, tmp_path: Path) -> None:
+    queries = config(folder).queries.model_dump(exclude={"pool"}) | {
+        "kinds": ["wiki"], "choose": ["uncertainty", "k-centre", "both"], "candidates": 2.0,
+    }  # fmt: skip
+    asking = config(folder, queries=queries, views=["probabilities"])
+    found = audit(asking, tmp_path / "run", progress=Silent())
+    lines = {cell.line.selection: cell.line for cell in found.swept.trained}
+    assert list(lines) == ["random", "uncertainty", "k-centre", "both"]
+    by_cell = {(c.line.selection, c.queries): t for c, t in found.swept.trained.items()}
+    first = [by_cell[how, 20][0].scores_NK for how in lines]
+    for other in first[1:]:  # nothing is chosen before there is a thief
+        np.testing.assert_array_equal(other, first[0])
+    last = [by_cell[how, 80][0].scores_NK for how in lines]
+    for i, mine in enumerate(last):
+        assert all(not np.array_equal(mine, other) for other in last[i + 1 :])
+    record = audit_record(found)
+    assert [c.selection for c in record.copies][::2] == list(lines)
+    assert expected(asking).queries == 4 * 2 * 80
+
+
+def test_only_classifiers_doubt(folder: Path, tmp_path: Path) -> None:
+    rows = [(text, f"{len(text) / 10:.1f}") for text, _ in tiny.sentences(60)]
+    tiny.write_csv(tmp_path / "values.csv", ["text", "label"], rows)
+    tiny.save(tmp_path / "victim", labels=["value"], seed=5)
+    queries = config(folder).queries.model_dump(exclude={"pool"}) | {"kinds": ["wiki"]}
+    values = {"victim": str(tmp_path / "victim"), "data": {"path": str(tmp_path / "values.csv")}}
+    found = audit(config(folder, queries=queries, **values), tmp_path / "run", progress=Silent())
+    record = audit_record(found)
+    assert record.task == "regression"
+    assert {copy.view for copy in record.copies} == {"value"}
+    queries |= {"choose": ["both"]}
+    with pytest.raises(UsageError, match="classifier's doubt"):
+        audit(config(folder, queries=queries, **values), tmp_path / "no", progress=Silent())
+    assert not (tmp_path / "no").exists()
+
+
+def labelled(text: str, pair: str | None) -> dict[str, Any]:
+    del pair
+    words = text.split()
+    good, bad = (sum(word in held for word in words) for held in (tiny.GOOD, tiny.BAD))
+    return {"label": "positive" if good > bad else "negative"}
+
+
+def test_an_api_of_labels_only(folder: Path, tmp_path: Path) -> None:
+    with serving(labelled) as server:
+        described = {"url": server.url, "body": {"texts": "{texts}"}, "batch": 8,
+                     "read": {"answers": "out", "label": "label"}}  # fmt: skip
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described))
+        asking = config(folder, victim=str(tmp_path / "api.yaml"), views=["label"],
+                        cache=str(tmp_path / "cache"))  # fmt: skip
+        record = run_audit(asking, tmp_path / "run", progress=Silent()).record
+        assert record.victim.score == 1.0
+        with pytest.raises(DataError, match="shows no probabilities"):
+            audit(config(folder, victim=str(tmp_path / "api.yaml"), views=["probabilities"],
+                         cache=str(tmp_path / "cache")), tmp_path / "no")  # fmt: skip
+
+
+def test_a_label_that_nobody_knew_is_one_line(folder: Path, tmp_path: Path) -> None:
+    asked = 0
+
+    def answer(text: str, pair: str | None) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        return {"label": "odd"} if asked > 40 else labelled(text, pair)
+
+    with serving(answer) as server:
+        described = {"url": server.url, "body": {"texts": ["{text}"]},
+                     "read": {"answers": "out", "label": "label"}}  # fmt: skip
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described))
+        asking = config(folder, victim=str(tmp_path / "api.yaml"), views=["label"],
+                        cache=str(tmp_path / "cache"))  # fmt: skip
+        with pytest.raises(DataError, match="answers odd, which neither") as raised:
+            audit(asking, tmp_path / "run", progress=Silent())
+    assert "\n" not in str(raised.value)
+
+
+def test_the_budget_ends_an_audit_and_more_lets_it_go_on(folder: Path, tmp_path: Path) -> None:
+    with serving(labelled, ["", "500", "cut"]) as server:
+        described = {"url": server.url, "body": {"texts": "{texts}"}, "batch": 8,
+                     "read": {"answers": "out", "label": "label"}}  # fmt: skip
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described))
+        settings = {"victim": str(tmp_path / "api.yaml"), "views": ["label"],
+                    "cache": str(tmp_path / "cache")}  # fmt: skip
+        with pytest.raises(OverBudget, match="the budget of 100 queries is spent"):
+            audit(config(folder, limit=100, **settings), tmp_path / "run", progress=Silent())
+        assert len(server.paid) <= 100
+        found = audit(config(folder, **settings), tmp_path / "run", progress=Silent())
+        assert found.charged == len(server.paid)
+
+
+def test_a_killed_audit_pays_nothing_twice(folder: Path, tmp_path: Path) -> None:
+    """Killed while the API is being asked, and while a thief is trained."""
+    with serving(labelled) as server:
+        described = {"url": server.url, "body": {"texts": "{texts}"}, "batch": 4,
+                     "requests_per_s": 40,
+                     "read": {"answers": "out", "label": "label"}}  # fmt: skip
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described))
+        asking = config(folder, victim=str(tmp_path / "api.yaml"), views=["label"],
+                        cache=str(tmp_path / "cache"))  # fmt: skip
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(asking.model_dump(mode="json")))
+        command = [sys.executable, "-m", "stillhouse", "audit", "--config",
+                   str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"),
+                   "--yes"]  # fmt: skip
+        for enough in (lambda: len(server.paid) > 30, (tmp_path / "run" / "checkpoints").exists):
+            running = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while not enough():
+                assert running.poll() is None, "it ended before it was killed"
+                time.sleep(0.01)
+            running.kill()
+            running.wait()
+        record = run_audit(asking, tmp_path / "run", progress=Silent()).record
+        under_way = 2 * 4  # a batch when it was killed, twice
+        assert len(server.paid) - len(set(server.paid)) <= under_way
+        fresh = config(folder, victim=str(tmp_path / "api.yaml"), views=["label"],
+                       cache=str(tmp_path / "other"))  # fmt: skip
+        assert record.copies == audit_record(audit(fresh, tmp_path / "whole")).copies

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from stillhouse.core.errors import DataError
 from stillhouse.tasks.classification import Classification, match_labels
 
@@ -20,7 +21,7 @@ def test_gold_follows_the_order_of_the_choices() -> None:
 def test_predictions_are_the_best_choice_and_its_probabilities() -> None:
     task = Classification(["a", "b"])
     scores_NK = np.array([[0.0, np.log(3.0)], [1000.0, 0.0]], np.float32)
-    found = task.predictions(scores_NK, torch.tensor([1, 0]))
+    found = task.predictions(scores_NK, tiny.answered(torch.tensor([1, 0])))
     assert found.answers_N.tolist() == [1, 0]
     np.testing.assert_allclose(found.probabilities_NK, [[0.25, 0.75], [1.0, 0.0]], atol=1e-6)
     assert task.score(found)["accuracy"] == 1.0

@@ -246,14 +246,16 @@ def test_uniform_scores_have_the_vocabularys_perplexity() -> None:
     task, gold_N = MaskedLM(tiny.tokenizer()), torch.arange(60)
     reduced_N2 = task.reduce(torch.full((60, task.width), 3.0), gold_N).numpy()
     assert task.width == 65
-    assert task.score(task.predictions(reduced_N2, gold_N))["perplexity"] == pytest.approx(65)
+    assert task.score(task.predictions(reduced_N2, tiny.answered(gold_N)))[
+        "perplexity"
+    ] == pytest.approx(65)
 
 
 def test_accuracy_and_perplexity_by_hand() -> None:
     task, gold_N = MaskedLM(tiny.tokenizer()), torch.tensor([5, 6, 7, 8])
     half, eighth = math.log(0.5), math.log(0.125)
     reduced_N2 = np.array([[5, half], [6, half], [7, eighth], [5, eighth]], np.float32)
-    found = task.predictions(reduced_N2, gold_N)
+    found = task.predictions(reduced_N2, tiny.answered(gold_N))
     assert found.answers_N.tolist() == [5, 6, 7, 5]
     assert found.answers_N.dtype == np.int64
     assert (found.gold_N == gold_N.numpy()).all()
@@ -271,7 +273,7 @@ def test_accuracy_and_perplexity_by_hand() -> None:
 @pytest.mark.parametrize("logp", [-1e6, -math.inf])
 def test_a_hopeless_models_perplexity_is_infinite(logp: float) -> None:
     task, gold_N = MaskedLM(tiny.tokenizer()), torch.tensor([5, 6])
-    found = task.predictions(np.array([[5, -1.0], [6, logp]], np.float32), gold_N)
+    found = task.predictions(np.array([[5, -1.0], [6, logp]], np.float32), tiny.answered(gold_N))
     assert task.score(found)["perplexity"] == math.inf
 
 
@@ -281,9 +283,9 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     scores_NK[1, 4] = math.nan
     gold_N = torch.tensor([5, 6, 7])
     with pytest.raises(RunError, match="not finite in 1 of 3 rows"):
-        task.predictions(task.reduce(scores_NK, gold_N).numpy(), gold_N)
+        task.predictions(task.reduce(scores_NK, gold_N).numpy(), tiny.answered(gold_N))
     with pytest.raises(RunError, match="no token of the text"):
-        task.predictions(np.empty((0, 2), np.float32), gold_N[:0])
+        task.predictions(np.empty((0, 2), np.float32), tiny.answered(gold_N[:0]))
 
 
 def test_it_is_a_task() -> None:

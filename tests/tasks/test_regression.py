@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from stillhouse.core.errors import DataError
 from stillhouse.tasks.regression import Regression
 
@@ -25,7 +26,7 @@ def test_words_are_no_values() -> None:
 def test_scores_by_hand() -> None:
     task = Regression("spearman")
     found = task.predictions(
-        np.array([[1.0], [2.0], [9.0]], np.float32), torch.tensor([0.0, 1.0, 2.0])
+        np.array([[1.0], [2.0], [9.0]], np.float32), tiny.answered(torch.tensor([0.0, 1.0, 2.0]))
     )
     assert found.probabilities_NK is None
     scores = task.score(found)

@@ -61,7 +61,8 @@ Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="how many seed
 Task = Annotated[
     str | None,
     typer.Option(
-        "--task", help="classification, regression (default: as the model's head) or masked_lm"
+        "--task",
+        help="classification, regression, span (default: as head or labels are), masked_lm",
     ),
 ]
 Method = Annotated[

@@ -15,6 +15,7 @@ class Copy(Result):
     (regression: the correlation with its values); `retention`: of the victim's score."""
 
     kind: str
+    selection: str
     view: str
     thief: str
     budget: float

@@ -19,7 +19,8 @@ from stillhouse.core.terms import (
 
 class DataConfig(Config):
     """Where rows come from. `unlabelled` rows have text only; the teacher answers them. For a
-    masked language model `path` is running text, cut into blocks of `max_length` tokens."""
+    masked language model `path` is running text, cut into blocks of `max_length` tokens; of a
+    question and its passage they are a window. Left out: 128 tokens, of windows 384."""
 
     path: str
     unlabelled: str | None = None
@@ -31,9 +32,13 @@ class DataConfig(Config):
     held_out_rows: Positive = 2000
     dev_share: Share = 0.2
     labelled_rows: Positive | None = None
-    max_length: Positive = 128
+    max_length: Positive | None = None
     label_map: dict[str, str] = Field(default_factory=dict)
     packed: bool = True
+
+    def tokens(self, task: str) -> int:
+        """The most tokens that a model is given at once."""
+        return self.max_length or (384 if task == "span" else 128)
 
 
 class MaskingConfig(Config):
@@ -225,7 +230,7 @@ class DistillConfig(Config):
     """
 
     flow: Literal["distill"] = "distill"
-    task: Literal["auto", "classification", "regression", "masked_lm"] = "auto"
+    task: Literal["auto", "classification", "regression", "span", "masked_lm"] = "auto"
     teacher: str
     data: DataConfig
     student: StudentConfig = StudentConfig()
@@ -294,7 +299,7 @@ class DistillConfig(Config):
 class GoldConfig(Config):
     """What any training of a pretrained model on gold answers is made of."""
 
-    task: Literal["auto", "classification", "regression", "masked_lm"] = "auto"
+    task: Literal["auto", "classification", "regression", "span", "masked_lm"] = "auto"
     model: str
     data: DataConfig
     training: TrainingConfig = TrainingConfig()

@@ -31,14 +31,22 @@ class Batch:
         None  # long with NO_LABEL where unlabelled; float with NaN in regression
     )
     scored_N: Tensor | None = None  # where a row is a token: its place in B x T, flat
+    answerable_BT: Tensor | None = None  # where a span may begin or end
+
+    @property
+    def scored(self) -> int:
+        """How many scored rows there are."""
+        return len(self.rows) if self.gold_N is None else len(self.gold_N)
 
     def to(self, device: torch.device) -> Batch:
         if all(tensor.device == device for tensor in self.inputs.values()):
             return self
         move = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        gold = None if self.gold_N is None else self.gold_N.to(device, non_blocking=True)
-        scored = None if self.scored_N is None else self.scored_N.to(device, non_blocking=True)
-        return Batch(move, self.rows, gold, scored)
+        gold, scored, answerable = (
+            None if tensor is None else tensor.to(device, non_blocking=True)
+            for tensor in (self.gold_N, self.scored_N, self.answerable_BT)
+        )
+        return Batch(move, self.rows, gold, scored, answerable)
 
 
 What = Literal["hidden", "queries", "keys", "values", "scores", "probabilities", "module"]

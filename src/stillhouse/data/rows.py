@@ -27,11 +27,12 @@ from stillhouse.data.readers import Row
 TEXT = ("text", "sentence", "sentence1", "premise", "question1", "content", "review", "message")
 PAIR = ("pair", "sentence2", "hypothesis", "question2", "text_pair")
 OTHER = ("question", "passage", "context", "answer", "query", "title", "body", "document")
+SQUAD = ("question", "context", "answers")  # text, pair and label of span question answering
 LABEL = ("label", "labels", "intent", "category", "class", "target", "score")
 SCHEMA = pa.schema([("text", pa.string()), ("pair", pa.string()), ("label", pa.string())])
 CHUNK = 8192
 SHOWN_LINES = 5
-FORMAT = 3  # of what is stored: rows of another one are read anew
+FORMAT = 4  # of what is stored: rows of another one are read anew
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Columns:
         have = [name.encode(errors="replace").decode() for name in names]
 
         lower = {name.lower(): name for name in reversed(have)}
+        if self == Columns() and {*SQUAD[: 3 if labelled else 2]} <= {*have}:
+            return Columns(*SQUAD) if labelled else Columns(*SQUAD[:2])
 
         def pick(asked: str | None, usual: tuple[str, ...], *, need: str | None) -> str | None:
             if asked is not None:
@@ -162,6 +165,9 @@ def _clean(value: Any) -> str | None:
         return None
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict | list):
+        filled = not isinstance(value, dict) or value.get("text", True)
+        return json.dumps(value, ensure_ascii=False, sort_keys=True) if value and filled else None
     return str(value).strip() or None
 
 

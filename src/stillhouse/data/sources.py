@@ -252,7 +252,7 @@ def load(config: DataConfig, store: Path) -> Splits:
         leaked -= sum(map(len, spare))
     sources = list(files.values())
     if config.unlabelled:
-        extra = _unlabelled(config, store)
+        extra = open_unlabelled(config, store)
         sources.append(extra)
         whole = _whole(extra, labelled=False)
         part = _outside(whole, reported, held_out)
@@ -261,7 +261,8 @@ def load(config: DataConfig, store: Path) -> Splits:
     return _check(config, train, spare, held_out, reported, leaked, sources)
 
 
-def _unlabelled(config: DataConfig, store: Path) -> Rows:
+def open_unlabelled(config: DataConfig, store: Path) -> Rows:
+    """The rows of `config.unlabelled`, without labels. Raises DataError."""
     path = Path(config.unlabelled or "")
     if not path.is_file():
         raise DataError(f"there is no file {path} (unlabelled rows)")

@@ -46,7 +46,7 @@ def score_rows(
 
 def predict(model: nn.Module, data: Data, task: Task, *, fast: bool = False) -> Predictions:
     """The model's answers by its own float32 forward (`fast`: by the equal fast path)."""
-    return task.predictions(score_rows(model, data, task, fast=fast), data.gold_N)
+    return task.predictions(score_rows(model, data, task, fast=fast), data)
 
 
 def interval(
@@ -59,7 +59,7 @@ def interval(
     groups: np.ndarray | None = None,
 ) -> Interval:
     """95 % interval of the task's metric, averaged over seeds: one array of answers a seed.
-    `groups`: see `groups_of`."""
+    `groups`: see `Data.groups_N`."""
     return stats.bootstrap_interval(
         lambda a, g: task.metric_of(a, g, task.metric),
         answers,
@@ -71,19 +71,10 @@ def interval(
     )
 
 
-def groups_of(data: Data) -> np.ndarray | None:
-    """Which example each scored row belongs to, where an example has several: they are no
-    independent evidence. None where each has its own."""
-    if len(data) == len(data.gold_N):
-        return None
-    groups_N = np.empty(len(data.gold_N), np.int64)
-    for example in range(len(data)):
-        groups_N[data.places(np.array([example]))] = example
-    return groups_N
-
-
 BOUNDS = {
     "accuracy": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "exact_match": (0.0, 1.0),
     "macro_f1": (0.0, 1.0),
     "matthews": (-1.0, 1.0),
     "pearson": (-1.0, 1.0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,8 @@ from stillhouse.extract.answers import View
 from stillhouse.extract.prices import Tariff
 from stillhouse.extract.queries import VOCABULARY, Form, Kind
 
+Selection = Literal["random", "uncertainty", "k-centre", "both"]
+
 
 class QueriesConfig(Config):
     """What is asked. budgets: in training sets' sizes; `of`: that size (left out: the data's own).
@@ -19,7 +21,8 @@ class QueriesConfig(Config):
     of Python's library. pool: rows of one's own, for the kind of that name. form: how pairs are
     made; auto: single texts, or where the data has pairs, edited ones. passage: which of the two
     texts of a question is the passage. fresh: every seed asks queries of its own; else all learn
-    from one draw, which costs an API less, and intervals don't cover the draw."""
+    from one draw, which costs an API less, and intervals don't cover the draw. choose: also choose
+    what to ask with the thief one has, among `candidates` times the largest budget."""
 
     kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("wiki", "random")
     budgets: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
@@ -34,6 +37,8 @@ class QueriesConfig(Config):
     corpus: str | None = None
     pool: str | None = None
     fresh: bool = True
+    choose: tuple[Literal["uncertainty", "k-centre", "both"], ...] = ()
+    candidates: Annotated[float, Field(ge=1)] = 3.0
     vocabulary: Positive = VOCABULARY
 
     @model_validator(mode="after")
@@ -66,7 +71,10 @@ class ThiefConfig(StudentConfig):
 
 
 class AuditProofConfig(Config):
-    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"] | None = None
+    metric: (
+        Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman", "f1", "exact_match"]
+        | None
+    ) = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     resamples: Annotated[int, Field(ge=2)] = 2000
 
@@ -76,16 +84,17 @@ class AuditConfig(Config):
     every kind and budget of queries; further views and thieves with the first kind only.
 
     victim: a model's folder, or the YAML description of an API. views: what of its answers is
-    shown. limit: queries that an API may be asked in all. enough: the share of the victim's score
-    that counts as a copy.
+    shown (left out: probabilities, then the label only; a regression's value; a span's text).
+    limit: queries that an API may be asked in all. enough: the share of the victim's score that
+    counts as a copy.
     """
 
     flow: Literal["audit"] = "audit"
-    task: Literal["auto", "classification", "regression"] = "auto"
+    task: Literal["auto", "classification", "regression", "span"] = "auto"
     victim: str
     data: DataConfig
     queries: QueriesConfig = QueriesConfig()
-    views: Annotated[tuple[str, ...], Field(min_length=1)] = ("probabilities", "label")
+    views: tuple[str, ...] = ()
     thieves: Annotated[tuple[ThiefConfig, ...], Field(min_length=1)]
     tariff: Tariff = Tariff()
     limit: Positive | None = None
@@ -95,6 +104,16 @@ class AuditConfig(Config):
     cache: str | None = None
     trust_remote_code: bool = False
     keep_checkpoints: bool = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that make an audit this one: its limit may be raised, and it goes on."""
+        return self.model_dump(mode="json", exclude={"limit"})
+
+    def shown(self, task: str) -> tuple[str, ...]:
+        """The views of a victim of this task."""
+        usual = {"regression": ("value",), "span": ("text",)}
+        return self.views or usual.get(task, ("probabilities", "label"))
 
     @field_validator("views")
     @classmethod

@@ -5,7 +5,7 @@ Axes: N reported rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,65 +23,71 @@ from stillhouse.core.seeding import generator
 from stillhouse.core.types import Example
 from stillhouse.evaluation.evaluate import BOUNDS, interval
 from stillhouse.extract.answers import Answers
-from stillhouse.extract.audit import Audited, Cell
+from stillhouse.extract.audit import Audited
+from stillhouse.extract.sweep import Cell, Line
 from stillhouse.flows.measured import summary
-from stillhouse.flows.stages import Trained
 from stillhouse.numerics import stats
 
 
 def audit_record(found: Audited) -> AuditRecord:
     """The record of a finished audit."""
-    config, task = found.config, found.task
+    config, task = found.made.config, found.task
+    trained = found.swept.trained
     score = task.score(found.victim)[task.metric]
     victim = VictimResult(
         name=Path(config.victim).name,
         score=score,
         interval=interval(
-            task, [found.victim.answers_N], found.gold_N,
+            task, [found.victim.answers_N], found.victim.gold_N,
             resamples=config.proof.resamples, rng=generator(0, "victim"),
         ),
         charged=found.charged,
     )  # fmt: skip
-    copies = [copy_of(found, cell, trained, score) for cell, trained in found.trained.items()]
-    changes = [change_of(found, view, copies, score) for view in config.views]
+    copies = {cell: copy_of(found, cell, score) for cell in trained}
+    changes = [change_of(found, view, copies, score) for view in found.sweep.views]
+    made = list(copies.values())
     return AuditRecord(
         task=task.name,
         metric=task.metric,
         currency=config.tariff.currency,
         enough=config.enough,
-        data=summary(found.splits, None, task.choices),
+        data=summary(found.made.splits, None, task.choices),
         victim=victim,
-        copies=copies,
+        copies=made,
         changes=changes,
         leaks=found.leaks,
-        asked=[e for kind, (few, said) in found.asked.items() for e in _asked(kind, few, said)],
+        asked=[
+            each
+            for kind, (few, said) in found.swept.asked.items()
+            for each in _asked(kind, few, said)
+        ],
         sentence=sentence(
-            copies, changes, victim, task.metric, config.tariff.currency, config.enough
+            made, changes, victim, task.metric, config.tariff.currency, config.enough
         ),
         timing=AuditTiming(
             total_s=found.total_s,
             victim_s=found.victim_s,
-            thieves_s=sum(t.seconds for each in found.trained.values() for t in each),
+            thieves_s=sum(t.seconds for each in trained.values() for t in each),
         ),
         warnings=list(dict.fromkeys(
-            [*found.notes,
-             *(w for each in found.trained.values() for t in each for w in t.warnings)]
+            [*found.notes, *(w for each in trained.values() for t in each for w in t.warnings)]
         )),
     )  # fmt: skip
 
 
-def copy_of(found: Audited, cell: Cell, trained: Sequence[Trained], victim: float) -> Copy:
+def copy_of(found: Audited, cell: Cell, victim: float) -> Copy:
     """The thieves of one cell, over seeds."""
-    config, task, gold_N = found.config, found.task, found.gold_N
-    answers = _answers(found, trained)
+    config, task, gold_N = found.made.config, found.task, found.victim.gold_N
+    answers = answers_of(found, cell)
     scores = [task.metric_of(each, gold_N, task.metric) for each in answers]
     agreed = [task.agreement(each, found.victim.answers_N) for each in answers]
     mean = float(np.mean(scores))
-    units = round(float(np.mean(found.units[cell.kind, cell.queries])))
+    units = round(float(np.mean(found.swept.units[cell])))
     return Copy(
-        kind=cell.kind,
-        view=cell.view,
-        thief=found.thieves[cell.thief].name,
+        kind=cell.line.kind,
+        selection=cell.line.selection,
+        view=cell.line.view,
+        thief=found.sweep.thieves[cell.line.thief].name,
         budget=cell.budget,
         queries=cell.queries,
         units=units,
@@ -102,37 +108,31 @@ def copy_of(found: Audited, cell: Cell, trained: Sequence[Trained], victim: floa
     )  # fmt: skip
 
 
-def _answers(found: Audited, trained: Sequence[Trained]) -> list[np.ndarray]:
-    import torch
+def answers_of(found: Audited, cell: Cell) -> list[np.ndarray]:
+    """What the thieves of a cell say of the reported rows, one array a seed."""
+    data = found.sweep.reported(cell.line.thief)
+    return [
+        found.task.predictions(each.scores_NK, data).answers_N for each in found.swept.trained[cell]
+    ]
 
-    gold_N = torch.from_numpy(found.gold_N)
-    return [found.task.predictions(each.scores_NK, gold_N).answers_N for each in trained]
 
-
-def change_of(found: Audited, view: str, copies: Sequence[Copy], victim: float) -> Change:
+def change_of(found: Audited, view: str, copies: Mapping[Cell, Copy], victim: float) -> Change:
     """What showing this instead of the first view does, with the first kind and thief."""
-    config, task = found.config, found.task
-    first = {
-        cell.view: trained
-        for cell, trained in found.trained.items()
-        if (cell.kind, cell.thief) == (config.queries.kinds[0], 0)
-        and cell.budget == config.queries.budgets[-1]
-    }
+    config, task = found.made.config, found.task
+    mine, theirs = (
+        [cell for cell in copies if cell.line == Line(config.queries.kinds[0], each, 0, "random")]
+        for each in (view, found.sweep.views[0])
+    )
     gain: Gain | None = None
-    if view != config.views[0]:
-        mine, theirs = (_answers(found, first[each]) for each in (view, config.views[0]))
+    if view != found.sweep.views[0]:
         paired = stats.paired_gain(
-            lambda a, g: task.metric_of(a, g, task.metric), mine, theirs, found.gold_N,
+            lambda a, g: task.metric_of(a, g, task.metric), answers_of(found, mine[-1]),
+            answers_of(found, theirs[-1]), found.victim.gold_N,
             resamples=config.proof.resamples, rng=generator(0, "change", view),
         )  # fmt: skip
         gain = Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
-    own = [
-        copy
-        for copy in copies
-        if (copy.view, copy.kind, copy.thief)
-        == (view, config.queries.kinds[0], found.thieves[0].name)
-    ]
-    return Change(view=view, gain=gain, price=price_of(own, config.enough * victim))
+    price = price_of([copies[cell] for cell in mine], config.enough * victim)
+    return Change(view=view, gain=gain, price=price)
 
 
 def price_of(copies: Sequence[Copy], score: float) -> float | None:
@@ -172,10 +172,13 @@ def sentence(
     told = (
         min(good, key=lambda c: (c.money, -c.score)) if good else max(base, key=lambda c: c.score)
     )
+    what = f"{told.kind} queries" + (
+        "" if told.selection == "random" else f" chosen by {told.selection}"
+    )
     said = (
-        f"For {currency}{told.money:,.2f} ({told.queries:,} {told.kind} queries) a stranger gets "
+        f"For {currency}{told.money:,.2f} ({told.queries:,} {what}) a stranger gets "
         f"{told.retention:.0%} of this model's {metric} ({told.score:.3f} of {victim.score:.3f}), "
-        f"and answers {told.agreement:.0%} of the rows as it does"
+        f"and agrees with it on {told.agreement:.0%}"
     )
     if not good:
         said += f"; no copy has {enough:.0%}"

@@ -11,11 +11,13 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import claim, write_json
 from stillhouse.data.sources import load
-from stillhouse.extract.audit import Audit, audit, cells, victim_of
+from stillhouse.extract.audit import audit
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.record import audit_record
+from stillhouse.extract.setup import Audit, size_of, victim_of
+from stillhouse.extract.sweep import cells
 from stillhouse.extract.victim import is_endpoint
-from stillhouse.flows.common import store_root, tidy
+from stillhouse.flows.common import gold_task, store_root, tidy
 from stillhouse.report.html import render
 
 
@@ -30,14 +32,17 @@ class Bill:
 
 
 def expected(config: AuditConfig) -> Bill:
-    """What an audit costs before it starts: its most expensive kinds of queries, all seeds."""
+    """What an audit costs before it starts: every kind at its largest budget, all seeds."""
     splits = load(config.data, store_root(config.cache) / "rows")
-    of = config.queries.of or len(splits.labelled) + len(splits.held_out)
+    of = size_of(config, splits)
+    pools = [splits.labelled, splits.held_out, splits.reported]
+    views = config.shown(gold_task(pools, asked=config.task).name)
     draws = len(config.proof.seeds) if config.queries.fresh else 1
     largest = max(1, round(config.queries.budgets[-1] * of))
     earnest = is_endpoint(config.victim)
-    count = largest * len(config.queries.kinds) * draws + (len(splits.reported) if earnest else 0)
-    trainings = len(cells(config, of)) * len(config.proof.seeds)
+    streams = len(config.queries.kinds) + len(config.queries.choose)
+    count = largest * streams * draws + (len(splits.reported) if earnest else 0)
+    trainings = len(cells(config, views, of)) * len(config.proof.seeds)
     money = config.tariff.price(count)
     said = f"{config.victim} is asked {count:,} queries, and {trainings} thieves are trained"
     if earnest:
@@ -74,7 +79,7 @@ def run_audit(config: AuditConfig, out: Path, *, progress: Progress | None = Non
     if (out / "record.json").is_file():
         made = Audit(config, progress)
         with victim_of(config, made) as (victim, _):
-            claim(out, config.model_dump(mode="json"), made.content(victim))
+            claim(out, config.identity, made.content(victim))
         progress.note(f"{out} is finished already")
         if not (out / "report.html").is_file():
             render([out], out / "report.html")

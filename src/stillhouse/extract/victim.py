@@ -6,6 +6,7 @@ audit asks for nothing twice, and views that show less are cut from what was ans
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,8 +15,9 @@ from scipy.special import softmax
 from transformers import PreTrainedModel
 
 from stillhouse.core.config import LabelConfig
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress
+from stillhouse.core.types import Batch
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Pool
 from stillhouse.extract.answers import Answers, from_json
@@ -25,8 +27,11 @@ from stillhouse.extract.prices import Tariff
 from stillhouse.flows.common import check_padding, dataset, max_tokens
 from stillhouse.models.load import fingerprint, load_tokenizer
 from stillhouse.signals.cache import AnswerCache
-from stillhouse.signals.teacher import LiveTeacher, label
+from stillhouse.signals.teacher import LiveTeacher, ask
 from stillhouse.tasks.base import Task
+from stillhouse.tasks.span import Span, Spans
+
+SPAN = ["first", "its score", "last", "score"]  # what is kept of a window
 
 
 @runtime_checkable
@@ -59,12 +64,12 @@ class OwnModel:
             "tokenizer": tokenizer_fingerprint(self._tokenizer),
             "max_length": self._length,
             "precision": config.precision,
-            "choices": task.choices,
+            "choices": SPAN if task.name == "span" else task.choices,
         }
         self.fingerprint = str(self._identity["teacher"])
 
-    def logits(self, pool: Pool, of: str, progress: Progress) -> np.ndarray:
-        """N x K, from the cache, asked now where it lacks them."""
+    def answers(self, pool: Pool, of: str, progress: Progress) -> Answers:
+        """From the cache, asked now where it lacks them."""
         data = dataset(
             self._task, pool, self._tokenizer, self._store, max_length=self._length,
             progress=progress, title=of,
@@ -75,14 +80,22 @@ class OwnModel:
         )
         if len(cache.pending(data.keys_N2)):
             with progress.stage(f"asking the victim {of}", len(data), "queries") as advance:
-                label(live, cache, self._config, progress=advance)
-        return cache.scores(cache.positions(data.keys_N2))
-
-    def answers(self, pool: Pool, of: str, progress: Progress) -> Answers:
-        scores_NK = self.logits(pool, of, progress)
-        if scores_NK.shape[1] == 1:
+                ask(live, cache, partial(self._kept, live), self._config, progress=advance)
+        scores_NK = cache.scores(cache.positions(data.keys_N2))
+        if isinstance(self._task, Span):
+            assert isinstance(data, Spans)
+            return Answers([], texts=self._task.texts(scores_NK, data))
+        if self._task.name == "regression":
             return Answers([], values_N=scores_NK[:, 0])
         return Answers(self._task.choices, softmax(scores_NK.astype(np.float64), -1))
+
+    def _kept(self, live: LiveTeacher, batch: Batch) -> np.ndarray:
+        """What is kept of each example's scores: of a span, where it begins and ends."""
+        scores_NK = live.scores(batch).cpu()
+        if isinstance(self._task, Span):
+            assert batch.gold_N is not None
+            return self._task.reduce(scores_NK, batch.gold_N).reshape(len(batch.rows), 4).numpy()
+        return scores_NK.numpy()
 
 
 class Api:
@@ -115,7 +128,14 @@ class Api:
         examples = list(pool)
         with progress.stage(f"asking {self.endpoint.url} {of}", len(examples), "queries") as step:
             found = self._client.ask(examples, step)
-        return from_json(found, self.names or self.endpoint.choices)
+        answers = from_json(found, self.names or self.endpoint.choices)
+        if self.names is not None and len(answers.choices) > len(self.names):
+            new = ", ".join(answers.choices[len(self.names) :])
+            raise DataError(
+                f"{self.endpoint.url} answers {new}, which neither the data nor its first answers "
+                "have: name all labels in the description's choices"
+            )
+        return answers
 
 
 def is_endpoint(victim: str) -> bool:

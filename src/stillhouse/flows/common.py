@@ -11,16 +11,22 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.errors import DataError, ModelError
 from stillhouse.core.progress import Progress
 from stillhouse.data.encoding import encode, pad_id
 from stillhouse.data.sources import Pool
-from stillhouse.models.load import label_names
+from stillhouse.models.load import (
+    label_names,
+    load_classifier,
+    load_config,
+    load_span_model,
+)
 from stillhouse.tasks.base import Dataset, Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
+from stillhouse.tasks.span import Span, Spans, is_answers, span_data
 
 TRAINED_ON = "trained-on.npy"  # in a fine-tuned model's folder: folded keys of its training rows
 
@@ -38,10 +44,37 @@ def seen_labels(pools: list[Pool]) -> set[str]:
     return {str(label) for pool in pools for label in set(pool.labels) if label is not None}
 
 
+def row_task(asked: str, pools: list[Pool]) -> str:
+    """`asked`; where that is auto, span if the labels are answers in SQuAD's form."""
+    if asked != "auto":
+        return asked
+    labels = seen_labels(pools)
+    return "span" if labels and all(is_answers(label) for label in labels) else "auto"
+
+
+def kind_of(name: str) -> str:
+    """The task that a stored model's head is for, as its config says: span, or auto."""
+    named = load_config(name).architectures or []
+    return "span" if any(each.endswith("ForQuestionAnswering") for each in named) else "auto"
+
+
+def load_answering(
+    task: str, name: str, *, labels: list[str] | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A model of spans, or a classifier; with `labels`, its head is made where it lacks it."""
+    if task == "span":
+        return load_span_model(
+            name, fresh_head=labels is not None, trust_remote_code=trust_remote_code
+        )
+    return load_classifier(name, labels=labels, trust_remote_code=trust_remote_code)
+
+
 def teacher_task(
     config: object, pools: list[Pool], *, asked: str, label_map: dict[str, str], metric: str | None
 ) -> Task:
     """The task a teacher's head fits, its choices named as the data names them."""
+    if asked == "span":
+        return Span(metric)
     heads: int = config.num_labels  # pyright: ignore[reportAttributeAccessIssue]
     if getattr(config, "problem_type", None) == "multi_label_classification":
         raise DataError("a multi-label teacher (several labels a row) can't be distilled")
@@ -58,6 +91,8 @@ def teacher_task(
 def gold_task(pools: list[Pool], *, asked: str, metric: str | None = None) -> Task:
     """The task that gold labels fit: a regression where they are numbers and not all whole."""
     labels = seen_labels(pools)
+    if row_task(asked, pools) == "span":
+        return Span(metric)
     kind = asked if asked != "auto" else ("regression" if _are_values(labels) else "classification")
     if kind == "regression":
         return _regression(labels, metric)
@@ -102,8 +137,17 @@ def dataset(
     max_length: int,
     progress: Progress,
     title: str,
-) -> Dataset:
+) -> Dataset | Spans:
     """A pool as model inputs of one tokenizer, with its gold answers."""
+    if task.name == "span":
+        found = span_data(
+            pool, tokenizer, store, max_length=max_length, progress=progress, title=title
+        )
+        if found.unplaced:
+            progress.note(
+                f"{found.unplaced:,} {title}: the answer is not in the passage, nothing to learn"
+            )
+        return found
     with progress.stage(f"reading {title}", len(pool), "rows") as advance:
         encoded = encode(pool, tokenizer, store / "tokens", max_length=max_length, progress=advance)
     return Dataset(encoded, pool.keys_N2, task.gold(pool.labels))

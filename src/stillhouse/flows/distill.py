@@ -232,6 +232,8 @@ def label_only(config: DistillConfig, *, progress: Progress | None = None) -> tu
     if config.task == "masked_lm":
         raise UsageError("a masked language model is asked anew for every mask: nothing to keep")
     setup = prepare(config, progress=progress)
+    if setup.task.name == "span":
+        raise UsageError("a model of spans is asked live: there is nothing to keep")
     for note in setup.notes:
         progress.note(note)
     train_rows = setup.rows.train

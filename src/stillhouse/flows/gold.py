@@ -20,6 +20,7 @@ from stillhouse.models.load import (
     folder_fingerprint,
     head_settings,
     load_classifier,
+    load_span_model,
     load_tokenizer,
 )
 from stillhouse.models.masked import load_masked_lm
@@ -67,6 +68,8 @@ class Gold:
             torch.manual_seed(shape_seed(seed))
             if self.corpus is not None:
                 return load_masked_lm(config.model, fresh_head=True, trust_remote_code=trust)
+            if self.task.name == "span":
+                return load_span_model(config.model, fresh_head=True, trust_remote_code=trust)
             labels = [""] if self.task.name == "regression" else self.task.choices
             model = load_classifier(config.model, labels=labels, trust_remote_code=trust)
         for name, value in head_settings(labels).items():
@@ -84,7 +87,10 @@ class Gold:
             )
             return train, held_out, reported
         assert self.splits is not None
-        store, length = store_root(config.cache), max_tokens(self.make(0), config.data.max_length)
+        store, length = (
+            store_root(config.cache),
+            max_tokens(self.make(0), config.data.tokens(self.task.name)),
+        )
         train, held_out, reported = (
             dataset(
                 self.task,
@@ -112,7 +118,7 @@ def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None =
     if config.task == "masked_lm":
         check_metric(config.task, metric)
         model = load_masked_lm(config.model, fresh_head=True, trust_remote_code=trust)
-        length = max_tokens(model, config.data.max_length)
+        length = max_tokens(model, config.data.tokens("masked_lm"))
         corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
         task: Task = MaskedLM(tokenizer, width=model.config.vocab_size)
         found = Gold(config, task, tokenizer, None, corpus)

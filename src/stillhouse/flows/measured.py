@@ -6,7 +6,6 @@ Axes: N rows, K choices.
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from stillhouse.core.results import (
     Ablation,
@@ -26,7 +25,7 @@ from stillhouse.evaluation.evaluate import calibration, confusion, interval
 from stillhouse.flows.distill import Outcome, Without
 from stillhouse.flows.stages import Trained
 from stillhouse.numerics import stats
-from stillhouse.tasks.base import Task
+from stillhouse.tasks.base import Data, Task
 
 SHOWN = 30
 
@@ -63,7 +62,7 @@ def measured(
     resamples: int,
     groups: np.ndarray | None,
 ) -> ModelResult:
-    """One model's scores; `groups` as in `evaluate.groups_of`, here and below."""
+    """One model's scores; `groups` as `Data.groups_N`."""
     rng = generator(0, "interval", name)
     error, bins = calibration(predictions)
     metrics = task.score(predictions)
@@ -94,16 +93,15 @@ def measured_over_seeds(
     cost: Efficiency,
     teacher: Predictions | None,
     teacher_score: float | None,
-    gold_N: Tensor,
+    data: Data,
     *,
     resamples: int,
-    groups: np.ndarray | None,
 ) -> TrainedResult:
     """Means over seeds; calibration and confusion of the seed that is shipped."""
-    all_answers = [task.predictions(run.scores_NK, gold_N) for run in runs]
+    all_answers = [task.predictions(run.scores_NK, data) for run in runs]
     scored = [task.score(predictions) for predictions in all_answers]
     metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
-    shipped = task.predictions(best.scores_NK, gold_N)
+    shipped = task.predictions(best.scores_NK, data)
     error, bins = calibration(shipped)
     score = metrics[task.metric]
     agreement = None
@@ -122,7 +120,7 @@ def measured_over_seeds(
             shipped.gold_N,
             resamples=resamples,
             rng=generator(0, "interval", name),
-            groups=groups,
+            groups=data.groups_N,
         ),
         calibration_error=error,
         reliability=bins,
@@ -140,10 +138,14 @@ def disagreements(
     outcome: Outcome, task: Task, teacher: Predictions, student: Predictions
 ) -> list[Disagreement]:
     """The reported rows where the two differ most: by the teacher's confidence in classification,
-    by distance in regression. None of running text."""
+    by distance in regression, by words in texts. None of running text."""
     if outcome.setup.splits is None:
         return []
-    if teacher.probabilities_NK is None or student.probabilities_NK is None:
+    if teacher.answers_N.dtype == object:
+        pairs = zip(teacher.answers_N, student.answers_N, strict=True)
+        alike = np.array([task.agreement(*map(_alone, pair)) for pair in pairs])
+        order = np.argsort(alike, kind="stable")[: int((alike < 1).sum())]
+    elif teacher.probabilities_NK is None or student.probabilities_NK is None:
         order = np.argsort(-np.abs(teacher.answers_N - student.answers_N), kind="stable")
     else:
         confidence = teacher.probabilities_NK.max(-1)
@@ -160,9 +162,9 @@ def disagreements(
         Disagreement(
             text=example.text,
             pair=example.pair,
-            gold=task.show(float(teacher.gold_N[row])),
-            teacher=task.show(float(teacher.answers_N[row])),
-            student=task.show(float(student.answers_N[row])),
+            gold=task.show(teacher.gold_N[row]),
+            teacher=task.show(teacher.answers_N[row]),
+            student=task.show(student.answers_N[row]),
             teacher_confidence=confidence_of(teacher, row),
             student_confidence=confidence_of(student, row),
         )
@@ -170,27 +172,30 @@ def disagreements(
     ]
 
 
+def _alone(answer: object) -> np.ndarray:
+    return np.array([answer], object)
+
+
 def gain_of(
     task: Task,
     students: list[Trained],
     baselines: list[Trained],
-    gold_N: Tensor,
+    data: Data,
     *,
     resamples: int,
-    groups: np.ndarray | None,
 ) -> tuple[Gain, Verdict]:
     answers = [
-        [task.predictions(run.scores_NK, gold_N).answers_N for run in runs]
+        [task.predictions(run.scores_NK, data).answers_N for run in runs]
         for runs in (students, baselines)
     ]
     found = stats.paired_gain(
         lambda a, g: task.metric_of(a, g, task.metric),
         answers[0],
         answers[1],
-        task.predictions(students[0].scores_NK, gold_N).gold_N,
+        task.predictions(students[0].scores_NK, data).gold_N,
         resamples=resamples,
         rng=generator(0, "gain"),
-        groups=groups,
+        groups=data.groups_N,
     )
     gain = Gain(value=found.value, interval=found.interval, p_value=found.p_value)
     return gain, stats.verdict(found)
@@ -200,16 +205,13 @@ def ablation_of(
     task: Task,
     outcome: Outcome,
     found: Without,
-    gold_N: Tensor,
+    data: Data,
     *,
     resamples: int,
-    groups: np.ndarray | None,
 ) -> Ablation:
     """The whole run against the same without one term."""
-    gain, verdict = gain_of(
-        task, outcome.students, found.runs, gold_N, resamples=resamples, groups=groups
-    )
-    predictions = [task.predictions(run.scores_NK, gold_N) for run in found.runs]
+    gain, verdict = gain_of(task, outcome.students, found.runs, data, resamples=resamples)
+    predictions = [task.predictions(run.scores_NK, data) for run in found.runs]
     scores = [task.score(each)[task.metric] for each in predictions]
     covered = interval(
         task,
@@ -217,7 +219,7 @@ def ablation_of(
         predictions[0].gold_N,
         resamples=resamples,
         rng=generator(0, "interval", found.stage, found.term),
-        groups=groups,
+        groups=data.groups_N,
     )
     return Ablation(
         stage=found.stage,

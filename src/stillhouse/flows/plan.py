@@ -32,6 +32,7 @@ from stillhouse.signals.cache import CachedTeacher
 from stillhouse.signals.teacher import LiveTeacher, WithStates
 from stillhouse.tasks.base import Data, Dataset
 from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
+from stillhouse.tasks.span import Spans
 from stillhouse.training.objective import Objective
 
 
@@ -73,7 +74,7 @@ class Plan:
             return self.reported
         return self.rows(self.setup.rows.reported, "reported rows", of_teacher=True)
 
-    def rows(self, pool: Pool, title: str, *, of_teacher: bool = False) -> Dataset:
+    def rows(self, pool: Pool, title: str, *, of_teacher: bool = False) -> Dataset | Spans:
         """A pool in the student's tokens, or in the teacher's where these differ."""
         setup = self.setup
         of_teacher = of_teacher and not setup.same_inputs
@@ -89,7 +90,7 @@ class Plan:
                 max_length=setup.teacher_length if of_teacher else setup.length,
             )
         found = self._read[key]
-        assert isinstance(found, Dataset)
+        assert isinstance(found, Dataset | Spans)
         return found
 
     def stages(self, configs: Sequence[StageConfig]) -> list[Stage]:
@@ -151,6 +152,8 @@ class Plan:
             title = "training rows"
         if config.augment is None:
             return pool, title
+        if self.setup.task.name == "span":
+            raise UsageError("questions and passages have no variants: leave augment out")
         return self._augmented(pool, config.augment), f"{title} and variants"
 
     def _augmented(self, pool: Pool, config: AugmentConfig) -> Pool:
@@ -170,17 +173,29 @@ class Plan:
     def _source(self, objective: Objective, pool: Pool, title: str) -> SignalSource | None:
         """Where the teacher's answers and states come from."""
         answers = states = None
+        if self.setup.task.name == "span" and objective.needs_teacher:  # over the batch's tokens
+            return LiveTeacher(
+                self.setup.teacher, None, fingerprint="live",
+                precision=self.setup.config.label.precision, reads=objective.teacher_taps,
+                scored=objective.scores_teacher,
+            )  # fmt: skip
         if objective.scores_teacher:
             answers = self.answers(pool, title)
         if objective.teacher_taps:
-            states = self.teacher.states(objective, self.rows(pool, title, of_teacher=True))
+            states = self.teacher.states(objective, self._single(pool, title))
         if answers is not None and states is not None:
             return WithStates(answers, states)
         return answers or states
 
     def answers(self, pool: Pool, title: str) -> CachedTeacher:
         """The teacher's answers to a pool's rows."""
-        return self.teacher.answers(self.rows(pool, title, of_teacher=True), pool.fingerprint)
+        return self.teacher.answers(self._single(pool, title), pool.fingerprint)
+
+    def _single(self, pool: Pool, title: str) -> Dataset:
+        """Rows for the teacher that have one answer each."""
+        found = self.rows(pool, title, of_teacher=True)
+        assert isinstance(found, Dataset)
+        return found
 
     def _on_text(self, config: StageConfig, objective: Objective) -> Stage:
         """A stage on running text, as a masked language model."""

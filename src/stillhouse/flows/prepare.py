@@ -15,10 +15,17 @@ from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
 from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
 from stillhouse.data.sources import Splits, load
-from stillhouse.flows.common import check_padding, max_tokens, store_root, teacher_task
+from stillhouse.flows.common import (
+    check_padding,
+    load_answering,
+    max_tokens,
+    row_task,
+    store_root,
+    teacher_task,
+)
 from stillhouse.flows.objectives import build_objective
 from stillhouse.flows.setup import Make, Setup, alike
-from stillhouse.models.load import load_classifier, load_tokenizer
+from stillhouse.models.load import load_tokenizer
 from stillhouse.models.masked import load_masked_lm
 from stillhouse.models.student import build, refuse_larger
 from stillhouse.tasks.base import Task
@@ -31,13 +38,14 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
     if config.task == "masked_lm":
         return _on_text(config, progress)
     store, trust = store_root(config.cache), config.trust_remote_code
-    teacher = load_classifier(config.teacher, trust_remote_code=trust)
     splits = load(config.data, store / "rows")
     labelled = [splits.labelled, splits.held_out, splits.reported]
+    asked = row_task(config.task, labelled)
+    teacher = load_answering(asked, config.teacher, trust_remote_code=trust)
     task = teacher_task(
         teacher.config,
         labelled,
-        asked=config.task,
+        asked=asked,
         label_map=config.data.label_map,
         metric=config.proof.metric,
     )
@@ -46,9 +54,14 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
 
     def load_named() -> PreTrainedModel:
         assert named is not None
-        return load_classifier(named, labels=task.choices, trust_remote_code=trust)
+        return load_answering(task.name, named, labels=task.choices, trust_remote_code=trust)
 
     made = _models(config, teacher, load_named if named else None)
+    if task.name == "span" and not alike(*made[1:]):
+        raise UsageError(
+            "spans are compared token by token, and the student has another tokenizer than its "
+            "teacher: give a student with the teacher's"
+        )
     return _checked(config, task, splits, None, teacher, *made, store)
 
 
@@ -69,8 +82,8 @@ def _on_text(config: DistillConfig, progress: Progress) -> Setup:
             "masked tokens are compared one by one, and the student has another tokenizer than "
             "its teacher: give a student with the teacher's"
         )
-    length = min(max_tokens(make(config.proof.seeds[0]), config.data.max_length),
-                 max_tokens(teacher, config.data.max_length))  # fmt: skip
+    asked = config.data.tokens("masked_lm")
+    length = min(max_tokens(make(config.proof.seeds[0]), asked), max_tokens(teacher, asked))
     corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
     task = MaskedLM(tokenizer, width=teacher.config.vocab_size)
     made = (make, tokenizer, theirs)
@@ -80,7 +93,7 @@ def _on_text(config: DistillConfig, progress: Progress) -> Setup:
 def corpus_of(data: DataConfig) -> CorpusConfig:
     """The corpus section of a run that is all on running text."""
     return CorpusConfig(
-        path=data.path, length=data.max_length, packed=data.packed, rows=data.labelled_rows
+        path=data.path, length=data.tokens("masked_lm"), packed=data.packed, rows=data.labelled_rows
     )
 
 
@@ -147,7 +160,10 @@ def _checked(
     store: Path,
 ) -> Setup:
     """The setup, every stage's objective built. Raises UsageError, ModelError."""
-    student = make(config.proof.seeds[0])
+    student, asked = make(config.proof.seeds[0]), config.data.tokens(task.name)
+    mine, theirs = max_tokens(student, asked), max_tokens(teacher, asked)
+    if task.name == "span":  # both take the same windows
+        mine = theirs = min(mine, theirs)
     setup = Setup(
         config,
         task,
@@ -158,8 +174,8 @@ def _checked(
         tokenizer,
         make,
         store,
-        max_tokens(student, config.data.max_length),
-        max_tokens(teacher, config.data.max_length),
+        mine,
+        theirs,
         {},
         {},
     )
@@ -173,6 +189,7 @@ def check_metric(task: str, metric: str | None) -> None:
     known = {
         "classification": ("accuracy", "macro_f1", "matthews"),
         "regression": ("pearson", "spearman"),
+        "span": ("f1", "exact_match"),
         "masked_lm": ("accuracy",),
     }[task]
     if metric is not None and metric not in known:

@@ -19,7 +19,6 @@ from stillhouse.core.results import (
     Verdict,
 )
 from stillhouse.core.terms import TermConfig
-from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
 from stillhouse.flows.finetune import Finetuned
@@ -75,28 +74,35 @@ def distillation_record(
 ) -> Record:
     """The record of a distillation in `out`. `costs` are the teacher's and the student's."""
     setup, config = outcome.setup, outcome.setup.config
-    task, gold_N, resamples = setup.task, outcome.reported.gold_N, config.proof.resamples
-    teacher_answers = task.predictions(outcome.teacher_scores_NK, gold_N)
-    sampling = {"resamples": resamples, "groups": groups_of(outcome.reported)}
-    teacher = measured("teacher", task, teacher_answers, costs["teacher"], **sampling)
+    task, reported, resamples = setup.task, outcome.reported, config.proof.resamples
+    teacher_answers = task.predictions(outcome.teacher_scores_NK, reported)
+    teacher = measured(
+        "teacher", task, teacher_answers, costs["teacher"],
+        resamples=resamples, groups=reported.groups_N,
+    )  # fmt: skip
     shared = {
         "task": task,
         "cost": costs["student"],
         "teacher": teacher_answers,
         "teacher_score": teacher.score,
-        "gold_N": gold_N,
-        **sampling,
+        "data": reported,
+        "resamples": resamples,
     }
     student = measured_over_seeds("student", runs=outcome.students, best=outcome.best, **shared)
     baseline = gain = verdict = None
     if outcome.baselines:
         matching = next(run for run in outcome.baselines if run.seed == outcome.best.seed)
         baseline = measured_over_seeds("baseline", runs=outcome.baselines, best=matching, **shared)
-        gain, verdict = gain_of(task, outcome.students, outcome.baselines, gold_N, **sampling)
+        gain, verdict = gain_of(
+            task, outcome.students, outcome.baselines, reported, resamples=resamples
+        )
     seconds = sum(run.seconds for run in outcome.students)
     terms = [term for stage in setup.config.plan for term in stage.objective]
     soft = next((t for t in terms if isinstance(t, TermConfig) and t.kind == "soft"), None)
-    ablations = [ablation_of(task, outcome, each, gold_N, **sampling) for each in outcome.ablations]
+    ablations = [
+        ablation_of(task, outcome, each, reported, resamples=resamples)
+        for each in outcome.ablations
+    ]
     alike = similarity(outcome)
     stages = stage_results(outcome, out)
     return Record(
@@ -119,7 +125,7 @@ def distillation_record(
         ),
         exports=exports,
         disagreements=disagreements(
-            outcome, task, teacher_answers, task.predictions(outcome.best.scores_NK, gold_N)
+            outcome, task, teacher_answers, task.predictions(outcome.best.scores_NK, reported)
         ),
         warnings=[*outcome.notes, *_run_warnings(outcome.students)],
         temperature=soft.temperature.start if soft else None,
@@ -137,7 +143,7 @@ def _run_warnings(runs: list[Trained]) -> list[str]:
 def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     """The record of a fine-tuning: one model, no teacher, no verdict."""
     gold = done.gold
-    task, gold_N = gold.task, done.reported.gold_N
+    task = gold.task
     model = measured_over_seeds(
         "model",
         task=task,
@@ -146,9 +152,8 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         cost=cost,
         teacher=None,
         teacher_score=None,
-        gold_N=gold_N,
+        data=done.reported,
         resamples=done.config.resamples,
-        groups=groups_of(done.reported),
     )
     seconds = done.trained.seconds
     low, high = model.interval

@@ -28,8 +28,7 @@ record.json, config.yaml and manifest.json hold every setting, version and seed.
 """
 
 ROWS = """{train:,} training rows ({labelled:,} labelled, the others answered by the teacher only),
-{held_out:,} held-out rows chose the checkpoint, {reported:,} rows were read once to report.
-Labels: {labels}."""
+{held_out:,} held-out rows chose the checkpoint, {reported:,} rows were read once to report."""
 BLOCKS = """{train:,} blocks of running text, {held_out:,} held-out ones chose the checkpoint,
 {reported:,} were read once to report. Perplexity of their masked tokens: {perplexity:.1f}."""
 MASKED_USAGE = """```python
@@ -48,6 +47,21 @@ classify("...")
 ```
 
 """
+SPAN_USAGE = """```python
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("this-folder")
+model = AutoModelForQuestionAnswering.from_pretrained("this-folder")
+inputs = tokenizer("question", "passage", truncation="only_second", return_tensors="pt")
+with torch.no_grad():
+    found = model(**inputs)
+first, last = found.start_logits.argmax(), found.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))
+```
+
+"""
+PIPELINES = {"masked_lm": "fill-mask", "span": "question-answering"}
 
 
 def _latency(value: float | None) -> str:
@@ -70,18 +84,20 @@ def model_card(record: Record, *, teacher: str) -> str:
             f"{student.shipped_seed}, the best on held-out rows: {student.shipped_score:.4f}.\n\n"
         )
     masked = record.task == "masked_lm"
-    facts = {**data.model_dump(), "labels": ", ".join(data.labels)}
+    facts = data.model_dump()
     if masked:
         made = BLOCKS.format(**facts, perplexity=student.metrics["perplexity"])
     else:
         made = ROWS.format(**facts)
+        if data.labels:
+            made += f"\nLabels: {', '.join(data.labels)}."
     return TEMPLATE.format(
-        pipeline="fill-mask" if masked else "text-classification",
+        pipeline=PIPELINES.get(record.task, "text-classification"),
         teacher=teacher,
         sentence=record.sentence,
         metric=record.metric,
         rows=rows,
         shipped=shipped,
-        usage=MASKED_USAGE if masked else USAGE,
+        usage={"masked_lm": MASKED_USAGE, "span": SPAN_USAGE}.get(record.task, USAGE),
         made=made,
     )

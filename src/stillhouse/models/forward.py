@@ -1,7 +1,7 @@
 """A model's outputs for a batch: by its own forward, or by the faster equal of `encoder.py`.
 
-Rows are scored by a classifier's head, or (masked language models) by the vocabulary's head on
-the batch's scored tokens only.
+Rows are scored by a classifier's head, by the vocabulary's head on the batch's scored tokens only
+(masked language models), or by a head that says where a span begins and where it ends.
 
 Axes: N scored rows, K choices.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.types import Batch, States, StudentOutput, Tap
+from stillhouse.models.dropout import dropout
 from stillhouse.models.encoder import (
     Notes,
     Random,
@@ -32,10 +34,15 @@ from stillhouse.models.weights import Joined, Pair, joined
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 NOTHING: frozenset[Tap] = frozenset()
+IMPOSSIBLE = -1e4  # the score of a place where no span may begin or end: finite, its share is 0
 
 
 def _is_classifier(model: nn.Module) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def _answers_spans(model: nn.Module) -> bool:
+    return type(model).__name__.endswith("ForQuestionAnswering")
 
 
 def has_fast_path(model: nn.Module) -> bool:
@@ -43,8 +50,12 @@ def has_fast_path(model: nn.Module) -> bool:
     family = family_of(config)
     if family is None:
         return False
+    if _answers_spans(model) and not hasattr(model, "qa_outputs"):
+        return False
     return (
-        (_is_classifier(model) or type(model).__name__.endswith("ForMaskedLM"))
+        type(model).__name__.endswith(
+            ("ForSequenceClassification", "ForMaskedLM", "ForQuestionAnswering")
+        )
         and getattr(config, family.activation) == "gelu"
         and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
         and not getattr(config, "is_decoder", False)
@@ -111,7 +122,7 @@ def _accepted(model: Any, batch: Batch) -> Batch:
     if "token_type_ids" not in batch.inputs or config is None or hasattr(config, "type_vocab_size"):
         return batch
     inputs = {name: t for name, t in batch.inputs.items() if name != "token_type_ids"}
-    return Batch(inputs, batch.rows, batch.gold_N, batch.scored_N)
+    return replace(batch, inputs=inputs)
 
 
 def _fast(
@@ -126,6 +137,11 @@ def _fast(
     last = encode(model.base_model, inputs, pairs, dtype, rng, notes, first_only=classifies)
     if classifies:
         scores_NK = known_family(model.config).head(model, last, pairs, rng)
+    elif _answers_spans(model):
+        own = getattr(model, "dropout", None)  # DistilBERT's head has one
+        last = last if own is None else dropout(last, own.p, rng)
+        by_token_BT2 = model.qa_outputs(last.float()).view(*inputs["input_ids"].shape, 2)
+        scores_NK = span_scores(by_token_BT2.transpose(1, 2), batch)
     else:
         with torch.autocast(last.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             scores_NK = vocabulary_scores(model, last[_scored(batch)])
@@ -134,10 +150,20 @@ def _fast(
 
 
 def _own_scores(model: Any, batch: Batch) -> Tensor:
+    if _answers_spans(model):
+        output = model(**batch.inputs)
+        return span_scores(torch.stack([output.start_logits, output.end_logits], 1), batch)
     if batch.scored_N is None:
         return model(**batch.inputs).logits
     hidden = model.base_model(**batch.inputs).last_hidden_state
     return vocabulary_scores(model, hidden.flatten(0, 1)[batch.scored_N])
+
+
+def span_scores(scores_B2T: Tensor, batch: Batch) -> Tensor:
+    """Two rows an example, where its span begins and where it ends, over the tokens."""
+    assert batch.answerable_BT is not None, "a span is looked for where it may be"
+    held_B2T = scores_B2T.float().masked_fill(~batch.answerable_BT[:, None], IMPOSSIBLE)
+    return held_B2T.flatten(0, 1)
 
 
 def _unscored(model: Any, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -113,6 +114,24 @@ def load_classifier(
         )
     if labels is not None and held != labels and len(held) == len(labels) > 1:
         _relabel(model, held, labels)
+    return model.eval()
+
+
+def load_span_model(
+    name: str, *, fresh_head: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A model of answers in passages, in float32 and eval mode. With `fresh_head`, a head that is
+    not there is drawn from torch's generator; without, it must be. Raises ModelError."""
+    model, found = pretrained(
+        AutoModelForQuestionAnswering, name, trust_remote_code=trust_remote_code
+    )
+    if not hasattr(model, "qa_outputs"):
+        raise ModelError(f"{name} is a {model.config.model_type}: its spans can't be read here")
+    if found["missing_keys"] and not fresh_head:
+        raise ModelError(
+            f"{name} has no head for spans (its weights lack "
+            f"{', '.join(sorted(found['missing_keys'])[:3])}): fine-tune it first"
+        )
     return model.eval()
 
 

@@ -24,20 +24,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int, Real
+from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
-Predictions = Real[np.ndarray, "S N"] | Sequence[Real[np.ndarray, " N"]]
+Predictions = Shaped[np.ndarray, "S N"] | Sequence[Shaped[np.ndarray, " N"]]
 SMALLEST_P = 1e-100
 
 
 def bootstrap_interval(
     metric: Metric,
     preds: Predictions,
-    gold_N: Real[np.ndarray, " N"],
+    gold_N: Shaped[np.ndarray, " N"],
     *,
     rng: np.random.Generator,
     resamples: int = 2000,
@@ -107,7 +107,7 @@ def paired_gain(
     metric: Metric,
     student: Predictions,
     baseline: Predictions,
-    gold_N: Real[np.ndarray, " N"],
+    gold_N: Shaped[np.ndarray, " N"],
     *,
     rng: np.random.Generator,
     resamples: int = 2000,

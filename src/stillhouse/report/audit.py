@@ -71,8 +71,9 @@ def money(amount: float, currency: str) -> str:
 
 
 def _row(copy: Copy, record: AuditRecord) -> Row:
+    picked = "" if copy.selection == "random" else f", by {copy.selection}"
     return Row(
-        copy.kind,
+        copy.kind + picked,
         copy.view,
         copy.thief,
         fmt.count(copy.queries),
@@ -97,14 +98,13 @@ def _change(change: Change, record: AuditRecord) -> ChangeRow:
 
 def lines(record: AuditRecord) -> dict[str, list[Copy]]:
     """The copies by what they have in common, but for the budget; names only what differs."""
-    parts = (
-        [(c.kind, c.view, c.thief) for c in record.copies],
-        [len({getattr(c, name) for c in record.copies}) > 1 for name in ("kind", "view", "thief")],
-    )
+    named = ("kind", "selection", "view", "thief")
+    differs = [name for name in named if len({getattr(c, name) for c in record.copies}) > 1]
     found: dict[str, list[Copy]] = {}
-    for copy, names in zip(record.copies, parts[0], strict=True):
-        shown = [name for name, differs in zip(names, parts[1], strict=True) if differs]
-        found.setdefault(", ".join(shown) or copy.kind, []).append(copy)
+    for copy in record.copies:
+        shown = [(name, getattr(copy, name)) for name in differs]
+        title = ", ".join(each for name, each in shown if (name, each) != ("selection", "random"))
+        found.setdefault(title or copy.kind, []).append(copy)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,12 @@ class Data(Protocol):
         """Where the scored rows of the examples at `rows` stand in `gold_N`."""
         ...
 
+    @property
+    def groups_N(self) -> np.ndarray | None:
+        """Which example each answer belongs to, where an example has several: they are no
+        independent evidence. None where each has its own."""
+        ...
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -68,6 +74,10 @@ class Dataset:
     def places(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
+    @property
+    def groups_N(self) -> None:
+        return None
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -88,8 +98,8 @@ class Task(Protocol):
         """What is kept of a model's scores: all of them, or what scoring needs."""
         ...
 
-    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
-        """Answers from what `reduce` kept."""
+    def predictions(self, scores_NK: np.ndarray, data: Data) -> Predictions:
+        """Answers to `data` from what `reduce` kept."""
         ...
 
     def score(self, predictions: Predictions) -> dict[str, float]:
@@ -100,7 +110,7 @@ class Task(Protocol):
 
     def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float: ...
 
-    def show(self, answer: float) -> str: ...
+    def show(self, answer: Any) -> str: ...
 
 
 def text_dataset(

@@ -12,6 +12,7 @@ from torch import Tensor
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import NO_LABEL, Predictions
 from stillhouse.numerics import metrics
+from stillhouse.tasks.base import Data
 
 
 def match_labels(teacher: list[str], data: set[str], label_map: dict[str, str]) -> list[str]:
@@ -64,8 +65,8 @@ class Classification:
     def reduce(self, scores_NK: Tensor, gold_N: Tensor) -> Tensor:
         return scores_NK
 
-    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
-        return Predictions(scores_NK.argmax(-1), softmax(scores_NK, -1), gold_N.numpy())
+    def predictions(self, scores_NK: np.ndarray, data: Data) -> Predictions:
+        return Predictions(scores_NK.argmax(-1), softmax(scores_NK, -1), data.gold_N.numpy())
 
     def metric_of(self, answers_N: np.ndarray, gold_N: np.ndarray, name: str) -> float:
         return float(self._metrics[name](answers_N, gold_N))
@@ -79,5 +80,5 @@ class Classification:
     def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float:
         return float((mine_N == theirs_N).mean())
 
-    def show(self, answer: float) -> str:
+    def show(self, answer: Any) -> str:
         return self.choices[int(answer)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from stillhouse.core.types import NO_LABEL, Batch, Predictions
 from stillhouse.data.corpus import Blocks
 from stillhouse.data.masking import choose, corrupt
 from stillhouse.numerics import metrics
+from stillhouse.tasks.base import Data
 
 
 class MaskedBlocks:
@@ -102,6 +104,11 @@ class MaskedBlocks:
             counts.append(len(gold_N))
         return np.concatenate(found), np.cumsum(counts)
 
+    @property
+    def groups_N(self) -> np.ndarray:
+        """The block of each masked token: those of one text are no independent evidence."""
+        return np.repeat(np.arange(len(self)), np.diff(self._gold[1]))
+
     def _fixed(self, ids_BT: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is seen, and the masked places, by each block's content alone."""
         seen_BT, places = ids_BT.copy(), [np.empty(0, np.int64)]
@@ -163,14 +170,14 @@ class MaskedLM:
         logp_N = logp_NK.gather(1, gold_N[:, None])[:, 0]
         return torch.stack([scores_NK.argmax(-1).float(), logp_N], dim=1)
 
-    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
+    def predictions(self, scores_NK: np.ndarray, data: Data) -> Predictions:
         """Raises RunError where there is nothing to score, or a score is not a number."""
         answers_N, logp_N = scores_NK[:, 0].astype(np.int64), scores_NK[:, 1]
         if not len(logp_N):
             raise RunError("no token of the text can be masked: is it in the model's language?")
         if bad := int(np.isnan(logp_N).sum()):
             raise RunError(f"the model's answers are not finite in {bad} of {len(logp_N)} rows")
-        return Predictions(answers_N, None, gold_N.numpy(), logp_N)
+        return Predictions(answers_N, None, data.gold_N.numpy(), logp_N)
 
     def metric_of(self, answers_N: np.ndarray, gold_N: np.ndarray, name: str) -> float:
         if name != "accuracy":
@@ -190,6 +197,6 @@ class MaskedLM:
     def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float:
         return float((mine_N == theirs_N).mean())
 
-    def show(self, answer: float) -> str:
+    def show(self, answer: Any) -> str:
         token = self._tokenizer.convert_ids_to_tokens(int(answer))
         return token if isinstance(token, str) else f"id {int(answer)}"

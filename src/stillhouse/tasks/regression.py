@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Predictions
 from stillhouse.numerics import metrics
+from stillhouse.tasks.base import Data
 
 
 class Regression:
@@ -38,8 +41,8 @@ class Regression:
     def reduce(self, scores_NK: Tensor, gold_N: Tensor) -> Tensor:
         return scores_NK
 
-    def predictions(self, scores_NK: np.ndarray, gold_N: Tensor) -> Predictions:
-        return Predictions(scores_NK[:, 0], None, gold_N.numpy())
+    def predictions(self, scores_NK: np.ndarray, data: Data) -> Predictions:
+        return Predictions(scores_NK[:, 0], None, data.gold_N.numpy())
 
     def metric_of(self, answers_N: np.ndarray, gold_N: np.ndarray, name: str) -> float:
         return float(self._metrics[name](answers_N, gold_N))
@@ -53,5 +56,5 @@ class Regression:
     def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float:
         return metrics.pearson(mine_N, theirs_N)
 
-    def show(self, answer: float) -> str:
+    def show(self, answer: Any) -> str:
         return f"{answer:.2f}"

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from stillhouse.core.results import Gain
 from stillhouse.core.seeding import generator
@@ -21,11 +20,11 @@ from stillhouse.core.ticket_results import (
     TicketsRecord,
     TicketTiming,
 )
-from stillhouse.evaluation.evaluate import groups_of, interval
+from stillhouse.evaluation.evaluate import interval
 from stillhouse.flows.measured import gain_of, summary
 from stillhouse.models.student import parameters
 from stillhouse.numerics import masks as numerics
-from stillhouse.tasks.base import Task
+from stillhouse.tasks.base import Data, Task
 from stillhouse.tickets.find import Found
 from stillhouse.tickets.search import Rung, masks_path
 from stillhouse.training.sparse import load_masks
@@ -36,14 +35,16 @@ KINDS = ("dense", "ticket", "random", "reinitialised")
 def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
     """The record of a finished search whose last ticket is stored."""
     gold, config = found.gold, found.config
-    task, gold_N = gold.task, found.reported.gold_N
+    task = gold.task
     kinds: dict[tuple[str, int], list[Rung]] = {}
     for rung in found.rungs:
         kinds.setdefault((rung.kind, rung.round), []).append(rung)
     dense = kinds["dense", 0]
     ordered = sorted(kinds, key=lambda key: (key[1], KINDS.index(key[0])))
-    sampling = {"resamples": config.proof.resamples, "groups": groups_of(found.reported)}
-    levels = [level(task, kinds[key], dense, gold_N, **sampling) for key in ordered]
+    levels = [
+        level(task, kinds[key], dense, found.reported, resamples=config.proof.resamples)
+        for key in ordered
+    ]
     model = gold.make(config.proof.seeds[0])
     held = [load_masks(masks_path(out, config.proof.seeds[0], r))[0] for r in rounds(found)]
     named = list(held[0])
@@ -82,21 +83,20 @@ def level(
     task: Task,
     rungs: Sequence[Rung],
     dense: Sequence[Rung],
-    gold_N: Tensor,
+    data: Data,
     *,
     resamples: int,
-    groups: np.ndarray | None,
 ) -> Level:
     """One kind at one round, over the seeds; its gain over the dense model."""
     first = rungs[0]
-    predictions = [task.predictions(r.trained.scores_NK, gold_N) for r in rungs]
+    predictions = [task.predictions(r.trained.scores_NK, data) for r in rungs]
     scored = [task.score(each) for each in predictions]
     metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
     fits = [r.trained.fit for r in rungs]
     gain: Gain | None = None
     if first.kind != "dense":
         mine, theirs = [r.trained for r in rungs], [r.trained for r in dense]
-        gain = gain_of(task, mine, theirs, gold_N, resamples=resamples, groups=groups)[0]
+        gain = gain_of(task, mine, theirs, data, resamples=resamples)[0]
     return Level(
         kind=first.kind,
         round=first.round,
@@ -109,7 +109,7 @@ def level(
             predictions[0].gold_N,
             resamples=resamples,
             rng=generator(0, "interval", first.kind, first.round),
-            groups=groups,
+            groups=data.groups_N,
         ),
         seeds=[s[task.metric] for s in scored],
         metrics=metrics,
@@ -175,7 +175,7 @@ def _against(gain: Gain) -> str:
 def doubts(found: Found, densities: Mapping[str, Sequence[float]]) -> list[str]:
     """What a reader should know before believing the levels: matrices that were all but pruned
     away, models that answer every row the same."""
-    task, gold_N, prune = found.gold.task, found.reported.gold_N, found.config.prune
+    task, prune = found.gold.task, found.config.prune
     said: list[str] = []
     last = [each for each in found.rungs if each.kind == "ticket" and each.round == prune.rounds]
     share = np.mean([rung.remaining for rung in last])
@@ -193,11 +193,11 @@ def doubts(found: Found, densities: Mapping[str, Sequence[float]]) -> list[str]:
             )
     for kind, number in dict.fromkeys((each.kind, each.round) for each in found.rungs):
         answers = [
-            task.predictions(each.trained.scores_NK, gold_N).answers_N
+            task.predictions(each.trained.scores_NK, found.reported).answers_N
             for each in found.rungs
             if (each.kind, each.round) == (kind, number)
         ]
-        if all(np.ptp(each) == 0 for each in answers):
+        if all(len(set(each.tolist())) == 1 for each in answers):
             what = "dense model" if kind == "dense" else f"{kind} of round {number}"
             said.append(f"the {what} answers every reported row the same, whatever the seed")
     return said

@@ -27,7 +27,7 @@ from stillhouse.core.rundir import claim, manifest, write_json
 from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse, read_yaml
 from stillhouse.core.ticket_results import Cell, TicketTiming, TransferRecord
-from stillhouse.evaluation.evaluate import groups_of, interval
+from stillhouse.evaluation.evaluate import interval
 from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.numerics import masks as numerics
 from stillhouse.numerics import stats
@@ -202,8 +202,8 @@ def _unlike(cells: Sequence[Cell]) -> list[str]:
 
 
 def _score(target: Ticketed, answers: Answers) -> list[float]:
-    task, gold_N = target.gold.task, target.search.reported.gold_N
-    return [task.score(task.predictions(s, gold_N))[task.metric] for s in answers.values()]
+    task, data = target.gold.task, target.search.reported
+    return [task.score(task.predictions(s, data))[task.metric] for s in answers.values()]
 
 
 def _cell(
@@ -214,11 +214,8 @@ def _cell(
     seeds: Sequence[int],
     resamples: int,
 ) -> Cell:
-    task, gold_N = target.gold.task, target.search.reported.gold_N
-    groups = groups_of(target.search.reported)
-    mine, theirs = (
-        [task.predictions(each[seed], gold_N) for seed in seeds] for each in (found, own)
-    )
+    task, data = target.gold.task, target.search.reported
+    mine, theirs = ([task.predictions(each[seed], data) for seed in seeds] for each in (found, own))
     gain: Gain | None = None
     if source is not target:
         paired = stats.paired_gain(
@@ -228,7 +225,7 @@ def _cell(
             mine[0].gold_N,
             resamples=resamples,
             rng=generator(0, "transfer", source.name, target.name),
-            groups=groups,
+            groups=data.groups_N,
         )
         gain = Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
     scores = [task.score(p)[task.metric] for p in mine]
@@ -243,7 +240,7 @@ def _cell(
             mine[0].gold_N,
             resamples=resamples,
             rng=generator(0, "cell", source.name, target.name),
-            groups=groups,
+            groups=data.groups_N,
         ),
         seeds=scores,
         gain=gain,

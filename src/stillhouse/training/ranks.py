@@ -28,7 +28,7 @@ class Ranks:
 
     def totals(self, batches: Sequence[Batch], examples: int) -> dict[Unit, int]:
         """How many examples and scored rows the step has, over all processes."""
-        scored = sum(len(b.rows) if b.scored_N is None else len(b.scored_N) for b in batches)
+        scored = sum(batch.scored for batch in batches)
         if self.world > 1:
             scored = int(self._sum(torch.tensor(scored, device=self._accelerator.device)))
         return {"examples": examples, "scored": scored}
