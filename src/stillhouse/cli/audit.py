@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stillhouse.cli import console, options
 from stillhouse.core.audit_results import AuditRecord
+from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import parse
 from stillhouse.extract.config import AuditConfig
+
+ASK_ABOVE = 10.0  # money
 
 
 def audit(
@@ -35,6 +39,10 @@ def audit(
     corpus: Annotated[
         str | None, typer.Option("--corpus", help="text that queries are made of: a file, folder")
     ] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option("--choose", help="choose queries too: uncertainty,k-centre,both"),
+    ] = None,
     pool: Annotated[
         str | None, typer.Option("--pool", help="a file of queries of your own")
     ] = None,
@@ -43,7 +51,7 @@ def audit(
     ] = None,
     ask_above: Annotated[
         float, typer.Option("--ask-above", help="ask before an API may charge more than this")
-    ] = 10.0,
+    ] = ASK_ABOVE,
     yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
     seeds: options.Seeds = None,
     task: options.Task = None,
@@ -72,9 +80,10 @@ def audit(
             "data.label": label_column,
             "thieves": [{"model": thief}] if thief else None,
             "queries.kinds": queries.split(",") if queries else None,
-            "queries.budgets": [float(each) for each in budget.split(",")] if budget else None,
+            "queries.budgets": _numbers(budget) if budget else None,
             "queries.corpus": corpus,
             "queries.pool": pool,
+            "queries.choose": choose.split(",") if choose else None,
             "views": views.split(",") if views else None,
             "limit": limit,
             "proof.seeds": list(range(seeds)) if seeds else None,
@@ -85,14 +94,29 @@ def audit(
         set_,
     )
     options.required(values, "victim", "data.path")
-    checked = parse(AuditConfig, values)
+    finish_audit(parse(AuditConfig, values), out, json=json, ask_above=None if yes else ask_above)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(each) for each in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--budget takes numbers, as in 0.1,0.5,1; got {text!r}") from None
+
+
+def finish_audit(
+    config: AuditConfig, out: Path, *, json: bool, ask_above: float | None = ASK_ABOVE
+) -> None:
+    """Says what an audit will ask, asks the user where that may cost much, runs it, and prints it.
+    `ask_above`: money; None: the user isn't asked."""
     from stillhouse.extract.runs import expected, run_audit
 
-    bill = expected(checked)
-    typer.echo(bill.sentence, err=True)
-    if bill.earnest and bill.money > ask_above and not yes:
-        typer.confirm("Go on?", abort=True)
-    run = run_audit(checked, out)
+    if not (out / "record.json").is_file():
+        bill = expected(config)
+        typer.echo(bill.sentence, err=True)
+        if bill.earnest and ask_above is not None and bill.money > ask_above:
+            typer.confirm("Go on?", abort=True, err=True)
+    run = run_audit(config, out)
     if json:
         console.print_json(run.record.model_dump(mode="json", by_alias=True))
         return
@@ -103,7 +127,7 @@ def audit(
 def _copies(record: AuditRecord) -> None:
     rows = [
         [
-            each.kind,
+            each.kind if each.selection == "random" else f"{each.kind}, {each.selection}",
             each.view,
             f"{each.queries:,}",
             f"{record.currency}{each.money:,.2f}",

@@ -13,11 +13,13 @@ import typer
 import yaml
 
 from stillhouse.cli import console, options
+from stillhouse.cli.audit import finish_audit
 from stillhouse.cli.runs import finish
 from stillhouse.cli.tickets import finish_removal, finish_search
 from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.errors import RunError, UsageError, unknown
 from stillhouse.core.settings import override, parse
+from stillhouse.extract.config import AuditConfig
 from stillhouse.tickets.config import TicketsConfig
 
 app = typer.Typer(help="Complete named configs.", no_args_is_help=True, rich_markup_mode=None)
@@ -92,6 +94,8 @@ def _run(values: dict[str, Any], out: Path, *, json: bool) -> None:
     flow = values.get("flow")
     if flow == "tickets":
         finish_search(parse(TicketsConfig, values), out, json=json)
+    elif flow == "audit":
+        finish_audit(parse(AuditConfig, values), out, json=json)
     elif flow == "remove":
         finish_removal(values, out, recover=True, json=json)
     else:
