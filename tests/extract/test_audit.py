@@ -25,6 +25,7 @@ from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.endpoint import OverBudget
 from stillhouse.extract.record import audit_record
 from stillhouse.extract.runs import AuditRun, expected, run_audit
+from stillhouse.extract.sweep import lines
 from stillhouse.models.load import load_classifier, load_tokenizer
 
 
@@ -129,7 +130,7 @@ def test_seeds_may_share_one_draw(folder: Path, tmp_path: Path) -> None:
     queries = config(folder).queries.model_dump() | {"kinds": ["random"], "fresh": False}
     few = config(folder, queries=queries, views=["label"])
     found = audit(few, tmp_path / "run", progress=Silent())
-    assert [len(set(each)) for each in found.swept.units.values()] == [1, 1]
+    assert [len({*each}) for each in found.swept.spent.values()] == [1, 1]
     bill = expected(few)
     assert (bill.queries, bill.earnest) == (80, False)
     assert expected(config(folder)).queries == 2 * 2 * 80
@@ -267,3 +268,15 @@ def test_a_killed_audit_pays_nothing_twice(folder: Path, tmp_path: Path) -> None
         fresh = config(folder, victim=str(tmp_path / "api.yaml"), views=["label"],
                        cache=str(tmp_path / "other"))  # fmt: skip
         assert record.copies == audit_record(audit(fresh, tmp_path / "whole")).copies
+
+
+def test_everything_may_be_crossed(folder: Path) -> None:
+    asking = config(folder, cross=True, thieves=[{"model": "a"}, {"source": "b", "layers": 1}])
+    found = lines(asking, asking.shown("classification"))
+    assert len(found) == len(set(found)) == 2 * 2 * 2
+    star = lines(asking.model_copy(update={"cross": False}), asking.shown("classification"))
+    assert [(each.kind, each.view, each.thief) for each in star] == [
+        ("wiki", "probabilities", 0), ("random", "probabilities", 0), ("wiki", "label", 0),
+        ("wiki", "probabilities", 1),
+    ]  # fmt: skip
+    assert set(star) < set(found)

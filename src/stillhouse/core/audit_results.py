@@ -20,6 +20,7 @@ class Copy(Result):
     thief: str
     budget: float
     queries: int
+    characters: int
     units: int
     money: float
     score: float

@@ -81,7 +81,8 @@ class AuditProofConfig(Config):
 
 class AuditConfig(Config):
     """How good a copy of `victim` a stranger gets. The first view and the first thief are met with
-    every kind and budget of queries; further views and thieves with the first kind only.
+    every kind and budget of queries; further views and thieves with the first kind only, but with
+    `cross` each with each.
 
     victim: a model's folder, or the YAML description of an API. views: what of its answers is
     shown (left out: probabilities, then the label only; a regression's value; a span's text).
@@ -96,6 +97,7 @@ class AuditConfig(Config):
     queries: QueriesConfig = QueriesConfig()
     views: tuple[str, ...] = ()
     thieves: Annotated[tuple[ThiefConfig, ...], Field(min_length=1)]
+    cross: bool = False
     tariff: Tariff = Tariff()
     limit: Positive | None = None
     enough: Share = 0.95

@@ -82,7 +82,8 @@ def copy_of(found: Audited, cell: Cell, victim: float) -> Copy:
     scores = [task.metric_of(each, gold_N, task.metric) for each in answers]
     agreed = [task.agreement(each, found.victim.answers_N) for each in answers]
     mean = float(np.mean(scores))
-    units = round(float(np.mean(found.swept.units[cell])))
+    spent = found.swept.spent[cell]
+    units = round(float(np.mean([each.units for each in spent])))
     return Copy(
         kind=cell.line.kind,
         selection=cell.line.selection,
@@ -90,6 +91,7 @@ def copy_of(found: Audited, cell: Cell, victim: float) -> Copy:
         thief=found.sweep.thieves[cell.line.thief].name,
         budget=cell.budget,
         queries=cell.queries,
+        characters=round(float(np.mean([each.characters for each in spent]))),
         units=units,
         money=config.tariff.price(units),
         score=mean,

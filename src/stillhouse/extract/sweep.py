@@ -5,6 +5,7 @@ Axes: N rows or queries, K choices.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from stillhouse.core.types import Example
 from stillhouse.data.sources import Part, Pool
 from stillhouse.extract.answers import Answers, View
 from stillhouse.extract.config import AuditConfig, Selection
-from stillhouse.extract.ledger import cost_of
+from stillhouse.extract.ledger import Spent, cost_of
 from stillhouse.extract.queries import Kind
 from stillhouse.extract.select import chosen
 from stillhouse.extract.setup import Audit
@@ -57,8 +58,13 @@ class Cell:
 
 
 def lines(config: AuditConfig, views: Sequence[str]) -> list[Line]:
-    """The first view and thief with every kind; others, and chosen queries, with the first."""
+    """The first view and thief with every kind; others, and chosen queries, with the first, or
+    (`cross`) each with each."""
     kinds = config.queries.kinds
+    if config.cross:
+        picked: tuple[Selection, ...] = ("random", *config.queries.choose)
+        each = itertools.product(picked, range(len(config.thieves)), views, kinds)
+        return [Line(kind, view, thief, how) for how, thief, view, kind in each]
     return [
         *(Line(kind, views[0], 0, "random") for kind in kinds),
         *(Line(kinds[0], view, 0, "random") for view in views[1:]),
@@ -78,11 +84,11 @@ def cells(config: AuditConfig, views: Sequence[str], of: int) -> list[Cell]:
 
 @dataclass
 class Swept:
-    """`units`: what each seed's queries of a cell come to. `asked`: a few queries of each kind and
+    """`spent`: what each seed's queries of a cell come to. `asked`: a few queries of each kind and
     their answers."""
 
     trained: dict[Cell, list[Trained]] = field(default_factory=dict)
-    units: dict[Cell, list[int]] = field(default_factory=dict)
+    spent: dict[Cell, list[Spent]] = field(default_factory=dict)
     asked: dict[str, tuple[list[Example], Answers]] = field(default_factory=dict)
 
 
@@ -151,8 +157,7 @@ class Sweep:
                 picked = self._picked(cell, seed, candidates, picked, before)
                 pool = at(candidates, picked)
                 answers = self.answers(pool, f"{cell.title}, seed {seed}")
-            units = cost_of(list(pool), config.tariff).units
-            found.units.setdefault(cell, []).append(units)
+            found.spent.setdefault(cell, []).append(cost_of(list(pool), config.tariff))
             shown = answers.seen(View.read(line.view))
             reported = self.reported(line.thief)
             before = thief.learn(cell.title, seed, pool, shown, reported, self.out)

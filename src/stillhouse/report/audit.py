@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -13,6 +14,10 @@ from stillhouse.report import canvas, view
 from stillhouse.report import format as fmt
 from stillhouse.report.canvas import PAINT, TERMS
 from stillhouse.report.parts import Figure, drawn
+
+Key = Literal["score", "agreement"]
+Axis = Literal["queries", "money"]
+AXES: dict[Axis, str] = {"queries": "Queries", "money": "What they cost"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,21 @@ class AuditPage:
 def build(record: AuditRecord) -> AuditPage:
     metric = view.metric_name(record.metric)
     bars = "Bars are 95 % intervals over rows and seeds; the line is the victim."
+    figures = [
+        drawn(f"{metric} of the copies", _curve(record, metric, key="score"), bars),
+        drawn(
+            "How often a copy answers as the victim does",
+            _curve(record, "Agreement, %", key="agreement"),
+            "On the reported rows; bars are 95 % intervals over rows and seeds.",
+        ),
+    ]
+    if any(copy.money for copy in record.copies):
+        paid = _curve(record, metric, key="score", by="money")
+        figures.append(drawn(f"{metric} by what the answers cost", paid, bars))
     return AuditPage(
         record,
         metric,
-        [
-            drawn(f"{metric} of the copies", _curve(record, metric, key="score"), bars),
-            drawn(
-                "How often a copy answers as the victim does",
-                _curve(record, "Agreement, %", key="agreement"),
-                "On the reported rows; bars are 95 % intervals over rows and seeds.",
-            ),
-        ],
+        figures,
         [_row(each, record) for each in record.copies],
         [_change(each, record) for each in record.changes],
     )
@@ -108,44 +117,51 @@ def lines(record: AuditRecord) -> dict[str, list[Copy]]:
     return found
 
 
-def _curve(record: AuditRecord, title: str, *, key: str) -> str:
-    """A value by queries, on a log axis; a line for each kind, view and thief."""
-    of_score = key == "score"
-    value: Callable[[Copy], float] = lambda c: c.score if of_score else 100 * c.agreement  # noqa: E731
-
-    def ends(copy: Copy) -> tuple[float, float]:
-        if of_score:
-            return copy.interval
-        low, high = copy.agreement_interval
-        return 100 * low, 100 * high
-
+def _curve(record: AuditRecord, title: str, *, key: Key, by: Axis = "queries") -> str:
+    """A value by queries (on a log axis) or money; a line for each kind, view and thief."""
     named = lines(record)
 
     def draw(figure: Canvas) -> None:
-        ax = canvas.axes(figure, title=title, xlabel="Queries")
-        if of_score:
+        ax = canvas.axes(figure, title=title, xlabel=AXES[by])
+        if key == "score":
             ax.axhspan(*record.victim.interval, color=PAINT["teacher"], alpha=0.12, linewidth=0)
             ax.axhline(record.victim.score, color=PAINT["teacher"], linewidth=1.2, label="Victim")
         for place, (name, copies) in enumerate(named.items()):
             again, paint = divmod(place, len(TERMS))
-            xs = [copy.queries * (1 + 0.015 * place) for copy in copies]
-            ys = [value(copy) for copy in copies]
-            low = [max(y - ends(copy)[0], 0) for y, copy in zip(ys, copies, strict=True)]
-            high = [max(ends(copy)[1] - y, 0) for y, copy in zip(ys, copies, strict=True)]
+            apart = 1 + 0.015 * place if by == "queries" else 1.0
+            xs = [getattr(copy, by) * apart for copy in copies]
+            ys, low, high = zip(*(_point(copy, key) for copy in copies), strict=True)
             bars = ax.errorbar(
                 xs, ys, [low, high], color=PAINT[TERMS[paint]], marker="o", markersize=3.5,
                 linewidth=1.6, elinewidth=0.8, label=fmt.shorten(name, 34),
             )  # fmt: skip
             bars.lines[0].set_linestyle((0, (5, 2)) if again else "-")
-        ax.set_xscale("log")
-        ax.set_xticks(sorted({copy.queries for copy in record.copies}))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: fmt.scaled(x, "")))
+        if by == "queries":
+            ax.set_xscale("log")
+            ax.set_xticks(sorted({copy.queries for copy in record.copies}))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: fmt.scaled(x, "")))
+        else:
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{record.currency}{x:,.6g}"))
         canvas.legend(figure, ax)
 
     said = "; ".join(
-        f"{name}, {copy.queries:,} queries: {fmt.score(value(copy))}"
+        f"{name}, {_asked(copy, record, by)}: {fmt.score(_point(copy, key)[0])}"
         for name, copies in named.items()
         for copy in copies
     )
-    return canvas.to_svg(draw, key=key, label=f"{title} by queries: {said}.")
+    return canvas.to_svg(draw, key=f"{key}-{by}", label=f"{title} by {by}: {said}.")
+
+
+def _asked(copy: Copy, record: AuditRecord, by: Axis) -> str:
+    return f"{copy.queries:,} queries" if by == "queries" else money(copy.money, record.currency)
+
+
+def _point(copy: Copy, key: Key) -> tuple[float, float, float]:
+    """A value and how far its interval reaches below and above it."""
+    if key == "score":
+        value, (low, high) = copy.score, copy.interval
+    else:
+        value, (low, high) = 100 * copy.agreement, copy.agreement_interval
+        low, high = 100 * low, 100 * high
+    return value, max(value - low, 0.0), max(high - value, 0.0)
