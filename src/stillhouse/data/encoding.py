@@ -94,13 +94,28 @@ def encode(
 ) -> Encoded:
     """The pool's token ids, from disk if they were made before. Longest-first truncation."""
     name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{max_length}"
-    folder = store / name
+    folder = stored(_write, store / name, pool, tokenizer, max_length, progress)
+    return Encoded(folder, tokenizer, max_length=max_length)
+
+
+Write = Callable[[Pool, PreTrainedTokenizerBase, Path, int, Callable[[int], None]], None]
+
+
+def stored(
+    write: Write,
+    folder: Path,
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    progress: Callable[[int], None],
+) -> Path:
+    """The folder of a pool's tokens, written now if it isn't there."""
     if (folder / "ids.bin").exists():
         progress(len(pool))
     else:
         with atomic_folder(folder, "tokens") as temporary:
-            _write(pool, tokenizer, temporary, max_length, progress)
-    return Encoded(folder, tokenizer, max_length=max_length)
+            write(pool, tokenizer, temporary, max_length, progress)
+    return folder
 
 
 def _write(

@@ -17,8 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.errors import DataError
-from stillhouse.core.rundir import atomic_folder
-from stillhouse.data.encoding import Encoded, tokenizer_fingerprint
+from stillhouse.data.encoding import Encoded, stored, tokenizer_fingerprint
 from stillhouse.data.sources import Pool
 
 CHUNK = 1024
@@ -58,12 +57,7 @@ def windows(
             "data.max_length to 384"
         )
     name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{max_length}-windows"
-    folder = store / name
-    if (folder / "ids.bin").exists():
-        progress(len(pool))
-    else:
-        with atomic_folder(folder, "tokens") as temporary:
-            _write(pool, tokenizer, temporary, max_length, progress)
+    folder = stored(_write, store / name, pool, tokenizer, max_length, progress)
     return Windows(folder, tokenizer, max_length=max_length)
 
 

@@ -1,0 +1,145 @@
+"""What copies of models cost: five tasks asked by strangers, with what is shown, by whom, and how.
+
+command    python benchmarks/extraction.py --teacher sst2-teacher --data $STILLHOUSE_DATA \
+               --out audits
+           the full tables: --budgets 0.1 0.2 0.5 1 2 5 10 --squad-budgets 0.1 0.2 0.5 1 2
+hardware   two CPU cores; see docs/results.md for the time it took
+result     see docs/results.md, "Stolen"
+
+After Krishna et al. 2020. Victims are MiniLM fine-tuned here; strangers begin with the same public
+encoder, three epochs on the answers. Budgets are in sizes of each task's training set. Dev is the
+owner's measure of both; no thief sees it, or any training row. A killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import stillhouse as sh
+from stillhouse.core.console import Terminal
+from stillhouse.demo import minilm
+
+TRAINING = {"lr": 1e-4, "epochs": 3.0}
+QA = {"lr": 2e-4, "epochs": 3.0}
+
+
+def victim(name: str, args: argparse.Namespace) -> str:
+    """A task's fine-tuned model, made once."""
+    if name == "sst2":
+        return str(args.teacher)
+    out = args.out / "victims" / name
+    lr = {"squad": 2e-4, "boolq": 5e-5}.get(name, 1e-4)
+    sh.finetune(
+        str(minilm()), str(args.data / name), out=out, training={"lr": lr, "epochs": args.epochs},
+        cache=str(args.out / "cache"), progress=Terminal(),
+    )  # fmt: skip
+    return str(out)
+
+
+def audits(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every audit's settings, by its name; the first word is the task."""
+    corpus = str(args.data / "wikitext2")
+    thief = {"model": str(minilm()), "training": TRAINING}
+    whole = {"kinds": ["wiki", "random"], "budgets": args.budgets, "corpus": corpus}
+    wiki = whole | {"kinds": ["wiki"]}
+    few = wiki | {"budgets": args.few}
+    return {
+        "sst2": {"queries": whole | {"of": 67_349}, "thieves": [thief]},
+        "sick": {"queries": whole, "thieves": [thief]},
+        "mnli": {"queries": whole, "thieves": [thief]},
+        "squad": {
+            "queries": whole | {"budgets": args.squad_budgets},
+            "thieves": [thief | {"training": QA | {"batch_size": 16}}],
+        },
+        "boolq": {
+            "queries": wiki | {"form": "yes-no", "passage": "text", "budgets": args.squad_budgets},
+            "data": {"max_length": 256},
+            "thieves": [thief | {"training": TRAINING | {"batch_size": 16}}],
+        },
+        "sst2-thieves": {
+            "queries": few | {"of": 67_349},
+            "views": ["probabilities"],
+            "thieves": [
+                thief | {"name": "the same encoder"},
+                {"source": str(minilm()), "layers": 3, "training": TRAINING, "name": "half of it"},
+                {
+                    "source": str(minilm()),
+                    "fresh": True,
+                    "training": TRAINING | {"lr": 5e-4},
+                    "name": "not pre-trained",
+                },
+            ],
+        },
+        "sst2-chosen": {
+            "queries": few | {"of": 67_349, "choose": ["uncertainty", "k-centre", "both"]},
+            "views": ["probabilities"],
+            "thieves": [thief],
+        },
+        "sst2-views": {
+            "queries": few | {"of": 67_349},
+            "views": ["probabilities", "probabilities:2", "probabilities:1", "label"],
+            "thieves": [thief],
+        },
+    }
+
+
+def run(name: str, settings: dict[str, Any], args: argparse.Namespace) -> None:
+    task = name.partition("-")[0]
+    data = {"path": str(args.data / task), **settings.get("data", {})}
+    rest = {key: value for key, value in settings.items() if key != "data"}
+    sh.audit(
+        victim(task, args), data, out=args.out / name, seeds=args.seeds,
+        cache=str(args.out / "cache"), progress=Terminal(), **rest,
+    )  # fmt: skip
+
+
+def table(name: str, args: argparse.Namespace) -> str:
+    """One audit as Markdown: a row a line of its sweep, a column a budget."""
+    path = args.out / name / "record.json"
+    if not path.exists():
+        return ""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    budgets = list(dict.fromkeys(copy["budget"] for copy in record["copies"]))
+    low, high = record["victim"]["interval"]
+    lines = [
+        f"{name}: victim {record['victim']['score']:.3f} ({low:.3f} to {high:.3f}), "
+        f"{record['metric']}; {record['timing']['total_s'] / 60:.0f} minutes",
+        "",
+        "| queries | shown | thief | " + " | ".join(f"{b:g}" for b in budgets) + " |",
+        "|---" * (3 + len(budgets)) + "|",
+    ]
+    found: dict[tuple[str, ...], list[str]] = {}
+    for copy in record["copies"]:
+        how = "" if copy["selection"] == "random" else f", {copy['selection']}"
+        low, high = copy["interval"]
+        cell = f"{copy['score']:.3f} ({low:.3f} to {high:.3f}); {copy['agreement']:.3f}"
+        found.setdefault((copy["kind"] + how, copy["view"], copy["thief"]), []).append(cell)
+    lines += ["| " + " | ".join([*line, *cells]) + " |" for line, cells in found.items()]
+    return "\n".join([*lines, "", record["sentence"], ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", required=True, help="a model fine-tuned on SST-2")
+    parser.add_argument("--data", type=Path, required=True, help="the folder with sst2, sick, ...")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=float, default=3.0, help="of the victims")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.5, 1.0])
+    parser.add_argument("--squad-budgets", type=float, nargs="+", default=[0.2, 0.5, 1.0])
+    parser.add_argument("--few", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="these audits")
+    parser.add_argument("--table", action="store_true", help="print what is there")
+    args = parser.parse_args()
+    for name, settings in audits(args).items():
+        if not args.table and name in (args.only or [name]):
+            run(name, settings, args)
+        if shown := table(name, args):
+            print(shown)
+
+
+if __name__ == "__main__":
+    main()
