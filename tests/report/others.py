@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stillhouse.core.audit_results import (
+    Asked,
+    AuditRecord,
+    AuditTiming,
+    Change,
+    Copy,
+    Leak,
+    VictimResult,
+)
 from stillhouse.core.results import DataSummary, Gain, Result
 from stillhouse.core.ticket_results import (
     Cell,
@@ -57,6 +66,31 @@ def transfer() -> TransferRecord:
         ],
         overlaps=[[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]], sentence="Transfer.",
         timing=TicketTiming(total_s=10.0, steps=100), warnings=[LONG],
+    )  # fmt: skip
+
+
+def audit() -> AuditRecord:
+    copies = [
+        Copy(kind=kind, selection=how, view=view, thief=thief, budget=queries / 1000,
+             queries=queries, characters=50 * queries, units=queries, money=queries / 500,
+             score=0.8, interval=(0.75, 0.85), seeds=[0.8], agreement=0.9,
+             agreement_interval=(0.85, 0.95), retention=0.9)
+        for kind, how, view, thief in (
+            ("wiki", "random", "probabilities", LONG), ("random", "random", "probabilities", LONG),
+            ("wiki", "k-centre", "probabilities", LONG), ("wiki", "random", "label", "small"),
+        )
+        for queries in (100, 1000, 10_000)
+    ]  # fmt: skip
+    return AuditRecord(
+        task="classification", metric="accuracy", currency="$", enough=0.95, data=DATA,
+        victim=VictimResult(name=LONG, score=0.9, interval=(0.88, 0.92), charged=30_000),
+        copies=copies,
+        changes=[Change(view="probabilities", gain=None, price=3.0),
+                 Change(view="label", gain=GAIN, price=None)],
+        leaks=[Leak(name="digits", leaks=True, finding=LONG * 3)],
+        asked=[Asked(kind="wiki", text=LONG * 8, pair=LONG, answer=LONG)],
+        sentence=f"For $3 a stranger gets all. {LONG}",
+        timing=AuditTiming(total_s=10.0, victim_s=1.0, thieves_s=9.0), warnings=[LONG * 3],
     )  # fmt: skip
 
 

@@ -70,13 +70,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "inside": render([inside], root / "inside.html"),
         **{
             name: render([others.write(root, name, record)], root / f"{name}.html")
-            for name, record in (("tickets", others.tickets()), ("transfer", others.transfer()))
+            for name, record in (
+                ("tickets", others.tickets()),
+                ("transfer", others.transfer()),
+                ("audit", others.audit()),
+            )
         },
     }
 
 
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
-@pytest.mark.parametrize("which", ["one", "several", "inside", "tickets", "transfer"])
+@pytest.mark.parametrize("which", ["one", "several", "inside", "tickets", "transfer", "audit"])
 def test_page_in_a_browser(
     browser: Browser, pages: dict[str, Path], scheme: Scheme, width: int, which: str
 ) -> None:
