@@ -279,6 +279,7 @@ def check(
 __all__ = [
     "Run",
     "Tap",
+    "audit",
     "augment",
     "bench",
     "check",

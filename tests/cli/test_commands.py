@@ -23,6 +23,7 @@ from stillhouse.cli.main import app
 from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.results import Record
 from stillhouse.core.settings import parse
+from stillhouse.extract.config import AuditConfig
 from stillhouse.tickets.config import RemoveConfig, TicketsConfig
 
 Call = Callable[..., tuple[int, str, str]]
@@ -282,7 +283,12 @@ def test_recipes_are_complete_configs(path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("STILLHOUSE_DATA", "/data")
     monkeypatch.setattr("stillhouse.demo.minilm", lambda: Path("minilm"))
     values = recipes.read(path)
-    kinds = {"finetune": FinetuneConfig, "tickets": TicketsConfig, "remove": RemoveConfig}
+    kinds = {
+        "finetune": FinetuneConfig,
+        "tickets": TicketsConfig,
+        "remove": RemoveConfig,
+        "audit": AuditConfig,
+    }
     values.pop("recover", None)
     parse(kinds.get(values["flow"], DistillConfig), values)
     header = path.read_text(encoding="utf-8").split("flow:")[0]

@@ -14,13 +14,15 @@ from transformers import AutoModelForQuestionAnswering
 
 import stillhouse as sh
 import tiny
-from stillhouse.core.config import DataConfig
+from stillhouse.core.config import DataConfig, TrainingConfig
 from stillhouse.core.errors import DataError, ModelError, UsageError
 from stillhouse.core.progress import Silent
+from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import NO_LABEL
 from stillhouse.data.rows import Columns, ingest
 from stillhouse.data.sources import Part, Pool, load
 from stillhouse.evaluation.evaluate import predict, score_rows
+from stillhouse.flows.common import set_dropout
 from stillhouse.models.forward import IMPOSSIBLE, has_fast_path, run, training_mode
 from stillhouse.models.load import load_span_model
 from stillhouse.tasks.base import Data
@@ -36,6 +38,8 @@ from stillhouse.tasks.span import (
     span_data,
     words,
 )
+from stillhouse.training import objective as objectives
+from stillhouse.training.steps import TextForward, plain_step
 
 FAST = ["bert", "roberta", "xlm-roberta", "distilbert"]
 
@@ -297,12 +301,13 @@ def test_spans_are_distilled_from_a_live_teacher(teacher: Path, tmp_path: Path) 
         out=tmp_path / "run",
         seeds=1,
         training={"steps": 60, "batch_size": 32, "lr": 5e-3, "evaluations": 2},
-        proof={"resamples": 100},
+        proof={"resamples": 100, "metric": "exact_match"},
         cache=str(teacher / "cache"),
         progress=Silent(),
     )
     record = run_.record
-    assert record.task == "span"
+    assert (record.task, record.metric) == ("span", "exact_match")
+    assert set(record.student.metrics) == {"f1", "exact_match"}
     assert record.student.agreement is not None
     assert record.student.score > 0.5
     assert {each.format for each in record.exports} == {"onnx", "onnx-int8"}
@@ -311,7 +316,7 @@ def test_spans_are_distilled_from_a_live_teacher(teacher: Path, tmp_path: Path) 
         assert each.teacher != each.student
         assert each.gold in tiny.GOOD
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "F1" in page
+    assert "Exact match" in page
     card = (tmp_path / "run" / "student" / "README.md").read_text(encoding="utf-8")
     assert "AutoModelForQuestionAnswering" in card
 
@@ -338,3 +343,28 @@ def test_what_can_not_be_is_refused(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="asked live"):
         sh.label(teacher / "teacher", place_, out=tmp_path / "c", progress=Silent())
     assert not (tmp_path / "a").exists()
+
+
+def test_a_loss_is_a_mean_over_both_ends(teacher: Path, tmp_path: Path) -> None:
+    found = data(tmp_path, rows(6, longest=60))
+    whole = found.batch(np.arange(len(found)))
+    assert whole.scored == 2 * len(found)
+    model = load_span_model(str(teacher / "teacher"))
+    set_dropout(model, 0.0)
+    gold = objectives.build([TermConfig(kind="gold")], choices=32, signal=None, has_gold=True)
+    parts = [found.batch(np.arange(3)), found.batch(np.arange(3, len(found)))]
+    losses = []
+    for batches in ([whole], parts):
+        stats = plain_step(
+            model, batches, gold, None, TextForward(TrainingConfig(precision="float32")),
+            progress=0.0, rngs=[np.random.default_rng(0)] * len(batches), norms=False,
+            totals={"examples": len(found), "scored": whole.scored},
+        )  # fmt: skip
+        losses.append(float(stats.loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    scores_NK = run(model, whole, precision="float32").scores_NK
+    has_N = whole.gold_N != NO_LABEL
+    by_hand = torch.nn.functional.cross_entropy(
+        scores_NK[has_N], whole.gold_N[has_N], reduction="sum"
+    )
+    assert losses[0] == pytest.approx(float(by_hand) / whole.scored, rel=1e-4)

@@ -16,6 +16,8 @@ from stillhouse.core.terms import (
     TermConfig,
 )
 
+Metric = Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman", "f1", "exact_match"]
+
 
 class DataConfig(Config):
     """Where rows come from. `unlabelled` rows have text only; the teacher answers them. For a
@@ -164,7 +166,7 @@ class LabelConfig(Config):
 class ProofConfig(Config):
     """What is measured and compared at the end. ablation: also train without each term."""
 
-    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"] | None = None
+    metric: Metric | None = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     baseline: bool = True
     ablation: bool = False

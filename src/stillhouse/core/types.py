@@ -35,8 +35,10 @@ class Batch:
 
     @property
     def scored(self) -> int:
-        """How many scored rows there are."""
-        return len(self.rows) if self.gold_N is None else len(self.gold_N)
+        """How many scored rows a step has: examples, tokens, or both ends of spans."""
+        if self.scored_N is not None:
+            return len(self.scored_N)
+        return len(self.rows) * (1 if self.answerable_BT is None else 2)
 
     def to(self, device: torch.device) -> Batch:
         if all(tensor.device == device for tensor in self.inputs.values()):

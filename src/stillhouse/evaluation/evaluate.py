@@ -59,7 +59,7 @@ def interval(
     groups: np.ndarray | None = None,
 ) -> Interval:
     """95 % interval of the task's metric, averaged over seeds: one array of answers a seed.
-    `groups`: see `Data.groups_N`."""
+    `groups`: see `groups_of`."""
     return stats.bootstrap_interval(
         lambda a, g: task.metric_of(a, g, task.metric),
         answers,
@@ -69,6 +69,12 @@ def interval(
         bounds=BOUNDS[task.metric],
         groups=groups,
     )
+
+
+def groups_of(data: Data) -> np.ndarray | None:
+    """Which example each answer belongs to, where an example has several (the masked tokens of a
+    text): they are no independent evidence. None where each has its own."""
+    return getattr(data, "groups_N", None)
 
 
 BOUNDS = {

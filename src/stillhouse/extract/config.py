@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.core.config import DataConfig, LabelConfig, StudentConfig, TrainingConfig
+from stillhouse.core.config import (
+    DataConfig,
+    LabelConfig,
+    Metric,
+    StudentConfig,
+    TrainingConfig,
+)
 from stillhouse.core.terms import Config, Positive, Share
 from stillhouse.extract.answers import View
 from stillhouse.extract.prices import Tariff
@@ -71,10 +77,7 @@ class ThiefConfig(StudentConfig):
 
 
 class AuditProofConfig(Config):
-    metric: (
-        Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman", "f1", "exact_match"]
-        | None
-    ) = None
+    metric: Metric | None = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     resamples: Annotated[int, Field(ge=2)] = 2000
 

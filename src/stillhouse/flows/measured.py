@@ -21,7 +21,7 @@ from stillhouse.core.seeding import generator
 from stillhouse.core.types import Predictions
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.sources import Splits
-from stillhouse.evaluation.evaluate import calibration, confusion, interval
+from stillhouse.evaluation.evaluate import calibration, confusion, groups_of, interval
 from stillhouse.flows.distill import Outcome, Without
 from stillhouse.flows.stages import Trained
 from stillhouse.numerics import stats
@@ -62,7 +62,7 @@ def measured(
     resamples: int,
     groups: np.ndarray | None,
 ) -> ModelResult:
-    """One model's scores; `groups` as `Data.groups_N`."""
+    """One model's scores; `groups` as in `evaluate.groups_of`."""
     rng = generator(0, "interval", name)
     error, bins = calibration(predictions)
     metrics = task.score(predictions)
@@ -120,7 +120,7 @@ def measured_over_seeds(
             shipped.gold_N,
             resamples=resamples,
             rng=generator(0, "interval", name),
-            groups=data.groups_N,
+            groups=groups_of(data),
         ),
         calibration_error=error,
         reliability=bins,
@@ -195,7 +195,7 @@ def gain_of(
         task.predictions(students[0].scores_NK, data).gold_N,
         resamples=resamples,
         rng=generator(0, "gain"),
-        groups=data.groups_N,
+        groups=groups_of(data),
     )
     gain = Gain(value=found.value, interval=found.interval, p_value=found.p_value)
     return gain, stats.verdict(found)
@@ -219,7 +219,7 @@ def ablation_of(
         predictions[0].gold_N,
         resamples=resamples,
         rng=generator(0, "interval", found.stage, found.term),
-        groups=data.groups_N,
+        groups=groups_of(data),
     )
     return Ablation(
         stage=found.stage,

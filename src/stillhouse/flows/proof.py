@@ -19,6 +19,7 @@ from stillhouse.core.results import (
     Verdict,
 )
 from stillhouse.core.terms import TermConfig
+from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
 from stillhouse.flows.finetune import Finetuned
@@ -78,7 +79,7 @@ def distillation_record(
     teacher_answers = task.predictions(outcome.teacher_scores_NK, reported)
     teacher = measured(
         "teacher", task, teacher_answers, costs["teacher"],
-        resamples=resamples, groups=reported.groups_N,
+        resamples=resamples, groups=groups_of(reported),
     )  # fmt: skip
     shared = {
         "task": task,

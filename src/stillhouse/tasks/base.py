@@ -45,12 +45,6 @@ class Data(Protocol):
         """Where the scored rows of the examples at `rows` stand in `gold_N`."""
         ...
 
-    @property
-    def groups_N(self) -> np.ndarray | None:
-        """Which example each answer belongs to, where an example has several: they are no
-        independent evidence. None where each has its own."""
-        ...
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -73,10 +67,6 @@ class Dataset:
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         return rows
-
-    @property
-    def groups_N(self) -> None:
-        return None
 
 
 @runtime_checkable

@@ -109,11 +109,6 @@ class Spans:
         return self._source.owners_W
 
     @property
-    def groups_N(self) -> None:
-        """An example has one answer, however many windows."""
-        return None
-
-    @property
     def keys_N2(self) -> np.ndarray:
         return self._keys_W2
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from stillhouse.core.config import DataConfig, GoldConfig, TrainingConfig
+from stillhouse.core.config import DataConfig, GoldConfig, Metric, TrainingConfig
 from stillhouse.core.terms import Config, Positive
 
 Score = Literal["magnitude", "movement", "gradient", "fisher", "random"]
@@ -66,7 +66,7 @@ class TicketProofConfig(Config):
     """What tickets are compared with. controls: random masks of the same density in each layer,
     and the ticket's mask on fresh weights; the dense model is always one."""
 
-    metric: Literal["accuracy", "macro_f1", "matthews", "pearson", "spearman"] | None = None
+    metric: Metric | None = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     controls: tuple[Control, ...] = ("random", "reinitialised")
     controls_at: Literal["last", "all"] = "last"

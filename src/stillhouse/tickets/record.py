@@ -20,7 +20,7 @@ from stillhouse.core.ticket_results import (
     TicketsRecord,
     TicketTiming,
 )
-from stillhouse.evaluation.evaluate import interval
+from stillhouse.evaluation.evaluate import groups_of, interval
 from stillhouse.flows.measured import gain_of, summary
 from stillhouse.models.student import parameters
 from stillhouse.numerics import masks as numerics
@@ -109,7 +109,7 @@ def level(
             predictions[0].gold_N,
             resamples=resamples,
             rng=generator(0, "interval", first.kind, first.round),
-            groups=data.groups_N,
+            groups=groups_of(data),
         ),
         seeds=[s[task.metric] for s in scored],
         metrics=metrics,

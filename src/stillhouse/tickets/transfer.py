@@ -27,7 +27,7 @@ from stillhouse.core.rundir import claim, manifest, write_json
 from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse, read_yaml
 from stillhouse.core.ticket_results import Cell, TicketTiming, TransferRecord
-from stillhouse.evaluation.evaluate import interval
+from stillhouse.evaluation.evaluate import groups_of, interval
 from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.numerics import masks as numerics
 from stillhouse.numerics import stats
@@ -225,7 +225,7 @@ def _cell(
             mine[0].gold_N,
             resamples=resamples,
             rng=generator(0, "transfer", source.name, target.name),
-            groups=data.groups_N,
+            groups=groups_of(data),
         )
         gain = Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
     scores = [task.score(p)[task.metric] for p in mine]
@@ -240,7 +240,7 @@ def _cell(
             mine[0].gold_N,
             resamples=resamples,
             rng=generator(0, "cell", source.name, target.name),
-            groups=data.groups_N,
+            groups=groups_of(data),
         ),
         seeds=scores,
         gain=gain,

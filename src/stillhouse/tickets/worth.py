@@ -131,10 +131,6 @@ class _Part:
         self.lengths, self.keys_N2 = data.lengths[rows], data.keys_N2[rows]
         self.gold_N = data.gold_N[torch.from_numpy(rows)]
 
-    @property
-    def groups_N(self) -> None:
-        return None
-
     def __len__(self) -> int:
         return len(self._rows)
 
