@@ -2,7 +2,8 @@
 
 command    python benchmarks/extraction.py --teacher sst2-teacher --data $STILLHOUSE_DATA \
                --out audits
-           the full tables: --budgets 0.1 0.2 0.5 1 2 5 10 --squad-budgets 0.1 0.2 0.5 1 2
+           the full tables: --few 0.1 --budgets 0.1 0.2 0.5 1 2 5 10 --large-seeds 3 \
+               --pair-budgets 0.1 0.2 0.5 1 2 --qa-budgets 0.1 0.2 0.5 1 2 --qa-seeds 3
 hardware   two CPU cores; see docs/results.md for the time it took
 result     see docs/results.md, "Stolen"
 
@@ -43,45 +44,41 @@ def audits(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Every audit's settings, by its name; the first word is the task."""
     corpus = str(args.data / "wikitext2")
     thief = {"model": str(minilm()), "training": TRAINING}
-    whole = {"kinds": ["wiki", "random"], "budgets": args.budgets, "corpus": corpus}
-    wiki = whole | {"kinds": ["wiki"]}
-    few = wiki | {"budgets": args.few}
+    half = {"source": str(minilm()), "layers": 3, "training": TRAINING, "name": "half of it"}
+    fresh = {
+        "source": str(minilm()),
+        "fresh": True,
+        "training": TRAINING | {"lr": 5e-4},
+        "name": "not pretrained",
+    }
+    both = {"kinds": ["wiki", "random"], "corpus": corpus}
+    sst2 = both | {"of": 67_349}
+    chosen = ["uncertainty", "k-centre", "both"]
+    qa = both | {"budgets": args.qa_budgets}
+    yes_no = {"kinds": ["wiki"], "form": "yes-no", "passage": "text"}
     return {
-        "sst2": {"queries": whole | {"of": 67_349}, "thieves": [thief]},
-        "sick": {"queries": whole, "thieves": [thief]},
-        "mnli": {"queries": whole, "thieves": [thief]},
-        "squad": {
-            "queries": whole | {"budgets": args.squad_budgets},
-            "thieves": [thief | {"training": QA | {"batch_size": 16}}],
+        "sst2": {
+            "queries": sst2 | {"budgets": args.few, "choose": chosen},
+            "views": ["probabilities", "probabilities:1", "label"],
+            "thieves": [thief | {"name": "the same encoder"}, half, fresh],
         },
+        "sst2-large": {
+            "queries": sst2 | {"budgets": args.budgets},
+            "thieves": [thief],
+            "seeds": args.large_seeds,
+        },
+        "sick": {"queries": both | {"budgets": args.pair_budgets}, "thieves": [thief]},
+        "mnli": {"queries": both | {"budgets": args.pair_budgets}, "thieves": [thief]},
         "boolq": {
-            "queries": wiki | {"form": "yes-no", "passage": "text", "budgets": args.squad_budgets},
+            "queries": qa | yes_no,
             "data": {"max_length": 256},
             "thieves": [thief | {"training": TRAINING | {"batch_size": 16}}],
+            "seeds": args.qa_seeds,
         },
-        "sst2-thieves": {
-            "queries": few | {"of": 67_349},
-            "views": ["probabilities"],
-            "thieves": [
-                thief | {"name": "the same encoder"},
-                {"source": str(minilm()), "layers": 3, "training": TRAINING, "name": "half of it"},
-                {
-                    "source": str(minilm()),
-                    "fresh": True,
-                    "training": TRAINING | {"lr": 5e-4},
-                    "name": "not pre-trained",
-                },
-            ],
-        },
-        "sst2-chosen": {
-            "queries": few | {"of": 67_349, "choose": ["uncertainty", "k-centre", "both"]},
-            "views": ["probabilities"],
-            "thieves": [thief],
-        },
-        "sst2-views": {
-            "queries": few | {"of": 67_349},
-            "views": ["probabilities", "probabilities:2", "probabilities:1", "label"],
-            "thieves": [thief],
+        "squad": {
+            "queries": qa,
+            "thieves": [thief | {"training": QA | {"batch_size": 16}}],
+            "seeds": args.qa_seeds,
         },
     }
 
@@ -89,10 +86,10 @@ def audits(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def run(name: str, settings: dict[str, Any], args: argparse.Namespace) -> None:
     task = name.partition("-")[0]
     data = {"path": str(args.data / task), **settings.get("data", {})}
-    rest = {key: value for key, value in settings.items() if key != "data"}
+    rest = {"seeds": args.seeds} | {key: settings[key] for key in settings if key != "data"}
     sh.audit(
-        victim(task, args), data, out=args.out / name, seeds=args.seeds,
-        cache=str(args.out / "cache"), progress=Terminal(), **rest,
+        victim(task, args), data, out=args.out / name, cache=str(args.out / "cache"),
+        progress=Terminal(), **rest,
     )  # fmt: skip
 
 
@@ -127,10 +124,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with sst2, sick, ...")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=3.0, help="of the victims")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.5, 1.0])
-    parser.add_argument("--squad-budgets", type=float, nargs="+", default=[0.2, 0.5, 1.0])
     parser.add_argument("--few", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.2, 0.5, 1.0])
+    parser.add_argument("--pair-budgets", type=float, nargs="+", default=[0.2, 1.0, 2.0])
+    parser.add_argument("--qa-budgets", type=float, nargs="+", default=[0.2, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--large-seeds", type=int, default=1)
+    parser.add_argument("--qa-seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="these audits")
     parser.add_argument("--table", action="store_true", help="print what is there")
     args = parser.parse_args()

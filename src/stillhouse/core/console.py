@@ -55,7 +55,7 @@ class Terminal:
             TimeRemainingColumn(),
         )
         with Bar(*columns, console=self.console, transient=False) as bar:
-            task = bar.add_task(title, total=total, unit=unit)
+            task = bar.add_task(title, total=total or None, unit=unit)
             yield lambda count: bar.update(task, advance=count)
 
     def _plain(self, title: str, total: int, unit: str) -> Iterator[Advance]:
@@ -68,4 +68,5 @@ class Terminal:
         yield advance
         seconds = time.perf_counter() - started
         speed = f", {rate(done / seconds, unit)}" if done and seconds > 0 else ""
-        self.note(f"{title}: {done:,} of {total:,} {unit} in {seconds:.1f} s{speed}")
+        told = f"{done:,} of {total:,}" if total else f"{done:,}"
+        self.note(f"{title}: {told} {unit} in {seconds:.1f} s{speed}")
