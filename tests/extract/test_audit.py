@@ -240,6 +240,7 @@ def test_the_budget_ends_an_audit_and_more_lets_it_go_on(folder: Path, tmp_path:
         assert found.charged == len(server.paid)
 
 
+@pytest.mark.slow
 def test_a_killed_audit_pays_nothing_twice(folder: Path, tmp_path: Path) -> None:
     """Killed while the API is being asked, and while a thief is trained."""
     with serving(labelled) as server:

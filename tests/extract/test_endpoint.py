@@ -15,6 +15,7 @@ from serving import Server, serving
 from stillhouse.core.errors import DataError, RunError, UsageError
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
+from stillhouse.extract import endpoint
 from stillhouse.extract.endpoint import Client, Endpoint, OverBudget, read_endpoint
 from stillhouse.extract.ledger import Ledger, Spent
 from stillhouse.extract.prices import Tariff
@@ -203,7 +204,10 @@ def test_keys_come_from_the_environment_and_stay_there(
     assert b"text 3" not in written
 
 
-def test_a_pause_is_as_long_as_the_api_asks(tmp_path: Path) -> None:
+def test_a_pause_is_as_long_as_the_api_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.5)
     pauses: list[float] = []
     with serving(answer, ["429", "429"]) as server, Ledger(tmp_path, Tariff()) as ledger:
         asking = Client(described(server.url), ledger, sleep=pauses.append)
