@@ -33,8 +33,9 @@ class Server:
             number, self.requests = self.requests, self.requests + 1
             self.headers.append({k.lower(): v for k, v in handler.headers.items()})
         trouble = self.trouble[number] if number < len(self.trouble) else ""
-        if trouble in ("429", "400", "401"):
-            self.send(handler, int(trouble), {"error": f"no {trouble}"}, retry="0.01")
+        status, _, retry = trouble.partition(":")
+        if status in ("429", "400", "401"):
+            self.send(handler, int(status), {"error": f"no {status}"}, retry=retry or "0.01")
             return
         pairs = body.get("pairs") or [None] * len(body["texts"])
         found = [self.answer(t, p) for t, p in zip(body["texts"], pairs, strict=True)]

@@ -89,6 +89,16 @@ def test_a_budget_is_never_exceeded_by_one_query(tmp_path: Path, limit: int, par
             assert len(server.paid) <= limit
 
 
+def test_a_request_that_the_budget_cuts_is_cut_when_it_is_tried_again(tmp_path: Path) -> None:
+    with (
+        serving(answer, ["", "429"]) as server,
+        client(tmp_path, server, limit=6) as (asking, _),
+        pytest.raises(OverBudget),
+    ):
+        asking.ask(QUERIES[:8])
+    assert len(server.paid) == 6
+
+
 def test_what_was_answered_before_a_kill_is_not_paid_for_again(tmp_path: Path) -> None:
     with serving(answer) as server:
         with client(tmp_path, server) as (asking, _):
@@ -98,6 +108,8 @@ def test_what_was_answered_before_a_kill_is_not_paid_for_again(tmp_path: Path) -
         with client(tmp_path, server) as (asking, ledger):
             assert ledger.spent.queries == 12
             assert asking.ask(QUERIES) == expected(QUERIES)
+        with client(tmp_path, server) as (asking, ledger):
+            assert ledger.spent.queries == 25
         assert len(server.paid) == len(set(server.paid)) == 25
 
 
@@ -209,13 +221,17 @@ def test_a_pause_is_as_long_as_the_api_asks(
 ) -> None:
     monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.5)
     pauses: list[float] = []
-    with serving(answer, ["429", "429"]) as server, Ledger(tmp_path, Tariff()) as ledger:
-        asking = Client(described(server.url), ledger, sleep=pauses.append)
-        asking.ask(QUERIES[:1])
-        asking.close()
-    assert len(pauses) == 2
-    assert 0.25 <= pauses[0] <= 0.75
-    assert 0.5 <= pauses[1] <= 1.5
+    trouble = ["429", "429", "429:7", ""] * 2
+    with serving(answer, trouble) as server, Ledger(tmp_path, Tariff()) as ledger:
+        for query in QUERIES[:2]:
+            asking = Client(described(server.url), ledger, sleep=pauses.append)
+            asking.ask([query])
+            asking.close()
+    for first, second, third in (pauses[:3], pauses[3:]):
+        assert 0.25 <= first <= 0.75
+        assert 0.5 <= second <= 1.5
+        assert third == 7
+    assert len({first for first in pauses if first != 7}) == 4, "clients pause alike"
 
 
 def test_bodies_are_filled_as_described(tmp_path: Path) -> None:

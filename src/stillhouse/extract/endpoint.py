@@ -145,7 +145,7 @@ class Client:
                 "raise it, or make the endpoint's batch smaller"
             )
         self._endpoint, self._ledger, self._limit = endpoint, ledger, limit
-        self._sleep, self._random, self._next = sleep, random.Random(0), 0.0
+        self._sleep, self._random, self._next = sleep, random.Random(), 0.0
         self._client = httpx.Client(headers=endpoint.keyed(), timeout=endpoint.timeout_s)
         self._lock = threading.Lock()
 
