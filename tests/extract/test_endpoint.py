@@ -242,6 +242,8 @@ def test_bodies_are_filled_as_described(tmp_path: Path) -> None:
     assert _filled(each, pairs) == {
         "rows": [{"q": "a {pair}", "c": "x"}, {"q": 'b "', "c": "y"}], "s": ["a {pair}", 'b "'],
     }  # fmt: skip
+    listed = described("http://x", body={"inputs": [{"text": "{text}"}]})
+    assert _filled(listed, pairs[:2]) == {"inputs": [{"text": "a {pair}"}, {"text": 'b "'}]}
     one = described("http://x", body={"q": "Is {text} so?", "n": 3}, batch=1)
     assert _filled(one, pairs[:1]) == {"q": "Is a {pair} so?", "n": 3}
 
@@ -249,7 +251,9 @@ def test_bodies_are_filled_as_described(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"body": {"x": "y"}}, "the body has no"),
+        ({"body": {"x": "y"}}, "the body has"),
+        ({"body": {"x": "y"}, "batch": 1}, 'the body has no "{text}"'),
+        ({"body": {"x": "{text}"}}, 'with batch over 1 the body has "{texts}", or a list'),
         ({"read": {"answers": "out"}}, "say where"),
         ({"read": {"label": "label"}}, "read.answers"),
         ({"read": {"answers": "[[", "label": "x"}}, "no JMESPath"),

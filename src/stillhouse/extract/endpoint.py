@@ -66,7 +66,7 @@ class Reading(Config):
 
 class Endpoint(Config):
     """A JSON API. In `body`, "{text}" and "{pair}" stand for a query's texts, and where `batch` is
-    over 1, "{texts}" and "{pairs}" for lists of them; $NAME in a header is from the environment.
+    over 1, "{texts}" and "{pairs}" for lists of them, or a list's item is made for each; $NAME in a header is from the environment.
     choices: all labels, where answers don't name them all."""
 
     url: str
@@ -90,10 +90,12 @@ class Endpoint(Config):
 
     @model_validator(mode="after")
     def _asks(self) -> Endpoint:
-        written = json.dumps(self.body)
-        wanted = "{texts}" if self.batch > 1 else "{text"
-        if wanted not in written:
-            raise ValueError(f'the body has no "{wanted}{"" if self.batch > 1 else "}"}"')
+        if self.batch > 1 and not _asks_many(self.body):
+            raise ValueError(
+                'with batch over 1 the body has "{texts}", or a list with "{text}" in it'
+            )
+        if "{text" not in json.dumps(self.body):
+            raise ValueError('the body has no "{text}"')
         if self.batch > 1 and self.read.answers is None:
             raise ValueError("with batch over 1, read.answers says where the list of answers is")
         return self
@@ -322,6 +324,15 @@ def _filled(endpoint: Endpoint, batch: Sequence[Example]) -> Any:
         return value
 
     return fill(endpoint.body)
+
+
+def _asks_many(body: Any) -> bool:
+    """Whether a body has a place for several queries."""
+    if isinstance(body, dict):
+        return any(map(_asks_many, body.values()))
+    if isinstance(body, list):
+        return any(map(_asks, body)) or any(map(_asks_many, body))
+    return body == "{texts}"
 
 
 def _asks(value: Any) -> bool:
