@@ -30,6 +30,7 @@ from stillhouse.core.types import Tap
 from stillhouse.data.sources import load
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.runs import AuditRun, run_audit
+from stillhouse.extract.victim import Service
 from stillhouse.flows import distill as distilling
 from stillhouse.flows.augment import augmented, write_rows
 from stillhouse.flows.common import store_root
@@ -160,7 +161,7 @@ def remove(
 
 
 def audit(
-    victim: str | Path,
+    victim: str | Path | Service,
     data: str | Path | Mapping[str, Any] | DataConfig,
     *,
     thief: str | Path | Mapping[str, Any] | None = None,
@@ -169,8 +170,8 @@ def audit(
     progress: Progress | None = None,
     **settings: Any,
 ) -> AuditRun:
-    """How good a copy of your own `victim` (a model's folder, or the YAML description of its API) a
-    stranger gets who can only ask it, and for how much money.
+    """How good a copy of your own `victim` (a model's folder, the YAML description of its API, or a
+    guard's client) a stranger gets who can only ask it, and for how much money.
 
     Nothing but the victim is asked. `thief`: the public model that the stranger begins with, or
     its section of the settings; several are `thieves`. Other settings are sections and entries of
@@ -180,13 +181,15 @@ def audit(
     proof = dict(settings.pop("proof", {}))
     if seeds is not None:
         proof["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
-    values = {"victim": str(victim), "data": section(DataConfig, data, "path"), **settings}
+    service = None if isinstance(victim, str | Path) else victim
+    named = str(victim) if service is None else service.name
+    values = {"victim": named, "data": section(DataConfig, data, "path"), **settings}
     if thief is not None:
         own = dict(thief) if isinstance(thief, Mapping) else {"model": str(thief)}
         values["thieves"] = [own]
     if proof:
         values["proof"] = proof
-    return run_audit(parse(AuditConfig, values), Path(out), progress=progress)
+    return run_audit(parse(AuditConfig, values), Path(out), service=service, progress=progress)
 
 
 def load_masks(path: str | Path) -> dict[str, Tensor]:

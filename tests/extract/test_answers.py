@@ -85,6 +85,17 @@ def test_a_source_answers_by_position(view: str) -> None:
         assert signal.scores_NK.argmax(-1).tolist() == [2, 0, 2]
 
 
+def test_labels_among_probabilities_are_sure() -> None:
+    found = from_json(
+        [{"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}, {"label": "a"}, {"label": "c"}]
+    )
+    assert found.choices == ["a", "b", "c"]
+    scores_NK = found.scores()
+    np.testing.assert_allclose(np.exp(scores_NK[0, :2]), [0.25, 0.75], atol=1e-5)
+    assert np.exp(scores_NK[1:]).max(1) == pytest.approx([1, 1], abs=1e-5)
+    assert found.seen(View.read("label")).labels_N.tolist() == [1, 0, 2]  # pyright: ignore[reportOptionalMemberAccess]
+
+
 def test_answers_of_an_api_are_put_in_one_order() -> None:
     found = from_json([{"probabilities": {"no": 0.4, "yes": 0.6}},
                        {"probabilities": {"yes": 0.1, "no": 0.9}}])  # fmt: skip

@@ -78,6 +78,14 @@ class Answers:
             },
         )
 
+    def sure(self) -> Answers:
+        """Labels alone as probabilities of one, where an API showed probabilities before."""
+        if self.probabilities_NK is not None or self.labels_N is None:
+            return self
+        shares_NK = np.full((len(self.labels_N), len(self.choices)), np.nan)
+        shares_NK[np.arange(len(self.labels_N)), self.labels_N] = 1.0
+        return replace(self, probabilities_NK=shares_NK)
+
     def seen(self, view: View) -> Answers:
         """What of these a narrower API shows. Raises DataError for what they don't have."""
         if view.shows == "text":
@@ -140,11 +148,12 @@ class Answers:
 
 def from_json(found: Sequence[Mapping[str, Any]], choices: Sequence[str] | None = None) -> Answers:
     """The answers of an API, as an endpoint reads them. `choices`: names known before, in their
-    order. Raises DataError where answers differ in kind, or full probabilities in their labels."""
+    order. An answer that is a label only, among others with probabilities, is sure of it. Raises
+    DataError where answers differ in kind otherwise, or full probabilities in their labels."""
     kinds = {frozenset(each) for each in found}
-    if len(kinds) != 1:
+    if len(kinds) != 1 and kinds != {frozenset(["label"]), frozenset(["label", "probabilities"])}:
         raise DataError("some of the API's answers have what others lack: " + _shown(kinds))
-    kind = next(iter(kinds))
+    kind = max(kinds, key=len)
     if "text" in kind:
         return Answers([], texts=[each["text"] for each in found])
     if "value" in kind:
@@ -158,7 +167,7 @@ def from_json(found: Sequence[Mapping[str, Any]], choices: Sequence[str] | None 
     if "probabilities" in kind:
         probabilities_NK = np.full((len(found), len(order)), np.nan)
         for row, each in enumerate(named):
-            for name, share in each.items():
+            for name, share in (each or {found[row]["label"]: 1.0}).items():
                 probabilities_NK[row, place[name]] = share
         _are_shares(probabilities_NK)
     labels_N = np.array([place[e["label"]] for e in found]) if "label" in kind else None

@@ -25,6 +25,7 @@ from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.setup import Audit, judged, victim_of
 from stillhouse.extract.sweep import Sweep, Swept, at
 from stillhouse.extract.thief import Thief
+from stillhouse.extract.victim import Service
 from stillhouse.tasks.base import Task
 
 
@@ -44,14 +45,21 @@ class Audited:
     total_s: float = 0.0
 
 
-def audit(config: AuditConfig, out: Path, *, progress: Progress | None = None) -> Audited:
-    """Runs the audit in the run folder `out`; a killed one goes on, and pays nothing twice. Raises
-    UsageError, DataError, ModelError, RunError."""
+def audit(
+    config: AuditConfig,
+    out: Path,
+    *,
+    service: Service | None = None,
+    progress: Progress | None = None,
+) -> Audited:
+    """Runs the audit in the run folder `out`; a killed one goes on, and pays nothing twice.
+    `service`: asked instead of what the config names. Raises UsageError, DataError, ModelError,
+    RunError."""
     progress = progress or Silent()
     started = time.perf_counter()
     made = Audit(config, progress)
     progress.note(f"only {config.victim} is asked; it must be yours, or its owner must agree")
-    with victim_of(config, made) as (victim, task):
+    with victim_of(config, made, service) as (victim, task):
         content = made.content(victim)
         thieves = [
             Thief(

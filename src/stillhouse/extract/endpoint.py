@@ -38,7 +38,8 @@ KEY = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 class Reading(Config):
     """Where in an answer is what, as JMESPath. `answers`: the list of them, one a text (left out:
     a request has one text, and the whole is its answer); the others are looked up in each.
-    probabilities: an object of them by label, or with `labels` a list, beside that of labels."""
+    probabilities: an object of them by label, or with `labels` a list, beside that of labels; with
+    `label`, answers that have none are labels only."""
 
     answers: str | None = None
     probabilities: str | None = None
@@ -146,7 +147,7 @@ class Client:
                 f"a budget of {limit:,} queries is less than one request, of {endpoint.batch}: "
                 "raise it, or make the endpoint's batch smaller"
             )
-        self._endpoint, self._ledger, self._limit = endpoint, ledger, limit
+        self._endpoint, self.ledger, self._limit = endpoint, ledger, limit
         self._sleep, self._random, self._next = sleep, random.Random(), 0.0
         self._client = httpx.Client(headers=endpoint.keyed(), timeout=endpoint.timeout_s)
         self._lock = threading.Lock()
@@ -159,7 +160,7 @@ class Client:
     ) -> list[dict[str, Any]]:
         """What the API answers each query, from the ledger where it did before. Raises OverBudget,
         DataError for answers that don't fit the description, RunError where it can't be reached."""
-        held = self._ledger.answers
+        held = self.ledger.answers
         lacking = list({name_of(e): e for e in examples if name_of(e) not in held}.values())
         progress(len(examples) - len(lacking))
         size = self._endpoint.batch
@@ -194,7 +195,7 @@ class Client:
             if attempt:
                 self._sleep(self._pause(attempt, trouble))
             self._pace()
-            sent = self._ledger.send(batch, self._limit)
+            sent = self.ledger.send(batch, self._limit)
             if not sent:
                 raise self._over()
             cut, batch = cut or len(sent) < len(batch), sent
@@ -203,21 +204,21 @@ class Client:
                     self._endpoint.method, self._endpoint.url, json=_filled(self._endpoint, batch)
                 )
             except httpx.ConnectError as error:
-                self._ledger.refused(batch)
+                self.ledger.refused(batch)
                 trouble = f"can't be reached ({error})"
                 continue
             except (httpx.TransportError, httpx.DecodingError) as error:
                 trouble = f"broke off ({type(error).__name__})"
                 continue
             if answer.status_code in (408, 425, 429):
-                self._ledger.refused(batch)
+                self.ledger.refused(batch)
                 trouble = f"says {answer.status_code}; {answer.headers.get('retry-after', '')}"
                 continue
             if answer.status_code >= 500:
                 trouble = f"says {answer.status_code}"
                 continue
             if answer.status_code >= 400:
-                self._ledger.refused(batch)
+                self.ledger.refused(batch)
                 raise DataError(
                     f"{self._endpoint.url} refuses the request ({answer.status_code}): "
                     f"{_shown(answer.text)}"
@@ -228,7 +229,7 @@ class Client:
                 trouble = f"answered what is no JSON: {_shown(answer.text)}"
                 continue
             found = list(self._read(value, len(batch)))
-            self._ledger.answered(batch, found)
+            self.ledger.answered(batch, found)
             if cut:
                 raise self._over()
             return len(batch)
@@ -239,7 +240,7 @@ class Client:
 
     def _over(self) -> OverBudget:
         return OverBudget(
-            f"the budget of {self._limit:,} queries is spent, and {len(self._ledger.answers):,} "
+            f"the budget of {self._limit:,} queries is spent, and {len(self.ledger.answers):,} "
             "are answered: raise it, or ask less"
         )
 
@@ -272,7 +273,7 @@ class Client:
             )
         for one in each:
             found: dict[str, Any] = {}
-            if read.probabilities is not None:
+            if read.probabilities is not None and not self._label_only(one):
                 found["probabilities"] = self._probabilities(one)
             for name, kind in (("label", str), ("value", float), ("text", str)):
                 if (path := getattr(read, name)) is not None:
@@ -284,6 +285,12 @@ class Client:
                         )
                     found[name] = kind(got)
             yield found
+
+    def _label_only(self, one: object) -> bool:
+        """Whether an API that shows both keeps its probabilities back, as a guarded one may."""
+        read = self._endpoint.read
+        shown = jmespath.search(read.probabilities or "@", one)
+        return read.label is not None and shown is None
 
     def _probabilities(self, one: object) -> dict[str, float]:
         read, url = self._endpoint.read, self._endpoint.url

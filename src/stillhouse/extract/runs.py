@@ -16,7 +16,7 @@ from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.record import audit_record
 from stillhouse.extract.setup import Audit, size_of, victim_of
 from stillhouse.extract.sweep import cells
-from stillhouse.extract.victim import is_endpoint
+from stillhouse.extract.victim import Service, is_endpoint
 from stillhouse.flows.common import gold_task, store_root, tidy
 from stillhouse.report.html import render
 
@@ -73,18 +73,24 @@ class AuditRun:
             raise UsageError(f"{path} is not the record of an audit") from None
 
 
-def run_audit(config: AuditConfig, out: Path, *, progress: Progress | None = None) -> AuditRun:
+def run_audit(
+    config: AuditConfig,
+    out: Path,
+    *,
+    service: Service | None = None,
+    progress: Progress | None = None,
+) -> AuditRun:
     """The audit of a checked config, to its record and report. A finished one is read."""
     progress = progress or Terminal()
     if (out / "record.json").is_file():
         made = Audit(config, progress)
-        with victim_of(config, made) as (victim, _):
+        with victim_of(config, made, service) as (victim, _):
             claim(out, config.identity, made.content(victim))
         progress.note(f"{out} is finished already")
         if not (out / "report.html").is_file():
             render([out], out / "report.html")
         return AuditRun.open(out)
-    record = audit_record(audit(config, out, progress=progress))
+    record = audit_record(audit(config, out, service=service, progress=progress))
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
     tidy(out, keep=config.keep_checkpoints)

@@ -21,7 +21,7 @@ from stillhouse.extract.answers import Answers
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.corpus import QueryCorpus, read_corpus
 from stillhouse.extract.queries import Form, Kind, Source, queries
-from stillhouse.extract.victim import Api, OwnModel, Victim, is_endpoint
+from stillhouse.extract.victim import Api, Described, OwnModel, Service, Victim, is_endpoint
 from stillhouse.flows.common import (
     kind_of,
     load_answering,
@@ -120,13 +120,17 @@ class Audit:
 
 
 @contextmanager
-def victim_of(config: AuditConfig, made: Audit) -> Iterator[tuple[Victim, Task]]:
+def victim_of(
+    config: AuditConfig, made: Audit, service: Service | None = None
+) -> Iterator[tuple[Victim, Task]]:
     """The victim, ready to be asked, and its task with the labels named as the data names them.
-    Raises UsageError, DataError, ModelError."""
+    `service`: asked instead of what the config names. Raises UsageError, DataError, ModelError."""
     splits = made.splits
     labelled = [splits.labelled, splits.held_out, splits.reported]
     label_map, metric = config.data.label_map, config.proof.metric
-    if not is_endpoint(config.victim):
+    if service is None and is_endpoint(config.victim):
+        service = Described(Path(config.victim))
+    if service is None:
         trust = config.trust_remote_code
         asked = kind_of(config.victim) if made.kind == "auto" else made.kind
         model = load_answering(asked, config.victim, trust_remote_code=trust)
@@ -136,7 +140,7 @@ def victim_of(config: AuditConfig, made: Audit) -> Iterator[tuple[Victim, Task]]
             max_length=config.data.tokens(task.name), trust_remote_code=trust,
         ), task  # fmt: skip
         return
-    with Api(Path(config.victim), config.tariff, made.store, limit=config.limit) as api:
+    with Api(service, config.tariff, made.store, limit=config.limit) as api:
         first = api.answers(splits.reported, "about reported rows", made.progress)
         if first.texts is not None:
             if made.kind != "span":

@@ -6,9 +6,10 @@ audit asks for nothing twice, and views that show less are cut from what was ans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import softmax
@@ -16,8 +17,8 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import DataError, UsageError
-from stillhouse.core.progress import Progress
-from stillhouse.core.types import Batch
+from stillhouse.core.progress import Advance, Progress
+from stillhouse.core.types import Batch, Example
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Pool
 from stillhouse.extract.answers import Answers, from_json
@@ -98,44 +99,80 @@ class OwnModel:
         return scores_NK.numpy()
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """Somebody who answers as an API does: an object of probabilities, label, value or text a
+    query. A ledger keeps what was answered."""
+
+    ledger: Ledger
+
+    def ask(self, examples: Sequence[Example], progress: Advance) -> list[dict[str, Any]]: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Service(Protocol):
+    """What an audit may ask instead of a model: `identity` stands for it, `name` tells the user,
+    `choices` are its labels where its answers don't name them all."""
+
+    identity: str
+    name: str
+    choices: Sequence[str] | None
+
+    def open(self, store: Path, tariff: Tariff, limit: int | None) -> Asking: ...
+
+
+class Described:
+    """An API by its description; its ledger is by address and body. Raises UsageError."""
+
+    def __init__(self, path: Path) -> None:
+        self._endpoint: Endpoint = read_endpoint(path)
+        self._endpoint.keyed()  # before anything is made
+        self.identity, self.name = self._endpoint.identity, self._endpoint.url
+        self.choices = self._endpoint.choices
+
+    def open(self, store: Path, tariff: Tariff, limit: int | None) -> Asking:
+        ledger = Ledger(store / "apis" / self.identity, tariff)
+        return Client(self._endpoint, ledger, limit=limit)
+
+
 class Api:
-    """An API by its description; its ledger is under `store`, by address and body."""
+    """A service as a victim."""
 
     def __init__(
-        self, path: Path, tariff: Tariff, store: Path, *, limit: int | None = None
+        self, service: Service, tariff: Tariff, store: Path, *, limit: int | None = None
     ) -> None:
-        self.endpoint: Endpoint = read_endpoint(path)
-        self.endpoint.keyed()  # before anything is made
         self.names: list[str] | None = None  # of the labels, in the order of the first answers
-        self.fingerprint = self.endpoint.identity
-        self._folder = store / "apis" / self.fingerprint
-        self._tariff, self._limit = tariff, limit
+        self.fingerprint = service.identity
+        self._shares = False  # whether it ever showed probabilities
+        self._service = service
+        self._asking = service.open(store, tariff, limit)
 
     def __enter__(self) -> Api:
-        self._ledger = Ledger(self._folder, self._tariff)
-        self._client = Client(self.endpoint, self._ledger, limit=self._limit)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
-        self._ledger.close()
+        self._asking.close()
+        self._asking.ledger.close()
 
     @property
     def charged(self) -> Spent:
-        return self._ledger.spent
+        return self._asking.ledger.spent
 
     def answers(self, pool: Pool, of: str, progress: Progress) -> Answers:
-        examples = list(pool)
-        with progress.stage(f"asking {self.endpoint.url} {of}", len(examples), "queries") as step:
-            found = self._client.ask(examples, step)
-        answers = from_json(found, self.names or self.endpoint.choices)
+        examples, name = list(pool), self._service.name
+        with progress.stage(f"asking {name} {of}", len(examples), "queries") as step:
+            found = self._asking.ask(examples, step)
+        answers = from_json(found, self.names or self._service.choices)
         if self.names is not None and len(answers.choices) > len(self.names):
             new = ", ".join(answers.choices[len(self.names) :])
             raise DataError(
-                f"{self.endpoint.url} answers {new}, which neither the data nor its first answers "
-                "have: name all labels in the description's choices"
+                f"{name} answers {new}, which neither the data nor its first answers have: name "
+                "all labels in the description's choices"
             )
-        return answers
+        self._shares = self._shares or answers.probabilities_NK is not None
+        return answers.sure() if self._shares else answers
 
 
 def is_endpoint(victim: str) -> bool:
