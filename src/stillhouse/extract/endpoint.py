@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,8 +68,8 @@ class Reading(Config):
 
 class Endpoint(Config):
     """A JSON API. In `body`, "{text}" and "{pair}" stand for a query's texts, and where `batch` is
-    over 1, "{texts}" and "{pairs}" for lists of them, or a list's item is made for each; $NAME in a header is from the environment.
-    choices: all labels, where answers don't name them all."""
+    over 1, "{texts}" and "{pairs}" for lists of them, or a list's item is made for each; $NAME in
+    a header is from the environment. choices: all labels, where answers don't name them all."""
 
     url: str
     method: Literal["POST", "PUT"] = "POST"
@@ -103,10 +104,14 @@ class Endpoint(Config):
 
     @property
     def identity(self) -> str:
-        """Stands for whom is asked, and how: neither keys nor pace are part of it."""
-        asked = [self.url, self.method, self.body, self.read.model_dump(mode="json")]
-        text = json.dumps(asked, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        """Stands for whom is asked, and how: neither keys nor pace are part of it, nor how answers
+        are read, which may be put right when they are paid."""
+        return _digest([self.url, self.method, self.body])
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the answers as they are read, too."""
+        return _digest([self.identity, self.read.model_dump(mode="json"), self.choices])
 
     def keyed(self) -> dict[str, str]:
         """The headers with what the environment has. Raises UsageError for what it lacks."""
@@ -123,6 +128,10 @@ class Endpoint(Config):
 def read_endpoint(path: Path) -> Endpoint:
     """The description in a YAML file. Raises UsageError."""
     return parse(Endpoint, read_yaml(path))
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 class OverBudget(RunError):
@@ -151,6 +160,9 @@ class Client:
         self._sleep, self._random, self._next = sleep, random.Random(), 0.0
         self._client = httpx.Client(headers=endpoint.keyed(), timeout=endpoint.timeout_s)
         self._lock = threading.Lock()
+        self._held: dict[str, dict[str, Any]] = {}
+        for kept in ledger.bodies:
+            self._take(kept.asked, kept.body)
 
     def close(self) -> None:
         self._client.close()
@@ -160,7 +172,7 @@ class Client:
     ) -> list[dict[str, Any]]:
         """What the API answers each query, from the ledger where it did before. Raises OverBudget,
         DataError for answers that don't fit the description, RunError where it can't be reached."""
-        held = self.ledger.answers
+        held = self._held
         lacking = list({name_of(e): e for e in examples if name_of(e) not in held}.values())
         progress(len(examples) - len(lacking))
         size = self._endpoint.batch
@@ -217,6 +229,12 @@ class Client:
             if answer.status_code >= 500:
                 trouble = f"says {answer.status_code}"
                 continue
+            if answer.is_redirect:
+                self.ledger.refused(batch)
+                raise DataError(
+                    f"{self._endpoint.url} says {answer.status_code}, it is at "
+                    f"{answer.headers.get('location', 'another address')}: name that as url"
+                )
             if answer.status_code >= 400:
                 self.ledger.refused(batch)
                 raise DataError(
@@ -228,8 +246,8 @@ class Client:
             except ValueError:
                 trouble = f"answered what is no JSON: {_shown(answer.text)}"
                 continue
-            found = list(self._read(value, len(batch)))
-            self.ledger.answered(batch, found)
+            self.ledger.answered(batch, value)
+            self._take([name_of(each) for each in batch], value)
             if cut:
                 raise self._over()
             return len(batch)
@@ -238,9 +256,13 @@ class Client:
             "what was answered is kept, run again to go on"
         )
 
+    def _take(self, names: Sequence[str], value: object) -> None:
+        """Reads a kept answer. Raises DataError."""
+        self._held.update(zip(names, self._read(value, len(names)), strict=True))
+
     def _over(self) -> OverBudget:
         return OverBudget(
-            f"the budget of {self._limit:,} queries is spent, and {len(self.ledger.answers):,} "
+            f"the budget of {self._limit:,} queries is spent, and {len(self._held):,} "
             "are answered: raise it, or ask less"
         )
 
@@ -261,55 +283,72 @@ class Client:
         if at > now:
             self._sleep(at - now)
 
-    def _read(self, value: object, count: int) -> Iterator[dict[str, Any]]:
+    def _read(self, value: object, count: int) -> list[dict[str, Any]]:
         """What an answer says of each query. Raises DataError, which shows what doesn't fit."""
-        read, url = self._endpoint.read, self._endpoint.url
-        each: Any = [value] if read.answers is None else jmespath.search(read.answers, value)
+        read = self._endpoint.read
+        each: Any = [value] if read.answers is None else _search(read.answers, value)
         if not isinstance(each, list) or len(each) != count:
             got = f"{len(each)} answers" if isinstance(each, list) else "no list of answers"
-            raise DataError(
-                f"{url} does not fit its description: {got} to {count} queries at "
-                f"{read.answers!r} in {_shown(value)}"
-            )
-        for one in each:
-            found: dict[str, Any] = {}
-            if read.probabilities is not None and not self._label_only(one):
-                found["probabilities"] = self._probabilities(one)
-            for name, kind in (("label", str), ("value", float), ("text", str)):
-                if (path := getattr(read, name)) is not None:
-                    got = jmespath.search(path, one)
-                    if got is None or isinstance(got, dict | list):
-                        raise DataError(
-                            f"{url} does not fit its description: no {name} at {path!r} in "
-                            f"{_shown(one)}"
-                        )
-                    found[name] = kind(got)
-            yield found
+            raise self._unfit(f"{got} to {count} queries at {read.answers!r}", value)
+        return [self._read_one(one) for one in each]
+
+    def _read_one(self, one: object) -> dict[str, Any]:
+        read = self._endpoint.read
+        found: dict[str, Any] = {}
+        if read.probabilities is not None and not self._label_only(one):
+            found["probabilities"] = self._probabilities(one)
+        for name in ("label", "value", "text"):
+            if (path := getattr(read, name)) is None:
+                continue
+            got = _search(path, one)
+            if name == "value":
+                got = _number(got)
+            if got is None or isinstance(got, dict | list):
+                raise self._unfit(f"no {name} at {path!r}", one)
+            found[name] = got if name == "value" else str(got)
+        return found
+
+    def _unfit(self, what: str, where: object) -> DataError:
+        return DataError(
+            f"{self._endpoint.url} does not fit its description: {what} in {_shown(where)}; what "
+            "was answered is kept: put its read right, and nothing is paid twice"
+        )
 
     def _label_only(self, one: object) -> bool:
         """Whether an API that shows both keeps its probabilities back, as a guarded one may."""
         read = self._endpoint.read
-        shown = jmespath.search(read.probabilities or "@", one)
-        return read.label is not None and shown is None
+        return read.label is not None and _search(read.probabilities or "@", one) is None
 
     def _probabilities(self, one: object) -> dict[str, float]:
-        read, url = self._endpoint.read, self._endpoint.url
-        got = jmespath.search(read.probabilities or "@", one)
+        read = self._endpoint.read
+        got = _search(read.probabilities or "@", one)
         if read.labels is not None:
-            names = jmespath.search(read.labels, one)
+            names = _search(read.labels, one)
             fits = isinstance(names, list) and isinstance(got, list) and len(names) == len(got)
             got = dict(zip(map(str, names), got, strict=True)) if fits else None
         if not isinstance(got, Mapping) or not got:
-            raise DataError(
-                f"{url} does not fit its description: no probabilities by label at "
-                f"{read.probabilities!r} in {_shown(one)}"
-            )
-        try:
-            return {str(name): float(share) for name, share in got.items()}
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{url} does not fit its description: a probability is no number in {_shown(one)}"
-            ) from None
+            raise self._unfit(f"no probabilities by label at {read.probabilities!r}", one)
+        shares = {str(name): _number(share) for name, share in got.items()}
+        if None in shares.values():
+            raise self._unfit("a probability is no number", one)
+        return {name: share for name, share in shares.items() if share is not None}
+
+
+def _search(path: str, value: object) -> Any:
+    """What is at a path; None where nothing can be."""
+    try:
+        return jmespath.search(path, value)
+    except JMESPathError:
+        return None
+
+
+def _number(value: object) -> float | None:
+    """A finite number, however it is written; None for what is none."""
+    try:
+        found = float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _filled(endpoint: Endpoint, batch: Sequence[Example]) -> Any:

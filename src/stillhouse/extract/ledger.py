@@ -39,6 +39,14 @@ class Spent:
         )
 
 
+@dataclass(frozen=True)
+class Body:
+    """A request's answer as it came, and the names of its queries."""
+
+    asked: list[str]
+    body: Any
+
+
 def cost_of(examples: Sequence[Example], tariff: Tariff) -> Spent:
     """What these queries come to."""
     return Spent(
@@ -59,7 +67,7 @@ class Ledger:
     def __init__(self, folder: Path, tariff: Tariff) -> None:
         self.folder, self.tariff = folder, tariff
         self.spent = Spent()
-        self.answers: dict[str, Any] = {}
+        self.bodies: list[Body] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._owner = FileLock(folder / "lock")
         try:
@@ -90,7 +98,7 @@ class Ledger:
                 if "sent" in entry:
                     self.spent = self.spent.and_(Spent(**entry["sent"]))
                 else:
-                    self.answers |= entry["answers"]
+                    self.bodies.append(Body(entry["asked"], entry["body"]))
                 whole += len(line)
         with self._path.open("r+b") as file:
             file.truncate(whole)
@@ -106,12 +114,12 @@ class Ledger:
                 self.spent = self.spent.and_(cost)
             return examples
 
-    def answered(self, examples: Sequence[Example], answers: Sequence[Any]) -> None:
-        """Writes down what came back."""
-        named = {name_of(e): answer for e, answer in zip(examples, answers, strict=True)}
+    def answered(self, examples: Sequence[Example], body: Any) -> None:
+        """Writes down what came back, as it came: whether it can be read or not, it was paid."""
+        names = [name_of(each) for each in examples]
         with self._lock:
-            self._write({"answers": named})
-            self.answers |= named
+            self._write({"asked": names, "body": body})
+            self.bodies.append(Body(names, body))
 
     def refused(self, examples: Sequence[Example]) -> None:
         """Takes a request back that the API turned away unanswered."""
@@ -123,7 +131,7 @@ class Ledger:
 
     def _write(self, entry: object) -> None:
         try:
-            self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self._file.write(json.dumps(entry).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -113,10 +113,10 @@ class Asking(Protocol):
 
 @runtime_checkable
 class Service(Protocol):
-    """What an audit may ask instead of a model: `identity` stands for it, `name` tells the user,
+    """What an audit may ask instead of a model: `fingerprint` stands for it, `name` tells the user,
     `choices` are its labels where its answers don't name them all."""
 
-    identity: str
+    fingerprint: str
     name: str
     choices: Sequence[str] | None
 
@@ -129,12 +129,16 @@ class Described:
     def __init__(self, path: Path) -> None:
         self._endpoint: Endpoint = read_endpoint(path)
         self._endpoint.keyed()  # before anything is made
-        self.identity, self.name = self._endpoint.identity, self._endpoint.url
+        self.fingerprint, self.name = self._endpoint.fingerprint, self._endpoint.url
         self.choices = self._endpoint.choices
 
     def open(self, store: Path, tariff: Tariff, limit: int | None) -> Asking:
-        ledger = Ledger(store / "apis" / self.identity, tariff)
-        return Client(self._endpoint, ledger, limit=limit)
+        ledger = Ledger(store / "apis" / self._endpoint.identity, tariff)
+        try:
+            return Client(self._endpoint, ledger, limit=limit)
+        except BaseException:
+            ledger.close()
+            raise
 
 
 class Api:
@@ -144,7 +148,7 @@ class Api:
         self, service: Service, tariff: Tariff, store: Path, *, limit: int | None = None
     ) -> None:
         self.names: list[str] | None = None  # of the labels, in the order of the first answers
-        self.fingerprint = service.identity
+        self.fingerprint = service.fingerprint
         self._shares = False  # whether it ever showed probabilities
         self._service = service
         self._asking = service.open(store, tariff, limit)
