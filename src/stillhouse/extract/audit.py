@@ -25,7 +25,7 @@ from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.setup import Audit, judged, victim_of
 from stillhouse.extract.sweep import Sweep, Swept, at
 from stillhouse.extract.thief import Thief
-from stillhouse.extract.victim import Service
+from stillhouse.extract.victim import OwnModel, Service
 from stillhouse.tasks.base import Task
 
 
@@ -81,6 +81,8 @@ def audit(
             progress.note(note)
         sweep = Sweep(made, victim, thieves, config.shown(task.name), out, progress)
         theirs = sweep.answers(made.splits.reported, "about reported rows")
+        for view in sweep.views:  # what it doesn't show is known before all is asked
+            theirs.seen(View.read(view))
         swept = sweep.run()
         found = Audited(
             made, task, sweep, swept, judged(theirs, task, made.splits.reported), None, notes=notes
@@ -110,12 +112,15 @@ def _leaks(config: AuditConfig, sweep: Sweep, pool: Pool, answers: Answers) -> l
     if shown.labels_N is not None or shown.texts is not None:
         return []
     found = [] if shown.probabilities_NK is None else [leaks.digits(shown)]
-    found.append(leaks.hidden_size(shown.scores()))
     thief = sweep.thieves[0]
     public = thief.public()
-    few = min(len(pool), 4 * public.config.hidden_size)
-    data = thief.data(at(pool, np.arange(few)), "queries")
-    features = leaks.public_features(public, data)
+    few = min(len(pool), max(4 * public.config.hidden_size, 2 * len(shown.choices)))
+    pool, shown = at(pool, np.arange(few)), shown.first(few)
+    if isinstance(sweep.victim, OwnModel):  # an API computes in float32, whatever we did
+        exact = sweep.victim.in_float32().answers(pool, "in float32", sweep.progress)
+        shown = exact.seen(View.read(sweep.views[0]))
+    found.append(leaks.hidden_size(shown))
+    features = leaks.public_features(public, thief.data(pool, "queries"))
     rng = generator(config.proof.seeds[0], "frozen encoder")
     name = Path(thief.named).name
-    return [*found, leaks.frozen_encoder(shown.first(few), features, name, rng)]
+    return [*found, leaks.frozen_encoder(shown, features, name, rng)]

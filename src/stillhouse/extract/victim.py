@@ -57,6 +57,10 @@ class OwnModel:
         *, max_length: int, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
         self._model, self._task, self._config, self._store = model, task, config, store
+        self._again = partial(
+            OwnModel, model, name, task, store=store, max_length=max_length,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
         self._tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         check_padding(model, self._tokenizer)
         self._length = max_tokens(model, max_length)
@@ -68,6 +72,10 @@ class OwnModel:
             "choices": SPAN if task.name == "span" else task.choices,
         }
         self.fingerprint = str(self._identity["teacher"])
+
+    def in_float32(self) -> OwnModel:
+        """The same, as it computes where nothing is rounded."""
+        return self._again(config=self._config.model_copy(update={"precision": "float32"}))
 
     def answers(self, pool: Pool, of: str, progress: Progress) -> Answers:
         """From the cache, asked now where it lacks them."""
