@@ -25,6 +25,7 @@ from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.endpoint import OverBudget
 from stillhouse.extract.record import audit_record
 from stillhouse.extract.runs import AuditRun, expected, run_audit
+from stillhouse.extract.setup import Audit
 from stillhouse.extract.sweep import lines
 from stillhouse.models.load import load_classifier, load_tokenizer
 
@@ -136,6 +137,56 @@ def test_seeds_may_share_one_draw(folder: Path, tmp_path: Path) -> None:
     assert expected(config(folder)).queries == 2 * 2 * 80
 
 
+def test_reported_rows_are_never_asked(folder: Path, tmp_path: Path) -> None:
+    """Not from a corpus that has them, either."""
+    reported = [example.text for example in Audit(config(folder), Silent()).splits.reported]
+    others = [f"{' '.join(tiny.PLAIN[i % 9 : i % 9 + 6])} {i}" for i in range(60)]
+    (tmp_path / "leaky.txt").write_text("\n".join([*reported, *others]), encoding="utf-8")
+    queries = {"corpus": str(tmp_path / "leaky.txt"), "kinds": ["wiki"], "of": 60}
+    leaky = Audit(config(folder, queries=queries), Silent())
+    drawn = [example.text for example in leaky._drawn("wiki", 0, 70)]
+    assert set(drawn) & set(reported)
+    for count in (20, 50):
+        asked = [example.text for example in leaky.stream("wiki", 0, count)]
+        assert asked == [text for text in drawn if text not in reported][:count]
+    assert "wiki queries that are reported rows are not asked: leaky.txt has some" in leaky.notes
+
+
+def test_what_is_asked_is_said_before(folder: Path, tmp_path: Path) -> None:
+    """At most, and by the price list's own units."""
+    with serving(labelled) as server:
+        described = {"url": server.url, "body": {"texts": "{texts}"}, "batch": 16,
+                     "read": {"answers": "out", "label": "label"}}  # fmt: skip
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described))
+        asking = config(
+            folder, victim=str(tmp_path / "api.yaml"), views=["label"],
+            tariff={"characters": 10, "free": 0}, cache=str(tmp_path / "c"),
+        )  # fmt: skip
+        bill = expected(asking)
+        found = audit(asking, tmp_path / "run", progress=Silent())
+        assert found.charged == len(server.paid)
+        assert 0.9 < len(server.paid) / bill.queries <= 1  # two seeds may ask the same
+        units = sum(-(-len(text) // 10) for text, _ in server.paid)
+        assert 0.9 < units / 1000 / bill.money <= 1
+
+
+@pytest.mark.parametrize("seeds", [[], [0, 0]])
+def test_seeds_are_distinct(folder: Path, seeds: list[int]) -> None:
+    with pytest.raises(UsageError, match="distinct"):
+        config(folder, proof={"seeds": seeds})
+
+
+def test_what_an_api_does_not_show_is_known_before_it_is_paid(folder: Path, tmp_path: Path) -> None:
+    with serving(labelled) as server:
+        described = {"url": server.url, "body": {"texts": "{texts}"}, "batch": 16,
+                     "read": {"answers": "out", "label": "label"}}  # fmt: skip
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described))
+        asking = config(folder, victim=str(tmp_path / "api.yaml"), cache=str(tmp_path / "c"))
+        with pytest.raises(DataError, match="shows no probabilities"):
+            audit(asking, tmp_path / "run", progress=Silent())
+        assert len(server.paid) < 40
+
+
 def test_leaks_are_told(record: AuditRecord) -> None:
     assert {leak.name: leak.leaks for leak in record.leaks} == {
         "digits": True, "hidden size": False, "frozen encoder": False,
@@ -167,7 +218,7 @@ def test_queries_are_chosen_with_the_thief_one_has(folder: Path, tmp_path: Path)
         assert all(not np.array_equal(mine, other) for other in last[i + 1 :])
     record = audit_record(found)
     assert [c.selection for c in record.copies][::2] == list(lines)
-    assert expected(asking).queries == 4 * 2 * 80
+    assert expected(asking).queries == 2 * 80 + 3 * 2 * 60
 
 
 def test_only_classifiers_doubt(folder: Path, tmp_path: Path) -> None:

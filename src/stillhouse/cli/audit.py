@@ -112,7 +112,7 @@ def finish_audit(
     from stillhouse.extract.runs import expected, run_audit
 
     if not (out / "record.json").is_file():
-        bill = expected(config)
+        bill = expected(config, progress=console.progress())
         typer.echo(bill.sentence, err=True)
         if bill.earnest and ask_above is not None and bill.money > ask_above:
             typer.confirm("Go on?", abort=True, err=True)
@@ -125,6 +125,7 @@ def finish_audit(
 
 
 def _copies(record: AuditRecord) -> None:
+    related = record.task == "regression"
     rows = [
         [
             each.kind if each.selection == "random" else f"{each.kind}, {each.selection}",
@@ -133,11 +134,19 @@ def _copies(record: AuditRecord) -> None:
             f"{record.currency}{each.money:,.2f}",
             f"{each.score:.4f}",
             f"{100 * each.retention:.1f} %",
-            f"{100 * each.agreement:.1f} %",
+            f"{each.agreement:.3f}" if related else f"{100 * each.agreement:.1f} %",
         ]
         for each in record.copies
     ]
-    columns = ("queries", "shown", "asked", "price", record.metric, "of the victim", "agrees")
+    columns = (
+        "queries",
+        "shown",
+        "asked",
+        "price",
+        record.metric,
+        "of the victim",
+        "correlates" if related else "agrees",
+    )
     console.table(columns, rows)
     console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
     for leak in record.leaks:

@@ -8,9 +8,15 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from stillhouse.core.console import Terminal
+from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record, TrainedResult
 
 out = Console(highlight=False)
+
+
+def progress() -> Progress:
+    return Terminal()
 
 
 def print_json(value: object) -> None:

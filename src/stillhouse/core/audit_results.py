@@ -34,11 +34,15 @@ class Copy(Result):
 class Change(Result):
     """One change to the API, beside the first view. `gain`: the copies' score at the largest
     budget, minus that under the first view, paired by row and seed; `price`: what a copy that is
-    good enough costs (None: none is)."""
+    good enough costs (None: none is), or no more than that (`at_most`: the smallest budget gives
+    it); `dearer`: the first view's cheapest good copy is better, by more than chance, than this
+    one's from as many queries."""
 
     view: str
     gain: Gain | None
     price: float | None
+    at_most: bool = False
+    dearer: bool = False
 
 
 class Asked(Result):
@@ -62,7 +66,7 @@ class VictimResult(Result):
     name: str
     score: float
     interval: Interval
-    charged: int | None = None  # queries an API answered in earnest
+    charged: int | None = None  # queries that an API was ever sent, by all audits of it
 
 
 class AuditTiming(Result):

@@ -1,7 +1,7 @@
 """Questions on passages as token ids: a long passage in windows that overlap.
 
-A window is the question (its first 64 tokens) and as much of the passage as fits; the next begins
-where they share 128 tokens (as in Devlin et al. 2019's code; less where windows are short). Each
+A window is the question (its first 64 tokens) and as much of the passage as fits; the next shares
+128 tokens of the passage with it (less where windows are short), as is usual. Each
 token knows its place in the passage, so that an answer is a piece of the text itself.
 
 Axes: W windows, T tokens of all of them.

@@ -81,6 +81,12 @@ class AuditProofConfig(Config):
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     resamples: Annotated[int, Field(ge=2)] = 2000
 
+    @model_validator(mode="after")
+    def _distinct(self) -> AuditProofConfig:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
+        return self
+
 
 class AuditConfig(Config):
     """How good a copy of `victim` a stranger gets. The first view and the first thief are met with

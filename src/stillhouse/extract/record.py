@@ -24,6 +24,7 @@ from stillhouse.core.types import Example
 from stillhouse.evaluation.evaluate import BOUNDS, interval
 from stillhouse.extract.answers import Answers
 from stillhouse.extract.audit import Audited
+from stillhouse.extract.prices import Tariff
 from stillhouse.extract.sweep import Cell, Line
 from stillhouse.flows.measured import summary
 from stillhouse.numerics import stats
@@ -120,37 +121,48 @@ def answers_of(found: Audited, cell: Cell) -> list[np.ndarray]:
 
 def change_of(found: Audited, view: str, copies: Mapping[Cell, Copy], victim: float) -> Change:
     """What showing this instead of the first view does, with the first kind and thief."""
-    config, task = found.made.config, found.task
+    config = found.made.config
     mine, theirs = (
         [cell for cell in copies if cell.line == Line(config.queries.kinds[0], each, 0, "random")]
         for each in (view, found.sweep.views[0])
     )
-    gain: Gain | None = None
+    enough = config.enough * victim
+    price, at_most = price_of([copies[cell] for cell in mine], enough, config.tariff)
+    gain, dearer = None, False
     if view != found.sweep.views[0]:
-        paired = stats.paired_gain(
-            lambda a, g: task.metric_of(a, g, task.metric), answers_of(found, mine[-1]),
-            answers_of(found, theirs[-1]), found.victim.gold_N,
-            resamples=config.proof.resamples, rng=generator(0, "change", view),
-        )  # fmt: skip
-        gain = Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
-    price = price_of([copies[cell] for cell in mine], config.enough * victim)
-    return Change(view=view, gain=gain, price=price)
+        gain = _gain(found, mine[-1], theirs[-1])
+        reached = next((i for i, cell in enumerate(theirs) if copies[cell].score >= enough), None)
+        if reached is not None and copies[mine[reached]].score < enough:
+            dearer = _gain(found, mine[reached], theirs[reached]).interval[1] < 0
+    return Change(view=view, gain=gain, price=price, at_most=at_most, dearer=dearer)
 
 
-def price_of(copies: Sequence[Copy], score: float) -> float | None:
-    """What a copy of this score costs: the least budget that reaches it, or between two, as much
-    of the way as the score is (by the logarithm of the queries). None: none does."""
+def _gain(found: Audited, mine: Cell, theirs: Cell) -> Gain:
+    """How much better the copies of one cell are than another's."""
+    task = found.task
+    paired = stats.paired_gain(
+        lambda a, g: task.metric_of(a, g, task.metric), answers_of(found, mine),
+        answers_of(found, theirs), found.victim.gold_N,
+        resamples=found.made.config.proof.resamples, rng=generator(0, "change", mine.title),
+    )  # fmt: skip
+    return Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
+
+
+def price_of(copies: Sequence[Copy], score: float, tariff: Tariff) -> tuple[float | None, bool]:
+    """What a copy of this score costs: between two budgets, as many queries as the score is of the
+    way (by their logarithm). None: no budget reaches it; True: the smallest does, so that the
+    price is no more than that."""
     rising = sorted(copies, key=lambda copy: copy.queries)
     for before, after in zip([None, *rising[:-1]], rising, strict=True):
         if after.score < score:
             continue
-        if before is None or after.score == before.score:
-            return after.money
+        if before is None:
+            return after.money, True
         way = (score - before.score) / (after.score - before.score)
         log = np.log(before.queries) + way * np.log(after.queries / before.queries)
         share = (np.exp(log) - before.queries) / (after.queries - before.queries)
-        return float(before.money + share * (after.money - before.money))
-    return None
+        return tariff.price(round(before.units + share * (after.units - before.units))), False
+    return None, False
 
 
 def _asked(kind: str, few: Sequence[Example], said: Answers) -> list[Asked]:
@@ -177,10 +189,15 @@ def sentence(
     what = f"{told.kind} queries" + (
         "" if told.selection == "random" else f" chosen by {told.selection}"
     )
+    agreed = (
+        f"correlates with it by {told.agreement:.2f}"
+        if metric in ("pearson", "spearman")
+        else f"agrees with it on {told.agreement:.0%}"
+    )
     said = (
         f"For {currency}{told.money:,.2f} ({told.queries:,} {what}) a stranger gets "
         f"{told.retention:.0%} of this model's {metric} ({told.score:.3f} of {victim.score:.3f}), "
-        f"and agrees with it on {told.agreement:.0%}"
+        f"and {agreed}"
     )
     if not good:
         said += f"; no copy has {enough:.0%}"
@@ -193,17 +210,22 @@ def sentence(
             f"{100 * change.gain.value:+.1f} points ({low:+.1f} to {high:+.1f})"
         )
     if others and changes[0].price is not None:
-        dearest = max(changes, key=lambda c: float("inf") if c.price is None else c.price)
-        if dearest is changes[0]:
-            said += ". No change of what is shown makes a good copy dearer"
-        else:
-            price = (
-                "none within these budgets"
-                if dearest.price is None
-                else (f"{currency}{dearest.price:,.2f}")
-            )
-            said += (
-                f". Showing {dearest.view} raises the price of a good copy most: "
-                f"{currency}{changes[0].price:,.2f} before, then {price}"
-            )
+        said += f". {_dearest(changes, copies[0].kind, currency)}"
     return said + "."
+
+
+def _dearest(changes: Sequence[Change], kind: str, currency: str) -> str:
+    """Which change raises the price of a good copy most, if one is seen to."""
+    first, *others = changes
+    dearer = [change for change in others if change.dearer]
+    if not dearer:
+        if all(change.at_most for change in changes):
+            return "Whatever is shown, the smallest budget gives a good copy: try smaller ones"
+        return "No change of what is shown is seen to make a good copy dearer"
+    most = max(dearer, key=lambda c: float("inf") if c.price is None else c.price)
+    then = "none within these budgets" if most.price is None else f"{currency}{most.price:,.2f}"
+    before = f"{'at most ' if first.at_most else ''}{currency}{first.price:,.2f}"
+    return (
+        f"Of {kind} queries' good copies, showing {most.view} raises the price most: {before} "
+        f"before, then {then}"
+    )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
-from stillhouse.core.progress import Progress
+from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import claim, write_json
-from stillhouse.data.sources import load
 from stillhouse.extract.audit import audit
 from stillhouse.extract.config import AuditConfig
+from stillhouse.extract.ledger import Spent, cost_of
 from stillhouse.extract.record import audit_record
-from stillhouse.extract.setup import Audit, size_of, victim_of
-from stillhouse.extract.sweep import cells
+from stillhouse.extract.setup import Audit, victim_of
+from stillhouse.extract.sweep import cells, lines
 from stillhouse.extract.victim import Service, is_endpoint
-from stillhouse.flows.common import gold_task, store_root, tidy
+from stillhouse.flows.common import gold_task, tidy
 from stillhouse.report.html import render
 
 
@@ -31,27 +32,38 @@ class Bill:
     sentence: str
 
 
-def expected(config: AuditConfig) -> Bill:
-    """What an audit costs before it starts: every kind at its largest budget, all seeds."""
-    splits = load(config.data, store_root(config.cache) / "rows")
-    of = size_of(config, splits)
-    pools = [splits.labelled, splits.held_out, splits.reported]
-    views = config.shown(gold_task(pools, asked=config.task).name)
-    draws = len(config.proof.seeds) if config.queries.fresh else 1
-    largest = max(1, round(config.queries.budgets[-1] * of))
+def expected(config: AuditConfig, *, progress: Progress | None = None) -> Bill:
+    """What an audit costs at most, before it starts: the queries of every kind at its largest
+    budget, all seeds, chosen ones too, and the reported rows; by the price list."""
+    made = Audit(config, progress or Silent())
+    views = config.shown(gold_task([made.splits.labelled, made.splits.held_out,
+                                    made.splits.reported], asked=config.task).name)  # fmt: skip
+    seeds = config.proof.seeds
     earnest = is_endpoint(config.victim)
-    streams = len(config.queries.kinds) + len(config.queries.choose)
-    count = largest * streams * draws + (len(splits.reported) if earnest else 0)
-    trainings = len(cells(config, views, of)) * len(config.proof.seeds)
-    money = config.tariff.price(count)
-    said = f"{config.victim} is asked {count:,} queries, and {trainings} thieves are trained"
+    asked = Spent()
     if earnest:
-        said += (
-            f"; by the price list (a query is a unit) that is {config.tariff.currency}{money:,.2f}"
-        )
+        asked = cost_of(list(made.splits.reported), config.tariff)
+    for kind in config.queries.kinds:
+        for seed in seeds if config.queries.fresh else seeds[:1]:
+            asked = asked.and_(cost_of(list(made.stream(kind, seed, made.most)), config.tariff))
+    first = max(1, round(config.queries.budgets[0] * made.of))
+    for line in lines(config, views):
+        if line.selection != "random":
+            each = cost_of(list(made.stream(line.kind, seeds[0], made.most)), config.tariff)
+            more = math.ceil(len(seeds) * (made.most - first) * each.units / each.queries)
+            asked = asked.and_(Spent(len(seeds) * (made.most - first), 0, more))
+    trainings = len(cells(config, views, made.of)) * len(seeds)
+    money = config.tariff.price(asked.units)
+    about = "about " if config.tariff.characters and config.queries.choose else ""
+    said = (
+        f"{config.victim} is asked {asked.queries:,} queries at most, and {trainings} thieves are "
+        "trained"
+    )
+    if earnest:
+        said += f"; by the price list that is {about}{config.tariff.currency}{money:,.2f}"
         if config.limit is not None:
             said += f", and no more than {config.limit:,} are sent"
-    return Bill(count, money, earnest, said)
+    return Bill(asked.queries, money, earnest, said)
 
 
 @dataclass

@@ -97,6 +97,23 @@ class Audit:
         return found
 
     def stream(self, kind: Kind, seed: int, count: int) -> Pool:
+        """The first `count` queries of a kind that are no reported rows."""
+        more = 0
+        while True:
+            drawn = self._drawn(kind, seed, count + more)
+            leaked = shared(drawn.folded_N2, self.splits.reported.folded_N2)
+            kept = np.flatnonzero(~leaked)
+            if len(kept) >= count:
+                (part,) = drawn.parts
+                return Pool([Part(part.rows, part.indices[kept[:count]], labelled=False)])
+            more = int(leaked.sum())
+            told = (
+                f"{kind} queries that are reported rows are not asked: {self.corpus.name} has some"
+            )
+            if told not in self.notes:
+                self.notes.append(told)
+
+    def _drawn(self, kind: Kind, seed: int, count: int) -> Pool:
         """The first `count` queries of a kind as rows."""
         settings = self.config.queries
         source = Source(

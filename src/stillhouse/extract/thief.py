@@ -116,6 +116,11 @@ class Thief:
             queries, self._tokenizer, self._store, max_length=self._length,
             progress=self._progress, title="queries", labels=labels,
         )  # fmt: skip
+        if data.unplaced:
+            self._progress.note(
+                f"{data.unplaced:,} of {len(queries):,} answers are not in their passages: nothing "
+                "is learned from them"
+            )
         gold = objectives.build(
             [TermConfig(kind="gold")], choices=self._task.width, signal=None, has_gold=True
         )

@@ -53,13 +53,18 @@ class AuditPage:
 
 def build(record: AuditRecord) -> AuditPage:
     metric = view.metric_name(record.metric)
-    bars = "Bars are 95 % intervals over rows and seeds; the line is the victim."
+    over = "rows and seeds" if len(record.copies[0].seeds) > 1 else "rows (there is one seed)"
+    bars = f"Bars are 95 % intervals over {over}; the line is the victim."
+    related = _related(record)
+    agreed = "Correlation with the victim" if related else "Agreement, %"
     figures = [
         drawn(f"{metric} of the copies", _curve(record, metric, key="score"), bars),
         drawn(
-            "How often a copy answers as the victim does",
-            _curve(record, "Agreement, %", key="agreement"),
-            "On the reported rows; bars are 95 % intervals over rows and seeds.",
+            "How a copy's values follow the victim's"
+            if related
+            else "How often a copy answers as the victim does",
+            _curve(record, agreed, key="agreement"),
+            f"On the reported rows; bars are 95 % intervals over {over}.",
         ),
     ]
     if any(copy.money for copy in record.copies):
@@ -72,6 +77,11 @@ def build(record: AuditRecord) -> AuditPage:
         [_row(each, record) for each in record.copies],
         [_change(each, record) for each in record.changes],
     )
+
+
+def _related(record: AuditRecord) -> bool:
+    """Whether agreement is a correlation of values, not a share of answers."""
+    return record.task == "regression"
 
 
 def money(amount: float, currency: str) -> str:
@@ -90,7 +100,7 @@ def _row(copy: Copy, record: AuditRecord) -> Row:
         fmt.score(copy.score, record.metric),
         fmt.interval(copy.interval, record.metric),
         fmt.percent(copy.retention),
-        fmt.percent(copy.agreement),
+        fmt.score(copy.agreement) if _related(record) else fmt.percent(copy.agreement),
     )
 
 
@@ -101,7 +111,7 @@ def _change(change: Change, record: AuditRecord) -> ChangeRow:
         fmt.DASH if gain is None else f"{fmt.signed(gain.value)} ({fmt.interval(gain.interval)})",
         "not within these budgets"
         if change.price is None
-        else money(change.price, record.currency),
+        else ("at most " if change.at_most else "") + money(change.price, record.currency),
     )
 
 
@@ -130,7 +140,7 @@ def _curve(record: AuditRecord, title: str, *, key: Key, by: Axis = "queries") -
             again, paint = divmod(place, len(TERMS))
             apart = 1 + 0.015 * place if by == "queries" else 1.0
             xs = [getattr(copy, by) * apart for copy in copies]
-            ys, low, high = zip(*(_point(copy, key) for copy in copies), strict=True)
+            ys, low, high = zip(*(_point(copy, key, record) for copy in copies), strict=True)
             bars = ax.errorbar(
                 xs, ys, [low, high], color=PAINT[TERMS[paint]], marker="o", markersize=3.5,
                 linewidth=1.6, elinewidth=0.8, label=fmt.shorten(name, 34),
@@ -146,7 +156,7 @@ def _curve(record: AuditRecord, title: str, *, key: Key, by: Axis = "queries") -
         canvas.legend(figure, ax)
 
     said = "; ".join(
-        f"{name}, {_asked(copy, record, by)}: {fmt.score(_point(copy, key)[0])}"
+        f"{name}, {_asked(copy, record, by)}: {fmt.score(_point(copy, key, record)[0])}"
         for name, copies in named.items()
         for copy in copies
     )
@@ -157,11 +167,12 @@ def _asked(copy: Copy, record: AuditRecord, by: Axis) -> str:
     return f"{copy.queries:,} queries" if by == "queries" else money(copy.money, record.currency)
 
 
-def _point(copy: Copy, key: Key) -> tuple[float, float, float]:
+def _point(copy: Copy, key: Key, record: AuditRecord) -> tuple[float, float, float]:
     """A value and how far its interval reaches below and above it."""
     if key == "score":
         value, (low, high) = copy.score, copy.interval
     else:
-        value, (low, high) = 100 * copy.agreement, copy.agreement_interval
-        low, high = 100 * low, 100 * high
+        scale = 1 if _related(record) else 100
+        value, (low, high) = scale * copy.agreement, copy.agreement_interval
+        low, high = scale * low, scale * high
     return value, max(value - low, 0.0), max(high - value, 0.0)

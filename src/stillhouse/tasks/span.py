@@ -74,15 +74,15 @@ def is_answers(label: str) -> bool:
 
 
 def place(passage: str, answer: Answer) -> tuple[int, int] | None:
-    """Where in the passage the answer stands: where it says so, else its nearest occurrence."""
-    if not answer.text:
-        return None
+    """Where in the passage the answer stands: where it says so, else its nearest occurrence; one
+    that is only there in other case or spacing counts too."""
     at = answer.start or 0
-    found = [m.start() for m in re.finditer(re.escape(answer.text), passage)]
-    if not found:
-        return None
-    start = min(found, key=lambda each: abs(each - at))
-    return start, start + len(answer.text)
+    loose = r"\s+".join(map(re.escape, answer.text.split()))
+    for pattern in (re.escape(answer.text), f"(?i){loose}"):
+        found = [m.span() for m in re.finditer(pattern, passage)] if loose else []
+        if found:
+            return min(found, key=lambda each: abs(each[0] - at))
+    return None
 
 
 class Spans:
@@ -300,7 +300,8 @@ def exact_match(answer: str, golds: tuple[str, ...]) -> float:
 
 @lru_cache(maxsize=1 << 20)
 def f1(answer: str, golds: tuple[str, ...]) -> float:
-    """The best F1 of an answer's words over the gold answers."""
+    """The best F1 of an answer's words over the gold answers; 1 where neither has any left, as in
+    SQuAD 2's script (1.1's says 0)."""
     return max((_overlap(words(answer), words(gold)) for gold in golds), default=0.0)
 
 

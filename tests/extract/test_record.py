@@ -1,0 +1,80 @@
+"""What copies come to: prices between budgets, and a verdict that says no more than was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from stillhouse.core.audit_results import Change, Copy, VictimResult
+from stillhouse.core.results import Gain
+from stillhouse.extract.prices import Tariff, Tier
+from stillhouse.extract.record import price_of, sentence
+
+TIERS = Tariff(free=5_000, tiers=(Tier(per_thousand=10), Tier(above=10_000, per_thousand=0.1)))
+VICTIM = VictimResult(name="victim", score=0.9, interval=(0.88, 0.92))
+
+
+def copy(queries: int, score: float, **changes: Any) -> Copy:
+    values: dict[str, Any] = {
+        "kind": "wiki", "selection": "random", "view": "probabilities", "thief": "model",
+        "budget": queries / 1000, "queries": queries, "characters": 0, "units": queries,
+        "money": TIERS.price(queries), "score": score, "interval": (score, score),
+        "seeds": [score], "agreement": 0.9, "agreement_interval": (0.9, 0.9),
+        "retention": score / 0.9,
+    }  # fmt: skip
+    return Copy(**values | changes)
+
+
+def test_a_price_between_budgets_is_the_price_lists_own() -> None:
+    rising = [copy(1_000, 0.5), copy(100_000, 0.9)]
+    price, at_most = price_of(rising, 0.7, TIERS)
+    assert price == pytest.approx(TIERS.price(10_000))
+    assert not at_most
+    assert price_of(rising, 0.51, TIERS)[0] == 0.0  # 1,122 queries are free
+    assert price_of(rising, 0.4, TIERS) == (0.0, True)
+    assert price_of(rising, 0.95, TIERS) == (None, False)
+    assert price_of([copy(10, 0.6), copy(100, 0.4), copy(20_000, 0.8)], 0.8, TIERS) == (
+        TIERS.price(20_000), False,
+    )  # fmt: skip
+
+
+def change(view: str, price: float | None, **more: Any) -> Change:
+    gain = (
+        None if view == "probabilities" else Gain(value=-0.01, interval=(-0.02, 0.0), p_value=0.1)
+    )
+    return Change(view=view, gain=gain, price=price, **more)
+
+
+def told(*changes: Change, copies: Sequence[Copy] = (copy(1_000, 0.89),), **more: Any) -> str:
+    return sentence(copies, changes, VICTIM, more.get("metric", "accuracy"), "$", 0.95)
+
+
+def test_what_chance_may_have_made_dearer_is_not_called_dearer() -> None:
+    said = told(change("probabilities", 1.0), change("label", None))
+    assert "No change of what is shown is seen to make a good copy dearer" in said
+    said = told(change("probabilities", 1.0), change("label", None, dearer=True),
+                change("top:1", 5.0, dearer=True))  # fmt: skip
+    assert "Of wiki queries' good copies, showing label raises the price most: $1.00 before, then "\
+           "none within these budgets" in said  # fmt: skip
+
+
+def test_the_smallest_budget_is_a_bound_not_a_price() -> None:
+    changes = [change(v, 0.0, at_most=True) for v in ("probabilities", "label")]
+    assert "try smaller ones" in told(*changes)
+    said = told(change("probabilities", 0.0, at_most=True), change("label", 3.0, dearer=True))
+    assert "at most $0.00 before, then $3.00" in said
+
+
+def test_the_cheapest_good_copy_is_told_or_the_best() -> None:
+    copies = [copy(1_000, 0.80), copy(7_000, 0.88), copy(20_000, 0.91), copy(50_000, 0.89)]
+    said = told(change("probabilities", 20.0), copies=copies)
+    assert said.startswith("For $20.00 (7,000 wiki queries) a stranger gets 98% of this model's "
+                           "accuracy (0.880 of 0.900), and agrees with it on 90%.")  # fmt: skip
+    said = told(change("probabilities", None), copies=copies[:1])
+    assert "no copy has 95%" in said
+    assert "dearer" not in said
+    valued = [copy(1_000, 0.89, view="value")]
+    said = told(Change(view="value", gain=None, price=1.0), copies=valued, metric="pearson")
+    assert "correlates with it by 0.90" in said
