@@ -46,6 +46,7 @@ def test_a_rank_that_the_view_makes_is_not_the_models(view: str) -> None:
         found = hidden_size(shown(logits / logits.std(), view))
         assert not found.leaks
         assert "tells nothing" in found.finding
+        assert ("only some of the choices" in found.finding) == view.startswith("top")
 
 
 def test_few_choices_give_nothing_away() -> None:
