@@ -21,4 +21,4 @@ def test_an_example_runs(script: Path, teacher: Path, reviews: Path, tmp_path: P
         command, cwd=tmp_path, env=own, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "student" in done.stdout
+    assert ("student" in done.stdout) or ("stranger" in done.stdout)

@@ -46,7 +46,8 @@ def test_a_rank_that_the_view_makes_is_not_the_models(view: str) -> None:
         found = hidden_size(shown(logits / logits.std(), view))
         assert not found.leaks
         assert "tells nothing" in found.finding
-        assert ("only some of the choices" in found.finding) == view.startswith("top")
+        hidden_some = view.startswith("top") and choices > int(view[4:])
+        assert ("only some of the choices" in found.finding) == hidden_some
 
 
 def test_few_choices_give_nothing_away() -> None:

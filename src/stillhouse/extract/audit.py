@@ -97,10 +97,12 @@ def audit(
 
 
 def _refuse_the_victim(config: AuditConfig, thieves: Sequence[Thief]) -> None:
-    """Raises UsageError for a thief that begins with the victim's own weights."""
+    """Raises UsageError for a thief that begins with the victim's own weights. (Its shape alone a
+    stranger may guess.)"""
     victim = Path(config.victim).resolve()
     for thief in thieves:
-        if Path(thief.named).exists() and Path(thief.named).resolve() == victim:
+        named = Path(thief.named)
+        if named.exists() and named.resolve() == victim and not thief.config.fresh:
             raise UsageError(
                 f"the thief {thief.named} is the victim: a stranger has none of its weights"
             )

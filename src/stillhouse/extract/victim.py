@@ -138,7 +138,7 @@ class Described:
         self._endpoint: Endpoint = read_endpoint(path)
         self._endpoint.keyed()  # before anything is made
         self.fingerprint, self.name = self._endpoint.fingerprint, self._endpoint.url
-        self.choices = self._endpoint.choices
+        self.choices: Sequence[str] | None = self._endpoint.choices
 
     def open(self, store: Path, tariff: Tariff, limit: int | None) -> Asking:
         ledger = Ledger(store / "apis" / self._endpoint.identity, tariff)
