@@ -73,6 +73,8 @@ def test_digits_beyond_need_are_told() -> None:
 def test_a_label_that_rounding_would_change_needs_its_digits() -> None:
     close = Answers(["a", "b"], np.array([[0.50004, 0.49996], [1 / 3, 2 / 3]]))
     assert "; 5 keep" in digits(close).finding
+    tied = Answers(["a", "b"], np.array([[0.5, 0.5], [1 / 3, 2 / 3]]))
+    assert "; 2 keep" in digits(tied).finding
 
 
 @pytest.mark.parametrize("choices", [1, 3])

@@ -113,7 +113,6 @@ def _leaks(config: AuditConfig, sweep: Sweep, pool: Pool, answers: Answers) -> l
     shown = answers.seen(View.read(sweep.views[0]))
     if shown.labels_N is not None or shown.texts is not None:
         return []
-    found = [] if shown.probabilities_NK is None else [leaks.digits(shown)]
     thief = sweep.thieves[0]
     public = thief.public()
     few = min(len(pool), max(4 * public.config.hidden_size, 2 * len(shown.choices)))
@@ -121,6 +120,7 @@ def _leaks(config: AuditConfig, sweep: Sweep, pool: Pool, answers: Answers) -> l
     if isinstance(sweep.victim, OwnModel):  # an API computes in float32, whatever we did
         exact = sweep.victim.in_float32().answers(pool, "in float32", sweep.progress)
         shown = exact.seen(View.read(sweep.views[0]))
+    found = [] if shown.probabilities_NK is None else [leaks.digits(shown)]
     found.append(leaks.hidden_size(shown))
     features = leaks.public_features(public, thief.data(pool, "queries"))
     rng = generator(config.proof.seeds[0], "frozen encoder")

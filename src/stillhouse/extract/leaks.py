@@ -36,12 +36,13 @@ def digits(answers: Answers) -> Leak:
     shares = shown_NK[~np.isnan(shown_NK)]
     given = _digits_of(shares)
     labels_N = np.nanargmax(shown_NK, -1)
+    tied_N = (shown_NK == np.nanmax(shown_NK, -1, keepdims=True)).sum(-1) > 1
     enough = next(
         (
             d
             for d in range(1, given)
             if np.abs(shares.round(d) - shares).max() <= NEEDED
-            and _same_labels(shown_NK.round(d), labels_N)
+            and _same_labels(shown_NK.round(d), labels_N, tied_N)
         ),
         given,
     )
@@ -60,11 +61,13 @@ def _digits_of(shares: np.ndarray) -> int:
     return next((d for d in range(1, 16) if np.array_equal(shown.round(d), shown)), 16)
 
 
-def _same_labels(rounded_NK: np.ndarray, labels_N: np.ndarray) -> bool:
-    """Whether each row's largest share is still that of its label, and of it alone."""
+def _same_labels(rounded_NK: np.ndarray, labels_N: np.ndarray, tied_N: np.ndarray) -> bool:
+    """Whether each row's largest share is still that of its label, and of it alone; rows that were
+    tied before say nothing."""
     most_N1 = np.nanmax(rounded_NK, -1, keepdims=True)
     alone = (rounded_NK == most_N1).sum(-1) == 1
-    return bool((alone & (np.nanargmax(rounded_NK, -1) == labels_N)).all())
+    same = alone & (np.nanargmax(rounded_NK, -1) == labels_N)
+    return bool((same | tied_N).all())
 
 
 def _logits(answers: Answers) -> tuple[np.ndarray, np.ndarray] | str:
