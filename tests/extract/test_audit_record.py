@@ -78,3 +78,15 @@ def test_the_cheapest_good_copy_is_told_or_the_best() -> None:
     valued = [copy(1_000, 0.89, view="value")]
     said = told(Change(view="value", gain=None, price=1.0), copies=valued, metric="pearson")
     assert "correlates with it by 0.90" in said
+
+
+def test_a_copy_that_answers_all_alike_is_not_called_good() -> None:
+    victim = VictimResult(name="v", score=0.55, interval=(0.5, 0.6), constant=0.54)
+    copies = [copy(1_000, 0.54, retention=0.54 / 0.55)]
+    said = sentence(copies, [change("probabilities", None)], victim, "accuracy", "$", 0.95)
+    assert "no more than one answer to all rows scores (0.540)" in said
+    worse = VictimResult(name="v", score=-0.13, interval=(-0.2, 0.0))
+    copies = [copy(1_000, -0.25, retention=None)]
+    said = sentence(copies, [change("probabilities", None)], worse, "pearson", "$", 0.95)
+    assert "a stranger gets this model's pearson (-0.250 of -0.130)" in said
+    assert "%" not in said

@@ -80,7 +80,7 @@ def test_trouble_is_overcome_and_paid_for(tmp_path: Path, parallel: int) -> None
 def test_a_budget_is_never_exceeded_by_one_query(tmp_path: Path, limit: int, parallel: int) -> None:
     with serving(answer, ["", "500", "cut", "429"]) as server:
         with client(tmp_path, server, limit=limit, parallel=parallel) as (asking, ledger):
-            with pytest.raises(OverBudget, match=f"budget of {limit} queries is spent"):
+            with pytest.raises(OverBudget, match=f"limit of {limit} queries is reached"):
                 asking.ask(QUERIES)
             assert len(server.paid) <= ledger.spent.queries <= limit
         with client(tmp_path, server, limit=limit) as (asking, ledger):
@@ -211,7 +211,14 @@ def test_keys_come_from_the_environment_and_stay_there(
         with client(tmp_path / "b", server, headers=headers) as (asking, _):
             asking.ask(QUERIES)
         assert {h["authorization"] for h in server.headers} == {"Bearer sesame"}
-    written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    with serving(lambda text, pair: {"got": "Bearer sesame"}) as server:
+        with client(tmp_path / "c", server, headers=headers) as (asking, _):
+            with pytest.raises(DataError, match=r"Bearer \*\*\*") as raised:
+                asking.ask(QUERIES)
+            assert "sesame" not in str(raised.value)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    files = [p for folder in folders for p in folder.rglob("*") if p.is_file()]
+    written = b"".join(p.read_bytes() for p in files)
     assert b"sesame" not in written
     assert b"text 3" not in written
 

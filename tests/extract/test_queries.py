@@ -195,6 +195,19 @@ def test_no_corpus_is_one_line(tmp_path: Path, name: str) -> None:
         read_corpus(name, tmp_path, Silent())
 
 
+def test_lines_that_are_not_utf8_are_no_text(tmp_path: Path) -> None:
+    lines = [f"Die Straße nummer {i} ist lang" for i in range(9)]
+    plain = [f"street number {i} is long" for i in range(9)]
+    (tmp_path / "mixed.txt").write_bytes("\n".join(lines).encode("latin-1") + b"\n"
+                                         + "\n".join(plain).encode())  # fmt: skip
+    found = read_corpus(str(tmp_path / "mixed.txt"), tmp_path / "store", Silent())
+    assert len(found.sentences) == 9
+    assert "street" in found.words_W.tolist()
+    (tmp_path / "latin.txt").write_bytes("\n".join(lines).encode("latin-1"))
+    with pytest.raises(DataError, match="give more text in UTF-8"):
+        read_corpus(str(tmp_path / "latin.txt"), tmp_path / "store", Silent())
+
+
 def test_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three\n")
     with pytest.raises(DataError, match="no sentence of over 3 words"):

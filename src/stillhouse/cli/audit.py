@@ -58,6 +58,7 @@ def audit(
     text_column: options.Text = None,
     pair_column: options.Pair = None,
     label_column: options.Label = None,
+    label_map: options.LabelMap = None,
     cache: options.Cache = None,
     config: options.Config = None,
     set_: options.Set = None,
@@ -78,6 +79,7 @@ def audit(
             "data.text": text_column,
             "data.pair": pair_column,
             "data.label": label_column,
+            "data.label_map": options.pairs(label_map, "--label-map") if label_map else None,
             "thieves": [{"model": thief}] if thief else None,
             "queries.kinds": queries.split(",") if queries else None,
             "queries.budgets": _numbers(budget) if budget else None,
@@ -115,7 +117,7 @@ def finish_audit(
         bill = expected(config, progress=console.progress())
         typer.echo(bill.sentence, err=True)
         if bill.earnest and ask_above is not None and bill.money > ask_above:
-            typer.confirm("Go on?", abort=True, err=True)
+            typer.confirm("Go on? (--yes or --ask-above asks no more)", abort=True, err=True)
     run = run_audit(config, out)
     if json:
         console.print_json(run.record.model_dump(mode="json", by_alias=True))
@@ -133,7 +135,7 @@ def _copies(record: AuditRecord) -> None:
             f"{each.queries:,}",
             f"{record.currency}{each.money:,.2f}",
             f"{each.score:.4f}",
-            f"{100 * each.retention:.1f} %",
+            "-" if each.retention is None else f"{100 * each.retention:.1f} %",
             f"{each.agreement:.3f}" if related else f"{100 * each.agreement:.1f} %",
         ]
         for each in record.copies

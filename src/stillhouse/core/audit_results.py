@@ -12,7 +12,8 @@ from stillhouse.core.results import SCHEMA, DataSummary, Gain, Interval, Result
 class Copy(Result):
     """Thieves of one kind, over seeds: what they were given, what that cost, how good they are.
     `score`: on the reported rows; `agreement`: the share of these answered as the victim does
-    (regression: the correlation with its values); `retention`: of the victim's score."""
+    (regression: the correlation with its values); `retention`: of the victim's score (None: that
+    is not above 0)."""
 
     kind: str
     selection: str
@@ -28,7 +29,7 @@ class Copy(Result):
     seeds: list[float]
     agreement: float
     agreement_interval: Interval
-    retention: float
+    retention: float | None
 
 
 class Change(Result):
@@ -63,9 +64,12 @@ class Leak(Result):
 
 
 class VictimResult(Result):
+    """`constant`: what the best single answer to all rows scores."""
+
     name: str
     score: float
     interval: Interval
+    constant: float = 0.0
     charged: int | None = None  # queries that an API was ever sent, by all audits of it
 
 

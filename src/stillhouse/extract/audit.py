@@ -74,15 +74,18 @@ def audit(
                 f"queries are chosen by a classifier's doubt, and this is a {task.name}: leave "
                 "queries.choose out"
             )
+        sweep = Sweep(made, victim, thieves, config.shown(task.name), out, progress)
+        for kind in config.queries.kinds:  # a pool or corpus that is too small is told at once
+            made.stream(kind, config.proof.seeds[0], made.most)
+        exact = victim.in_float32() if isinstance(victim, OwnModel) else victim
+        theirs = exact.answers(made.splits.reported, "about reported rows", progress)
+        for view in sweep.views:  # what it doesn't show is known before all is asked
+            theirs.seen(View.read(view))
         claim(out, config.identity, content)
         write_json(out / "manifest.json", manifest(content=content, seeds=config.proof.seeds))
         notes = [*made.splits.notes, *made.notes]
         for note in notes:
             progress.note(note)
-        sweep = Sweep(made, victim, thieves, config.shown(task.name), out, progress)
-        theirs = sweep.answers(made.splits.reported, "about reported rows")
-        for view in sweep.views:  # what it doesn't show is known before all is asked
-            theirs.seen(View.read(view))
         swept = sweep.run()
         found = Audited(
             made, task, sweep, swept, judged(theirs, task, made.splits.reported), None, notes=notes

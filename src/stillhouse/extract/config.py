@@ -50,7 +50,8 @@ class QueriesConfig(Config):
     @model_validator(mode="after")
     def _rising(self) -> QueriesConfig:
         if sorted(set(self.budgets)) != list(self.budgets):
-            raise ValueError(f"budgets rise, got {self.budgets}")
+            listed = ",".join(f"{each:g}" for each in sorted(set(self.budgets)))
+            raise ValueError(f"budgets rise: give them as {listed}")
         if ("pool" in self.kinds) != (self.pool is not None):
             raise ValueError("queries of the kind pool and the setting queries.pool go together")
         return self

@@ -35,6 +35,7 @@ JOINED = (
     ("( ", "("), (" ;", ";"),
 )  # fmt: skip
 JOINED_IN_PARAGRAPHS = (*JOINED, (" .", "."), (" :", ":"))
+NOT_UTF8 = re.compile("[\\ud800-\\udfff]")  # what reading keeps of bytes that are none
 UNKNOWN = "<unk>"  # WikiText's own sign for a word that it lost
 END = re.compile(r"(?<=[.!?])\s+(?=\S)")
 
@@ -88,7 +89,8 @@ def read_corpus(source: str | None, store: Path, progress: Progress) -> QueryCor
             texts, words = _counted(lines, advance)
         if not len(texts[0]):
             raise DataError(
-                f"{name} has no sentence of over {SHORT_SENTENCE} words: give more text"
+                f"{name} has no sentence of over {SHORT_SENTENCE} words, which end at spaces: give "
+                "more text in UTF-8, or queries of your own with --pool"
             )
         with atomic_folder(folder, "the corpus") as place:
             _store(texts, words, place)
@@ -133,6 +135,8 @@ def _lines(files: Sequence[Path]) -> Iterator[str]:
                 raise DataError(
                     f"{path} line {line} has no text: give a .txt file, or a column text"
                 )
+            if NOT_UTF8.search(str(text)):
+                continue  # a line that is not UTF-8 is no text
             yield str(text)
 
 

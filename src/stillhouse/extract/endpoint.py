@@ -113,6 +113,11 @@ class Endpoint(Config):
         """Stands for the answers as they are read, too."""
         return _digest([self.identity, self.read.model_dump(mode="json"), self.choices])
 
+    def secrets(self) -> list[str]:
+        """What came from the environment, which no message may show."""
+        names = [name for text in self.headers.values() for name in KEY.findall(text)]
+        return [os.environ[name] for name in names if os.environ.get(name)]
+
     def keyed(self) -> dict[str, str]:
         """The headers with what the environment has. Raises UsageError for what it lacks."""
 
@@ -127,7 +132,11 @@ class Endpoint(Config):
 
 def read_endpoint(path: Path) -> Endpoint:
     """The description in a YAML file. Raises UsageError."""
-    return parse(Endpoint, read_yaml(path))
+    values = read_yaml(path)
+    try:
+        return parse(Endpoint, values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _digest(value: object) -> str:
@@ -153,12 +162,13 @@ class Client:
 
         if limit is not None and limit < endpoint.batch:
             raise UsageError(
-                f"a budget of {limit:,} queries is less than one request, of {endpoint.batch}: "
+                f"a limit of {limit:,} queries is less than one request, of {endpoint.batch}: "
                 "raise it, or make the endpoint's batch smaller"
             )
         self._endpoint, self.ledger, self._limit = endpoint, ledger, limit
         self._sleep, self._random, self._next = sleep, random.Random(), 0.0
         self._client = httpx.Client(headers=endpoint.keyed(), timeout=endpoint.timeout_s)
+        self._secrets = endpoint.secrets()
         self._lock = threading.Lock()
         self._held: dict[str, dict[str, Any]] = {}
         for kept in ledger.bodies:
@@ -239,12 +249,12 @@ class Client:
                 self.ledger.refused(batch)
                 raise DataError(
                     f"{self._endpoint.url} refuses the request ({answer.status_code}): "
-                    f"{_shown(answer.text)}"
+                    f"{self._shown(answer.text)}"
                 )
             try:
                 value = answer.json()
             except ValueError:
-                trouble = f"answered what is no JSON: {_shown(answer.text)}"
+                trouble = f"answered what is no JSON: {self._shown(answer.text)}"
                 continue
             self.ledger.answered(batch, value)
             self._take([name_of(each) for each in batch], value)
@@ -262,8 +272,8 @@ class Client:
 
     def _over(self) -> OverBudget:
         return OverBudget(
-            f"the budget of {self._limit:,} queries is spent, and {len(self._held):,} "
-            "are answered: raise it, or ask less"
+            f"the limit of {self._limit:,} queries is reached, those of earlier audits of this API "
+            "included: raise it (--limit), or ask less; what was answered is kept"
         )
 
     def _pause(self, attempt: int, trouble: str) -> float:
@@ -310,9 +320,17 @@ class Client:
 
     def _unfit(self, what: str, where: object) -> DataError:
         return DataError(
-            f"{self._endpoint.url} does not fit its description: {what} in {_shown(where)}; what "
-            "was answered is kept: put its read right, and nothing is paid twice"
+            f"{self._endpoint.url} does not fit its description: {what} in {self._shown(where)}; "
+            "what was answered is kept: put its read right, and nothing is paid twice"
         )
+
+    def _shown(self, value: object) -> str:
+        """The beginning of an answer, without keys that it may repeat."""
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
 
     def _label_only(self, one: object) -> bool:
         """Whether an API that shows both keeps its probabilities back, as a guarded one may."""
@@ -327,7 +345,11 @@ class Client:
             fits = isinstance(names, list) and isinstance(got, list) and len(names) == len(got)
             got = dict(zip(map(str, names), got, strict=True)) if fits else None
         if not isinstance(got, Mapping) or not got:
-            raise self._unfit(f"no probabilities by label at {read.probabilities!r}", one)
+            raise self._unfit(
+                f"no probabilities by label at {read.probabilities!r} (where they are a list, "
+                "read.labels says where its labels are)",
+                one,
+            )
         shares = {str(name): _number(share) for name, share in got.items()}
         if None in shares.values():
             raise self._unfit("a probability is no number", one)
@@ -399,9 +421,3 @@ def _each(value: Any, example: Example) -> Any:
         put = {"{text}": example.text, "{pair}": example.pair or ""}
         return "".join(put.get(part, part) for part in parts)
     return value
-
-
-def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else text[:SHOWN] + " ..."

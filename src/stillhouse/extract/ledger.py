@@ -22,6 +22,8 @@ from stillhouse.core.types import Example
 from stillhouse.data.rows import content_key
 from stillhouse.extract.prices import Tariff
 
+LEDGER = "ledger.jsonl"
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -61,6 +63,22 @@ def name_of(example: Example) -> str:
     return content_key(example.text, example.pair).hex()
 
 
+def answered(folder: Path) -> tuple[set[str], int]:
+    """The names of what a ledger in `folder` has answers to, and how many queries were sent, as it
+    stands now: another process may be writing it."""
+    names: set[str] = set()
+    sent = 0
+    path = folder / LEDGER
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break  # cut off, or damaged: opening it in earnest tells
+        names.update(entry.get("asked", ()))
+        sent += entry.get("sent", {}).get("queries", 0)
+    return names, sent
+
+
 class Ledger:
     """One API's requests and answers in a folder. One process at a time. Raises RunError."""
 
@@ -75,7 +93,7 @@ class Ledger:
         except Timeout:
             raise RunError(f"another audit is asking for {folder}: wait for it") from None
         self._lock = threading.Lock()
-        self._path = folder / "ledger.jsonl"
+        self._path = folder / LEDGER
         self._read()
         self._file = self._path.open("ab")
 

@@ -28,6 +28,7 @@ from stillhouse.extract.prices import Tariff
 from stillhouse.extract.sweep import Cell, Line
 from stillhouse.flows.measured import summary
 from stillhouse.numerics import stats
+from stillhouse.tasks.base import Task
 
 
 def audit_record(found: Audited) -> AuditRecord:
@@ -42,10 +43,12 @@ def audit_record(found: Audited) -> AuditRecord:
             task, [found.victim.answers_N], found.victim.gold_N,
             resamples=config.proof.resamples, rng=generator(0, "victim"),
         ),
+        constant=constant(task, found.victim.gold_N),
         charged=found.charged,
     )  # fmt: skip
     copies = {cell: copy_of(found, cell, score) for cell in trained}
-    changes = [change_of(found, view, copies, score) for view in found.sweep.views]
+    needed = max(config.enough * score, np.nextafter(victim.constant, np.inf))
+    changes = [change_of(found, view, copies, needed) for view in found.sweep.views]
     made = list(copies.values())
     return AuditRecord(
         task=task.name,
@@ -70,10 +73,33 @@ def audit_record(found: Audited) -> AuditRecord:
             victim_s=found.victim_s,
             thieves_s=sum(t.seconds for each in trained.values() for t in each),
         ),
-        warnings=list(dict.fromkeys(
-            [*found.notes, *(w for each in trained.values() for t in each for w in t.warnings)]
-        )),
+        warnings=list(dict.fromkeys([
+            *_no_better(victim),
+            *found.notes,
+            *(w for each in trained.values() for t in each for w in t.warnings),
+        ])),
     )  # fmt: skip
+
+
+def constant(task: Task, gold_N: np.ndarray) -> float:
+    """What the best single answer to all rows scores. (Values all the same correlate with
+    nothing, and one text answers nothing.)"""
+    if task.name != "classification":
+        return 0.0
+    return max(
+        task.metric_of(np.full_like(gold_N, choice), gold_N, task.metric)
+        for choice in range(len(task.choices))
+    )
+
+
+def _no_better(victim: VictimResult) -> list[str]:
+    """A warning where there is nothing to steal."""
+    if victim.score > victim.constant:
+        return []
+    return [
+        f"the victim scores {victim.score:.3f}, one answer to all rows {victim.constant:.3f}: are "
+        "its labels matched as you meant (--label-map), and its answers in the texts' order?"
+    ]
 
 
 def copy_of(found: Audited, cell: Cell, victim: float) -> Copy:
@@ -98,16 +124,16 @@ def copy_of(found: Audited, cell: Cell, victim: float) -> Copy:
         score=mean,
         interval=interval(
             task, answers, gold_N, resamples=config.proof.resamples,
-            rng=generator(0, "copy", cell.title),
+            rng=generator(0, "copy"),
         ),
         seeds=scores,
         agreement=float(np.mean(agreed)),
         agreement_interval=stats.bootstrap_interval(
             task.agreement, answers, found.victim.answers_N,
-            resamples=config.proof.resamples, rng=generator(0, "agreement", cell.title),
+            resamples=config.proof.resamples, rng=generator(0, "agreement"),
             bounds=BOUNDS["pearson" if task.name == "regression" else "accuracy"],
         ),
-        retention=mean / victim if victim else 0.0,
+        retention=mean / victim if victim > 0 else None,
     )  # fmt: skip
 
 
@@ -119,14 +145,13 @@ def answers_of(found: Audited, cell: Cell) -> list[np.ndarray]:
     ]
 
 
-def change_of(found: Audited, view: str, copies: Mapping[Cell, Copy], victim: float) -> Change:
+def change_of(found: Audited, view: str, copies: Mapping[Cell, Copy], enough: float) -> Change:
     """What showing this instead of the first view does, with the first kind and thief."""
     config = found.made.config
     mine, theirs = (
         [cell for cell in copies if cell.line == Line(config.queries.kinds[0], each, 0, "random")]
         for each in (view, found.sweep.views[0])
     )
-    enough = config.enough * victim
     price, at_most = price_of([copies[cell] for cell in mine], enough, config.tariff)
     gain, dearer = None, False
     if view != found.sweep.views[0]:
@@ -182,7 +207,7 @@ def sentence(
 ) -> str:
     """The verdict: what the cheapest good copy costs, or how good the best is; what hiding does."""
     base = [copy for copy in copies if copy.view == changes[0].view]
-    good = [copy for copy in base if copy.retention >= enough]
+    good = [c for c in base if (c.retention or 0) >= enough and c.score > victim.constant]
     told = (
         min(good, key=lambda c: (c.money, -c.score)) if good else max(base, key=lambda c: c.score)
     )
@@ -194,12 +219,14 @@ def sentence(
         if metric in ("pearson", "spearman")
         else f"agrees with it on {told.agreement:.0%}"
     )
+    share = "" if told.retention is None else f"{told.retention:.0%} of "
     said = (
         f"For {currency}{told.money:,.2f} ({told.queries:,} {what}) a stranger gets "
-        f"{told.retention:.0%} of this model's {metric} ({told.score:.3f} of {victim.score:.3f}), "
-        f"and {agreed}"
+        f"{share}this model's {metric} ({told.score:.3f} of {victim.score:.3f}), and {agreed}"
     )
-    if not good:
+    if told.score <= victim.constant:
+        said += f"; that is no more than one answer to all rows scores ({victim.constant:.3f})"
+    elif not good:
         said += f"; no copy has {enough:.0%}"
     others = [change for change in changes[1:] if change.gain is not None]
     for change in others[:2]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stillhouse.core.config import DataConfig
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import derive
 from stillhouse.core.types import Example, Predictions
@@ -75,10 +75,13 @@ class Audit:
         path = self.config.queries.pool
         if path is None:
             return [], []
-        columns = self.config.data.model_dump(include={"text", "pair"})
-        rows = open_unlabelled(
-            DataConfig(path=path, unlabelled=path, **columns), self.store / "rows"
-        )
+        try:
+            rows = open_unlabelled(DataConfig(path=path, unlabelled=path), self.store / "rows")
+        except DataError as error:
+            raise DataError(
+                f"{error}; a pool's columns are called text and pair, or it is a .txt file of "
+                "one query a line"
+            ) from None
         whole = Pool([Part(rows, rows.kept, labelled=False)])
         leaked = shared(whole.folded_N2, self.splits.reported.folded_N2)
         found = [example for example, out in zip(whole, leaked, strict=True) if not out]

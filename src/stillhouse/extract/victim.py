@@ -23,7 +23,7 @@ from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Pool
 from stillhouse.extract.answers import Answers, from_json
 from stillhouse.extract.endpoint import Client, Endpoint, read_endpoint
-from stillhouse.extract.ledger import Ledger, Spent
+from stillhouse.extract.ledger import Ledger, Spent, answered
 from stillhouse.extract.prices import Tariff
 from stillhouse.flows.common import check_padding, dataset, max_tokens
 from stillhouse.models.load import fingerprint, load_tokenizer
@@ -140,6 +140,10 @@ class Described:
         self.fingerprint, self.name = self._endpoint.fingerprint, self._endpoint.url
         self.choices: Sequence[str] | None = self._endpoint.choices
 
+    def answered(self, store: Path) -> tuple[set[str], int]:
+        """What was answered before, and how many queries were sent."""
+        return answered(store / "apis" / self._endpoint.identity)
+
     def open(self, store: Path, tariff: Tariff, limit: int | None) -> Asking:
         ledger = Ledger(store / "apis" / self._endpoint.identity, tariff)
         try:
@@ -189,6 +193,10 @@ class Api:
 
 def is_endpoint(victim: str) -> bool:
     """Whether `victim` is an API's description. Raises UsageError for one that isn't there."""
+    if victim.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{victim} is an address: give a YAML file that describes the API (see the README)"
+        )
     path = Path(victim)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

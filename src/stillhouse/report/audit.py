@@ -99,7 +99,7 @@ def _row(copy: Copy, record: AuditRecord) -> Row:
         money(copy.money, record.currency),
         fmt.score(copy.score, record.metric),
         fmt.interval(copy.interval, record.metric),
-        fmt.percent(copy.retention),
+        fmt.DASH if copy.retention is None else fmt.percent(copy.retention),
         fmt.score(copy.agreement) if _related(record) else fmt.percent(copy.agreement),
     )
 

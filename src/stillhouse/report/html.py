@@ -66,7 +66,9 @@ def render(runs: Sequence[Path], out: Path) -> Path:
         raise UsageError("a report needs at least one run folder")
     own = [flow for flow in map(_flow, runs) if flow in OWN_PAGES]
     if own and len(runs) > 1:
-        raise UsageError(f"a {own[0]} run has a page of its own: name one folder")
+        raise UsageError(
+            f"{_AN.get(own[0], 'a')} {own[0]} run has a page of its own: name one folder"
+        )
     if own:
         return _render_own(runs[0], own[0], out)
     write_text(out, page_of([load(folder) for folder in runs]))
@@ -82,6 +84,7 @@ def _flow(folder: Path) -> str | None:
     return cast("str | None", held.get("flow")) if isinstance(held, dict) else None
 
 
+_AN = {"audit": "an"}
 OWN_PAGES = ("tickets", "transfer", "audit")
 
 
