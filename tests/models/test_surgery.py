@@ -119,6 +119,7 @@ def test_a_slim_model_is_saved_loaded_and_cut_again(
         torch.testing.assert_close(twice(**inputs(kind)).logits, once(**inputs(kind)).logits)
 
 
+@pytest.mark.slow
 def test_it_loads_without_stillhouse_where_its_code_is_trusted(tmp_path: Path) -> None:
     small = cut(tiny.model("bert", layers=3), SOME)
     small.save_pretrained(tmp_path / "small")
@@ -163,6 +164,7 @@ def test_taps_read_slim_models() -> None:
     assert geometry(even).heads == 1
 
 
+@pytest.mark.slow
 def test_it_is_smaller_and_exports(tmp_path: Path) -> None:
     model = tiny.model("bert", layers=3)
     small = cut(model, SOME)
