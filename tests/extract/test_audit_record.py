@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stillhouse.core.audit_results import Change, Copy, VictimResult
 from stillhouse.core.results import Gain
+from stillhouse.core.settings import parse
+from stillhouse.core.types import Predictions
+from stillhouse.extract import record
+from stillhouse.extract.audit import Audited
+from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.prices import Tariff, Tier
-from stillhouse.extract.record import price_of, sentence
+from stillhouse.extract.record import change_of, price_of, sentence
+from stillhouse.extract.setup import Audit
+from stillhouse.extract.sweep import Cell, Line, Sweep
+from stillhouse.tasks.classification import Classification
 
 TIERS = Tariff(free=5_000, tiers=(Tier(per_thousand=10), Tier(above=10_000, per_thousand=0.1)))
 VICTIM = VictimResult(name="victim", score=0.9, interval=(0.88, 0.92))
@@ -90,3 +99,40 @@ def test_a_copy_that_answers_all_alike_is_not_called_good() -> None:
     said = sentence(copies, [change("probabilities", None)], worse, "pearson", "$", 0.95)
     assert "a stranger gets this model's pearson (-0.250 of -0.130)" in said
     assert "%" not in said
+
+
+@pytest.mark.parametrize(("right", "dearer"), [(0.45, True), (0.84, False), (0.9, False)])
+def test_dearer_is_worse_by_more_than_chance_where_the_first_is_good(
+    right: float, dearer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first view's copy is good (0.86 of 0.9) from its second budget on; the other's has as
+    many queries and scores `right`."""
+    rows = 200
+    gold_N = np.zeros(rows, np.int64)
+    lines = {view: Line("wiki", view, 0, "random") for view in ("probabilities", "label")}
+    scores = {"probabilities": (0.6, 0.86), "label": (0.5, right)}
+    cells = {Cell(line, budget, round(100 * budget)): score for view, line in lines.items()
+             for budget, score in zip((1.0, 2.0), scores[view], strict=True)}  # fmt: skip
+
+    def answers(found: object, cell: Cell) -> list[np.ndarray]:
+        right_N = np.arange(rows) < round(cells[cell] * rows)
+        shift = 50 * (cell.line.view == "label")  # other rows are wrong
+        return [np.where(np.roll(right_N, shift + 7 * seed), 0, 1) for seed in range(2)]
+
+    monkeypatch.setattr(record, "answers_of", answers)
+    found, made, sweep = (object.__new__(kind) for kind in (Audited, Audit, Sweep))
+    made.config = parse(AuditConfig, {
+        "victim": "v", "data": {"path": "d"}, "thieves": [{"model": "m"}],
+        "proof": {"resamples": 200}, "queries": {"kinds": ["wiki"]},
+    })  # fmt: skip
+    sweep.views = ["probabilities", "label"]
+    found.made, found.sweep, found.task = made, sweep, Classification(["a", "b"])
+    found.victim = Predictions(gold_N, None, gold_N)
+    copies = {cell: copy(cell.queries, score, view=cell.line.view)
+              for cell, score in cells.items()}  # fmt: skip
+    first, other = (change_of(found, view, copies, 0.855) for view in sweep.views)
+    assert (first.gain, first.dearer) == (None, False)
+    assert first.price is not None
+    assert other.gain is not None
+    assert other.gain.value == pytest.approx(right - 0.86, abs=0.01)
+    assert other.dearer == dearer
