@@ -20,15 +20,18 @@ from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
+from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.extract.audit import audit
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.endpoint import OverBudget
+from stillhouse.extract.leaks import public_features
 from stillhouse.extract.ledger import name_of
 from stillhouse.extract.queries import Kind
 from stillhouse.extract.record import audit_record
 from stillhouse.extract.runs import AuditRun, expected, run_audit
-from stillhouse.extract.setup import Audit
+from stillhouse.extract.setup import Audit, victim_of
 from stillhouse.extract.sweep import lines
+from stillhouse.extract.thief import Thief, read
 from stillhouse.models.load import load_classifier, load_tokenizer
 
 
@@ -238,6 +241,19 @@ def test_a_thief_has_nothing_of_the_victim(folder: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="none of the victim's weights"):
         config(folder, thieves=[{"layers": 2}])
     assert not (tmp_path / "a").exists()
+
+
+def test_a_thief_reads_queries_as_its_model_does(folder: Path) -> None:
+    made = Audit(config(folder), Silent())
+    with victim_of(made.config, made) as (_, task):
+        thief = Thief(made.config.thieves[0], task, made.store, Silent(), max_length=32,
+                      trust_remote_code=False)  # fmt: skip
+    data, model = thief.data(made.stream("wiki", 0, 30), "queries"), thief.make(0)
+    entropy_N, states_NH = read(model, data, "float32")
+    expected_NH = public_features(model, data)["the mean of its tokens"]
+    np.testing.assert_allclose(states_NH, expected_NH, atol=1e-5)
+    logp_NK = torch.from_numpy(score_rows(model, data, task)).log_softmax(-1)
+    np.testing.assert_allclose(entropy_N, -(logp_NK.exp() * logp_NK).sum(-1), atol=1e-5)
 
 
 def test_queries_are_chosen_with_the_thief_one_has(folder: Path, tmp_path: Path) -> None:

@@ -17,16 +17,16 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import TermConfig
-from stillhouse.core.types import Labels
+from stillhouse.core.types import Labels, Tap
+from stillhouse.data.batching import sorted_batches
 from stillhouse.data.sources import Pool
-from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.extract.answers import Answers, Told
 from stillhouse.extract.config import ThiefConfig
-from stillhouse.extract.leaks import public_features
 from stillhouse.flows.common import check_padding, dataset, load_answering, max_tokens
 from stillhouse.flows.stages import Stage, Trained, load_trained, train
+from stillhouse.models.forward import fast_weights, has_fast_path, run, training_mode
 from stillhouse.models.load import load_tokenizer
-from stillhouse.models.student import build
+from stillhouse.models.student import blocks, build
 from stillhouse.tasks.base import Data, Task
 from stillhouse.tasks.span import span_data
 from stillhouse.training import objective as objectives
@@ -138,7 +138,23 @@ class Thief:
                 "queries.choose out"
             )
         model = load_trained(trained, self.make(trained.seed))
-        data = self.data(queries, "candidates")
-        logp_NK = torch.from_numpy(score_rows(model, data, self._task, fast=True)).log_softmax(-1)
-        entropy_N = -(logp_NK.exp() * logp_NK).sum(-1).numpy()
-        return entropy_N, public_features(model, data)["the mean of its tokens"]
+        return read(model, self.data(queries, "candidates"), self.config.training.precision)
+
+
+def read(model: PreTrainedModel, data: Data, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """The entropy of each answer, N, and the mean of each row's last states, N x H, in one pass."""
+    last = Tap("hidden", len(blocks(model)[1]))
+    entropy_N = np.empty(len(data), np.float32)
+    states_NH = np.empty((len(data), model.config.hidden_size), np.float32)
+    with training_mode(model, on=False), torch.no_grad():
+        weights = fast_weights(model, precision) if has_fast_path(model) else None
+        for rows in sorted_batches(data.lengths, size=64, max_tokens=16_384):
+            batch = data.batch(rows)
+            output = run(model, batch, precision=precision, weights=weights, reads={last})
+            assert output.states is not None
+            logp_BK = output.scores_NK.log_softmax(-1)
+            entropy_N[rows] = -(logp_BK.exp() * logp_BK).sum(-1).numpy()
+            mask_BT1 = batch.inputs["attention_mask"][..., None]
+            sums_BH = (output.states[last].float() * mask_BT1).sum(1)
+            states_NH[rows] = (sums_BH / mask_BT1.sum(1)).numpy()
+    return entropy_N, states_NH
