@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
-from stillhouse.core.memory import keep_freed
+from stillhouse.core.memory import Pieces, keep_freed
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Callback, LoopState, SignalSource
 from stillhouse.models.forward import training_mode
@@ -167,9 +167,10 @@ class _Run:
             next(stream)
         saved = started = time.perf_counter()
         before = self.at.seconds
-        state = LoopState(self.at.step, self.steps, 0.0, self.model)
+        state, pieces = LoopState(self.at.step, self.steps, 0.0, self.model), Pieces()
         while self.at.step < self.steps and not self._out_of_patience():
             stats = self._step(next(stream), step_fn)
+            pieces.step()
             self.at.seconds = before + time.perf_counter() - started
             self._note(stats, state)
             for callback in callbacks:
