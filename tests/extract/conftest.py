@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stillhouse.extract import endpoint
+from stillhouse.extract import client
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)

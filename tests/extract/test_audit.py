@@ -22,8 +22,8 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.extract.audit import audit
+from stillhouse.extract.client import OverBudget
 from stillhouse.extract.config import AuditConfig
-from stillhouse.extract.endpoint import OverBudget
 from stillhouse.extract.leaks import public_features
 from stillhouse.extract.ledger import name_of
 from stillhouse.extract.queries import Kind

@@ -15,8 +15,9 @@ from serving import Server, serving
 from stillhouse.core.errors import DataError, RunError, UsageError
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
-from stillhouse.extract import endpoint
-from stillhouse.extract.endpoint import Client, Endpoint, OverBudget, read_endpoint
+from stillhouse.extract import client as asking_client
+from stillhouse.extract.client import Client, OverBudget
+from stillhouse.extract.endpoint import Endpoint, filled, read_endpoint
 from stillhouse.extract.ledger import Ledger, Spent
 from stillhouse.extract.prices import Tariff
 
@@ -226,7 +227,7 @@ def test_keys_come_from_the_environment_and_stay_there(
 def test_a_pause_is_as_long_as_the_api_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.5)
+    monkeypatch.setattr(asking_client, "FIRST_PAUSE_S", 0.5)
     pauses: list[float] = []
     trouble = ["429", "429", "429:7", ""] * 2
     with serving(answer, trouble) as server, Ledger(tmp_path, Tariff()) as ledger:
@@ -242,17 +243,15 @@ def test_a_pause_is_as_long_as_the_api_asks(
 
 
 def test_bodies_are_filled_as_described(tmp_path: Path) -> None:
-    from stillhouse.extract.endpoint import _filled
-
     pairs = [Example("a {pair}", "x"), Example('b "', "y")]
     each = described("http://x", body={"rows": [{"q": "{text}", "c": "{pair}"}], "s": "{texts}"})
-    assert _filled(each, pairs) == {
+    assert filled(each, pairs) == {
         "rows": [{"q": "a {pair}", "c": "x"}, {"q": 'b "', "c": "y"}], "s": ["a {pair}", 'b "'],
     }  # fmt: skip
     listed = described("http://x", body={"inputs": [{"text": "{text}"}]})
-    assert _filled(listed, pairs[:2]) == {"inputs": [{"text": "a {pair}"}, {"text": 'b "'}]}
+    assert filled(listed, pairs[:2]) == {"inputs": [{"text": "a {pair}"}, {"text": 'b "'}]}
     one = described("http://x", body={"q": "Is {text} so?", "n": 3}, batch=1)
-    assert _filled(one, pairs[:1]) == {"q": "Is a {pair} so?", "n": 3}
+    assert filled(one, pairs[:1]) == {"q": "Is a {pair} so?", "n": 3}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from stillhouse.core.types import Batch, Example
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Pool
 from stillhouse.extract.answers import Answers, from_json
-from stillhouse.extract.endpoint import Client, Endpoint, read_endpoint
+from stillhouse.extract.client import Client
+from stillhouse.extract.endpoint import Endpoint, read_endpoint
 from stillhouse.extract.ledger import Ledger, Spent, answered
 from stillhouse.extract.prices import Tariff
 from stillhouse.flows.common import check_padding, dataset, max_tokens
