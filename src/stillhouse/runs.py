@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.config import DistillConfig, ExportConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
-from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
@@ -52,15 +51,7 @@ class Run:
     @classmethod
     def open(cls, out: str | Path) -> Run:
         """A run that is on disk. Raises UsageError if there is none."""
-        path = Path(out) / "record.json"
-        if not path.is_file():
-            raise UsageError(f"{out} is no finished run: it has no record.json")
-        try:
-            return cls(Path(out), Record.model_validate_json(path.read_text(encoding="utf-8")))
-        except ValueError:  # pydantic's and UTF-8's are both one
-            raise UsageError(
-                f"{path} is damaged: delete it, and run the run's command again"
-            ) from None
+        return cls(Path(out), Record.open(Path(out), "run"))
 
 
 def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None = None) -> Run:

@@ -75,10 +75,7 @@ def audit(
         "audit",
         {
             "victim": victim,
-            "data.path": data,
-            "data.text": text_column,
-            "data.pair": pair_column,
-            "data.label": label_column,
+            **options.columns(data, text_column, pair_column, label_column),
             "data.label_map": options.pairs(label_map, "--label-map") if label_map else None,
             "thieves": [{"model": thief}] if thief else None,
             "queries.kinds": queries.split(",") if queries else None,

@@ -189,10 +189,7 @@ def selfcheck(
         "distill",
         {
             "teacher": teacher,
-            "data.path": data,
-            "data.text": text_column,
-            "data.pair": pair_column,
-            "data.label": label_column,
+            **options.columns(data, text_column, pair_column, label_column),
             "cache": cache,
             "data.label_map": options.pairs(label_map, "--label-map") if label_map else None,
             "student": options.student(student) if student else None,

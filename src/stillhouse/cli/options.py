@@ -110,6 +110,13 @@ def student(text: str) -> dict[str, Any]:
     return found
 
 
+def columns(
+    data: str | None, text: str | None, pair: str | None, label: str | None
+) -> dict[str, str | None]:
+    """The settings of --data and of the options that name its columns."""
+    return {"data.path": data, "data.text": text, "data.pair": pair, "data.label": label}
+
+
 def put(values: dict[str, Any], path: str, value: Any) -> None:
     """Sets values[a][b] for path 'a.b', unless the value is None."""
     if value is None:

@@ -13,12 +13,6 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import parse
 
 
-def _data(
-    data: str | None, text: str | None, pair: str | None, label: str | None
-) -> dict[str, Any]:
-    return {"data.path": data, "data.text": text, "data.pair": pair, "data.label": label}
-
-
 def _method(name: str | None, corpus: str | None) -> dict[str, Any]:
     """The settings of --method. Raises UsageError for a corpus that nothing uses."""
     if name is None:
@@ -68,7 +62,7 @@ def distill(
         "distill",
         {
             "teacher": teacher,
-            **_data(data, text_column, pair_column, label_column),
+            **options.columns(data, text_column, pair_column, label_column),
             "data.unlabelled": unlabelled,
             "task": task,
             "cache": cache,
@@ -124,7 +118,7 @@ def finetune(
         "finetune",
         {
             "model": model,
-            **_data(data, text_column, pair_column, label_column),
+            **options.columns(data, text_column, pair_column, label_column),
             "task": task,
             "seed": seed,
             "cache": cache,
@@ -165,7 +159,7 @@ def label(
         "distill",
         {
             "teacher": teacher,
-            **_data(data, text_column, pair_column, label_column),
+            **options.columns(data, text_column, pair_column, label_column),
             "data.unlabelled": unlabelled,
             "cache": out,
             "data.label_map": options.pairs(label_map, "--label-map") if label_map else None,

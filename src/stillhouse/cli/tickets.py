@@ -62,10 +62,7 @@ def find(
         "tickets",
         {
             "model": model,
-            "data.path": data,
-            "data.text": text_column,
-            "data.pair": pair_column,
-            "data.label": label_column,
+            **options.columns(data, text_column, pair_column, label_column),
             "task": task,
             "prune.sparsity": sparsity,
             "prune.rounds": rounds,
@@ -152,10 +149,7 @@ def remove(
         "remove",
         {
             "model": model,
-            "data.path": data,
-            "data.text": text_column,
-            "data.pair": pair_column,
-            "data.label": label_column,
+            **options.columns(data, text_column, pair_column, label_column),
             "speedup": speedup,
             "parameters": parameters,
             "layers": layers,

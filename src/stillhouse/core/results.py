@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from stillhouse.core.errors import UsageError
 
 SCHEMA = 1
 
@@ -16,6 +19,20 @@ class Result(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
     )
+
+    @classmethod
+    def open(cls, out: Path, what: str) -> Self:
+        """The record of the finished run in `out`. Raises UsageError if there is none, which calls
+        it `what`."""
+        path = out / "record.json"
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError:
+            raise UsageError(f"{out} is no finished {what}: it has no record.json") from None
+        except ValueError:  # pydantic's and UTF-8's are both one
+            raise UsageError(
+                f"{path} is damaged, or no {what}'s: if it is one, delete it and run its command again"
+            ) from None
 
 
 class Bin(Result):

@@ -98,13 +98,7 @@ class AuditRun:
     @classmethod
     def open(cls, out: str | Path) -> AuditRun:
         """An audit that is on disk. Raises UsageError if there is none."""
-        path = Path(out) / "record.json"
-        try:
-            return cls(Path(out), AuditRecord.model_validate_json(path.read_text("utf-8")))
-        except OSError:
-            raise UsageError(f"{out} is no finished audit") from None
-        except ValueError:
-            raise UsageError(f"{path} is not the record of an audit") from None
+        return cls(Path(out), AuditRecord.open(Path(out), "audit"))
 
 
 def run_audit(

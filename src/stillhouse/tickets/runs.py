@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from stillhouse.core.console import Terminal
-from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import atomic, check_free, claim, write_json
 from stillhouse.core.ticket_results import Storage, TicketsRecord, TransferRecord
@@ -39,13 +38,7 @@ class TicketsRun:
     @classmethod
     def open(cls, out: str | Path) -> TicketsRun:
         """A search that is on disk. Raises UsageError if there is none."""
-        path = Path(out) / "record.json"
-        try:
-            return cls(Path(out), TicketsRecord.model_validate_json(path.read_text("utf-8")))
-        except OSError:
-            raise UsageError(f"{out} is no finished search for tickets") from None
-        except ValueError:
-            raise UsageError(f"{path} is not the record of a search for tickets") from None
+        return cls(Path(out), TicketsRecord.open(Path(out), "search for tickets"))
 
 
 def run_tickets(
@@ -79,7 +72,7 @@ def run_transfer(
         check_free(out, config.model_dump(mode="json"), content_of(config, out))
         progress.note(f"{out} is finished already")
         _drawn(out)
-        return TransferRecord.model_validate_json((out / "record.json").read_text("utf-8"))
+        return TransferRecord.open(out, "transfer")
     record = transfer(config, out, progress=progress)
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
