@@ -31,7 +31,7 @@ class Result(BaseModel):
             raise UsageError(f"{out} is no finished {what}: it has no record.json") from None
         except ValueError:  # pydantic's and UTF-8's are both one
             raise UsageError(
-                f"{path} is damaged, or no {what}'s: if it is one, delete it and run its command again"
+                f"{path} is damaged, or no {what}'s: delete it, and run its command again"
             ) from None
 
 
