@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from jaxtyping import install_import_hook
 
 TENSORS = ("data", "evaluation", "flows", "models", "numerics", "signals", "tasks", "tickets",
-           "training", "export", "extract", "measure", "removal", "runs")  # fmt: skip
+           "training", "export", "extract", "guard", "measure", "removal", "runs")  # fmt: skip
 install_import_hook([f"stillhouse.{name}" for name in TENSORS], "typecheck.check")
 
 import pytest

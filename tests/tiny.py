@@ -32,7 +32,7 @@ from stillhouse.core.config import DistillConfig
 from stillhouse.core.settings import parse
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
-from stillhouse.models.load import head_settings
+from stillhouse.models.load import head_settings, load_span_model
 from stillhouse.tasks.base import Dataset
 from stillhouse.tasks.vectors import Vectors
 
@@ -186,6 +186,16 @@ def save(folder: Path, kind: str = "bert", **settings: Any) -> Path:
     """A model folder with its tokenizer."""
     model(kind, **settings).save_pretrained(folder)
     tokenizer(kind).save_pretrained(folder)
+    return folder
+
+
+def save_spans(folder: Path, *, seed: int = 0) -> Path:
+    """A folder of a model of answers in passages, its head drawn at random."""
+    save(folder, seed=seed + 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found = load_span_model(str(folder), fresh_head=True)
+    found.save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from stillhouse.cli import audit, models, recipes, runs, tickets
+from stillhouse.cli import audit, guard, models, recipes, runs, tickets
 from stillhouse.core.errors import StillhouseError
 
 app = typer.Typer(
@@ -33,9 +33,13 @@ for command in (
     models.report,
     models.selfcheck,
     audit.audit,
+    guard.serve,
+    guard.verify,
 ):
     app.command()(command)
 app.add_typer(tickets.app, name="tickets")
+app.add_typer(guard.clients, name="clients")
+app.add_typer(guard.guard, name="guard")
 app.add_typer(recipes.app, name="recipes")
 
 

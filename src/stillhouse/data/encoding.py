@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.rundir import atomic_folder
+from stillhouse.core.types import Example
 from stillhouse.data.sources import Pool
 
 CHUNK = 4096
@@ -44,22 +45,43 @@ class Encoded:
         return len(self.lengths)
 
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """The rows at `rows` padded on the right: input_ids, attention_mask, and token_type_ids
-        if the tokenizer uses them; each long, B x T. T is a multiple of 4 (or the most tokens a
-        row may have): few shapes, for which kernels are made once, and which they are good at."""
-        lengths = self.lengths[rows]
-        longest = int(lengths.max())
-        width = max(longest, min(-(-longest // WIDTHS) * WIDTHS, self.max_length))
-        inside = np.arange(width)[None, :] < lengths[:, None]
-        ids = np.full(inside.shape, self.pad, dtype=np.int64)
-        ids[inside] = np.concatenate(
-            [self.ids[a:b] for a, b in zip(self.offsets[rows], self.offsets[rows + 1], strict=True)]
-        )
-        found = {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
-        if "token_type_ids" in self.names:
-            second = np.arange(inside.shape[1])[None, :] >= self.seconds[rows][:, None]
-            found["token_type_ids"] = (second & inside).astype(np.int64)
-        return {name: torch.from_numpy(array) for name, array in found.items()}
+        """The rows at `rows`, padded: see `padded`."""
+        ends = zip(self.offsets[rows], self.offsets[rows + 1], strict=True)
+        return padded(
+            [self.ids[a:b] for a, b in ends], self.seconds[rows], pad=self.pad,
+            types="token_type_ids" in self.names, max_length=self.max_length,
+        )  # fmt: skip
+
+
+def padded(
+    ids: Sequence[np.ndarray], seconds: np.ndarray, *, pad: int, types: bool, max_length: int
+) -> dict[str, Tensor]:
+    """Rows of token ids padded on the right: input_ids, attention_mask, and with `types`
+    token_type_ids; each long, B x T. T is a multiple of 4 (or the most tokens a row may have): few
+    shapes, for which kernels are made once, and which they are good at."""
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    longest = int(lengths.max())
+    width = max(longest, min(-(-longest // WIDTHS) * WIDTHS, max_length))
+    inside = np.arange(width)[None, :] < lengths[:, None]
+    held = np.full(inside.shape, pad, dtype=np.int64)
+    held[inside] = np.concatenate(ids)
+    found = {"input_ids": held, "attention_mask": inside.astype(np.int64)}
+    if types:
+        second = np.arange(width)[None, :] >= seconds[:, None]
+        found["token_type_ids"] = (second & inside).astype(np.int64)
+    return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+def encode_now(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> dict[str, Tensor]:
+    """A few examples as a model's inputs, nothing kept of them. All have a pair, or none has."""
+    ids, types = _tokens(examples, tokenizer, max_length)
+    return padded(
+        [np.asarray(row) for row in ids], np.array([_zeros(row) for row in types]),
+        pad=pad_id(tokenizer), types="token_type_ids" in tokenizer.model_input_names,
+        max_length=max_length,
+    )  # fmt: skip
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -78,8 +100,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()
 
 
-def _chunks(pool: Pool) -> Iterator[list[tuple[str, str | None]]]:
-    rows = ((example.text, example.pair) for example in pool)
+def _chunks(pool: Pool) -> Iterator[list[Example]]:
+    rows = iter(pool)
     while chunk := list(islice(rows, CHUNK)):
         yield chunk
 
@@ -128,24 +150,29 @@ def _write(
     lengths, seconds = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
     with (folder / "ids.bin").open("wb") as file:
         for chunk in _chunks(pool):
-            texts = [text for text, _ in chunk]
-            pairs = [pair or "" for _, pair in chunk] if chunk[0][1] is not None else None
-            coded: Any = tokenizer(
-                texts,
-                pairs,
-                truncation=True,
-                max_length=max_length,
-                return_token_type_ids=True,
-                return_attention_mask=False,
-            )
-            ids: list[list[int]] = coded["input_ids"]
-            types: list[list[int]] = coded["token_type_ids"]
+            ids, types = _tokens(chunk, tokenizer, max_length)
             file.write(np.fromiter((i for row in ids for i in row), dtype="<i4").tobytes())
             lengths.append(np.fromiter(map(len, ids), dtype=np.int64))
             seconds.append(np.fromiter((_zeros(row) for row in types), dtype=np.int32))
             progress(len(chunk))
     np.save(folder / "offsets.npy", np.cumsum(np.concatenate(lengths)))
     np.save(folder / "seconds.npy", np.concatenate(seconds))
+
+
+def _tokens(
+    chunk: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids and token types of examples, cut to so many tokens."""
+    pairs = [each.pair or "" for each in chunk] if chunk[0].pair is not None else None
+    coded: Any = tokenizer(
+        [each.text for each in chunk],
+        pairs,
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+    )
+    return coded["input_ids"], coded["token_type_ids"]
 
 
 def _zeros(types: list[int]) -> int:

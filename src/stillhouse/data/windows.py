@@ -9,7 +9,8 @@ Axes: W windows, T tokens of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.errors import DataError
+from stillhouse.core.types import Example
 from stillhouse.data.encoding import Encoded, stored, tokenizer_fingerprint
 from stillhouse.data.sources import Pool
 
@@ -73,37 +75,56 @@ def _write(
     with (folder / "ids.bin").open("wb") as file:
         for start in range(0, len(pool), CHUNK):
             examples = pool.at(np.arange(start, min(start + CHUNK, len(pool))))
-            if any(each.pair is None for each in examples):
-                raise DataError(
-                    "a question has no passage: say which columns hold them with --text-column "
-                    "(the question) and --pair-column (the passage)"
-                )
-            coded: Any = tokenizer(
-                _cut([each.text for each in examples], tokenizer, min(QUESTION, max_length // 4)),
-                [each.pair or "" for each in examples],
-                truncation="only_second",
-                max_length=max_length,
-                stride=min(SHARED, max_length // 3),
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                return_token_type_ids=True,
-            )
-            for each, owner in zip(
-                coded.encodings, coded["overflow_to_sample_mapping"], strict=True
-            ):
-                inside = np.array([part == 1 for part in each.sequence_ids])
-                file.write(np.array(each.ids, "<i4").tobytes())
-                lengths.append(len(each.ids))
-                types = np.array(each.type_ids)
-                seconds.append(int(np.argmax(types == 1)) if (types == 1).any() else len(types))
-                owners.append(start + owner)
-                chars.append(np.where(inside[:, None], np.array(each.offsets, np.int32), 0))
+            for each in cut(examples, tokenizer, max_length=max_length):
+                file.write(each.ids_T.astype("<i4").tobytes())
+                lengths.append(len(each.ids_T))
+                seconds.append(each.second)
+                owners.append(start + each.owner)
+                chars.append(each.chars_T2)
             progress(len(examples))
     np.save(folder / "offsets.npy", np.cumsum(lengths))
     np.save(folder / "seconds.npy", np.array(seconds, np.int32))
     np.save(folder / "owners.npy", np.array(owners, np.int64))
     np.save(folder / "chars.npy", np.concatenate(chars).astype(np.int32))
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window: which example's, its tokens, where its second segment begins, and where in the
+    passage each token stands, (0, 0) for one that is not of the passage."""
+
+    owner: int
+    ids_T: np.ndarray
+    second: int
+    chars_T2: np.ndarray
+
+
+def cut(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> Iterator[Window]:
+    """The windows of some examples, in their order. Raises DataError for one without passage."""
+    if any(each.pair is None for each in examples):
+        raise DataError(
+            "a question has no passage: say which columns hold them with --text-column (the "
+            "question) and --pair-column (the passage)"
+        )
+    coded: Any = tokenizer(
+        _cut([each.text for each in examples], tokenizer, min(QUESTION, max_length // 4)),
+        [each.pair or "" for each in examples],
+        truncation="only_second",
+        max_length=max_length,
+        stride=min(SHARED, max_length // 3),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+    )
+    for each, owner in zip(coded.encodings, coded["overflow_to_sample_mapping"], strict=True):
+        inside_T = np.array([part == 1 for part in each.sequence_ids])
+        types_T = np.array(each.type_ids)
+        second = int(np.argmax(types_T == 1)) if (types_T == 1).any() else len(types_T)
+        chars_T2 = np.where(inside_T[:, None], np.array(each.offsets, np.int32), 0)
+        yield Window(owner, np.array(each.ids), second, chars_T2)
 
 
 def _cut(questions: list[str], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[str]:

@@ -41,6 +41,14 @@ def size_of(config: AuditConfig, splits: Splits) -> int:
     return config.queries.of or len(splits.labelled) + len(splits.held_out)
 
 
+def usual_form(kind: str, splits: Splits) -> Form:
+    """How queries are made for a task of this data: single texts, edited pairs or questions."""
+    if kind == "span":
+        return "question"
+    paired = splits.reported.at(np.array([0]))[0].pair is not None
+    return "edited" if paired else "single"
+
+
 class Audit:
     """What an audit asks about, and what with."""
 
@@ -63,12 +71,7 @@ class Audit:
     def _form(self) -> Form:
         """How queries are made for this data."""
         form = self.config.queries.form
-        if form != "auto":
-            return form
-        if self.kind == "span":
-            return "question"
-        paired = self.splits.reported.at(np.array([0]))[0].pair is not None
-        return "edited" if paired else "single"
+        return usual_form(self.kind, self.splits) if form == "auto" else form
 
     def _own_queries(self) -> tuple[list[Example], list[str]]:
         """The user's pool, without rows that are reported on."""

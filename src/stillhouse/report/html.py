@@ -16,7 +16,8 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.results import Record
 from stillhouse.core.rundir import write_text
 from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
-from stillhouse.report import audit, metrics, page, tickets, transfer, view
+from stillhouse.core.verdict_results import VerdictRecord
+from stillhouse.report import audit, metrics, page, tickets, transfer, verdict, view
 from stillhouse.report import format as fmt
 from stillhouse.report.page import RunPage
 from stillhouse.report.parts import Figure
@@ -24,7 +25,7 @@ from stillhouse.report.parts import Figure
 DISAGREEMENTS = 30
 TEXT_LIMIT = 600
 LABELS = 40
-AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord, TransferRecord, AuditRecord)
+AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord, TransferRecord, AuditRecord, VerdictRecord)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _flow(folder: Path) -> str | None:
 
 
 _AN = {"audit": "an"}
-OWN_PAGES = ("tickets", "transfer", "audit")
+OWN_PAGES = ("tickets", "transfer", "audit", "verify")
 
 
 def _render_own(run: Path, flow: str, out: Path) -> Path:
@@ -95,10 +96,12 @@ def _render_own(run: Path, flow: str, out: Path) -> Path:
         found = tickets.build(_checked(TicketsRecord, path))
     elif flow == "audit":
         found = audit.build(_checked(AuditRecord, path))
+    elif flow == "verify":
+        found = verdict.build(_checked(VerdictRecord, path))
     else:
         found = transfer.build(_checked(TransferRecord, path))
     held = config.read_text(encoding="utf-8") if config.exists() else ""
-    template = _environment().get_template(f"{flow}.html.j2")
+    template = environment().get_template(f"{flow}.html.j2")
     write_text(out, template.render(page=found, config=held))
     return out
 
@@ -112,7 +115,7 @@ def page_of(runs: Sequence[Run]) -> str:
     ]
     records = [(name, run.record) for name, run in zip(names, runs, strict=True)]
     several = len(runs) > 1
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         runs=[_Part(n, r, p) for n, r, p in zip(names, runs, pages, strict=True)],
         several=several,
@@ -180,7 +183,7 @@ def _compared(records: Sequence[tuple[str, Record]]) -> list[Figure]:
     ]
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("stillhouse.report"),
         autoescape=True,

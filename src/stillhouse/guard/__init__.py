@@ -1,0 +1,1 @@
+"""A model served behind a guard: answers metered, logged, a few of them marked; and the proof."""

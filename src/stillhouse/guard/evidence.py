@@ -1,0 +1,127 @@
+"""What marks prove: tests of marked against control questions, with their size and their power.
+
+Under the null hypothesis the suspect never learned from the marked answers. Which of a client's
+kept questions were marked was drawn by the key alone, so given what the suspect and the model say,
+every choice of as many of them is as likely, and Fisher's test is exact, for any model, task or
+traffic.
+
+Axes: N kept questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Table:
+    """How many marked and control questions the suspect answers with their keyed wrong answer."""
+
+    marks: int
+    hits: int
+    controls: int
+    chance_hits: int
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.marks if self.marks else 0.0
+
+    @property
+    def chance(self) -> float:
+        return self.chance_hits / self.controls if self.controls else 0.0
+
+    @property
+    def effect(self) -> float:
+        """The difference of both shares."""
+        return self.share - self.chance
+
+
+def table(hit_N: np.ndarray, marked_N: np.ndarray) -> Table:
+    """From booleans, a kept question each."""
+    return Table(
+        int(marked_N.sum()), int(hit_N[marked_N].sum()),
+        int((~marked_N).sum()), int(hit_N[~marked_N].sum()),
+    )  # fmt: skip
+
+
+def fisher(found: Table) -> float:
+    """P(as many hits among the marks, or more), given all hits. 1 where there are no marks."""
+    total = found.marks + found.controls
+    if not found.marks or not total:
+        return 1.0
+    all_hits = found.hits + found.chance_hits
+    return float(min(1.0, stats.hypergeom.sf(found.hits - 1, total, all_hits, found.marks)))
+
+
+def permutation(
+    hits: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]],
+    found: Table,
+    rng: np.random.Generator,
+    *,
+    keys: int = 999,
+) -> float:
+    """P(a fresh key finds as many hits among as many marks): what the marks would have been under
+    other keys. `hits`: which questions would be hits, and which marked, under a key drawn anew."""
+    if not found.marks:
+        return 1.0
+    as_many = 1
+    for _ in range(keys):
+        hit_N, marked_N = hits(rng)
+        as_many += int(hit_N[marked_N].sum() >= found.hits)
+    return as_many / (keys + 1)
+
+
+def interval(found: Table, level: float = 0.95) -> tuple[float, float]:
+    """Of the difference of the shares, Newcombe 1998 method 10 (from Wilson's intervals)."""
+    if not found.marks or not found.controls:
+        return -1.0, 1.0
+    low1, high1 = wilson(found.hits, found.marks, level)
+    low2, high2 = wilson(found.chance_hits, found.controls, level)
+    p1, p2 = found.share, found.chance
+    return (
+        found.effect - math.hypot(p1 - low1, high2 - p2),
+        found.effect + math.hypot(high1 - p1, p2 - low2),
+    )
+
+
+def wilson(hits: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share."""
+    found = stats.binomtest(hits, of).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def power(marks: int, controls: int, chance: float, learned: float, alpha: float) -> float:
+    """The probability that a copy is found out which has learned a share of its marks, and else
+    hits by `chance`, at a p-value of `alpha`. Exact, but for taking the controls' hits as
+    expected."""
+    if not marks:
+        return 0.0
+    share = learned + (1 - learned) * chance
+    others = round(chance * controls)
+    for hits in range(marks + 1):
+        if fisher(Table(marks, hits, controls, others)) <= alpha:
+            return float(stats.binom.sf(hits - 1, marks, share))
+    return 0.0
+
+
+def conditional(hits: int, wrong: int, choices: int) -> float:
+    """P(as many of the suspect's wrong answers to marks are the keyed ones), where the key chose
+    among choices - 1: of three choices and more, evidence that needs no controls."""
+    if choices < 3 or not wrong:
+        return 1.0
+    return float(stats.binom.sf(hits - 1, wrong, 1 / (choices - 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted for being many, in their order (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    found, worst = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        found[i] = worst
+    return found

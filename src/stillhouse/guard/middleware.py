@@ -1,0 +1,239 @@
+"""The guard as ASGI middleware, in front of a service that exists already.
+
+The service goes on answering as it does; the middleware finds questions and answers in its JSON, by
+the same kind of paths as an audit's endpoint, meters and logs them, and marks a few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+import jmespath
+import numpy as np
+from pydantic import field_validator
+
+from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.terms import Config, Positive
+from stillhouse.core.types import Example
+from stillhouse.guard.guard import Guard
+from stillhouse.guard.model import Truth
+from stillhouse.guard.purses import Denied
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class Outside(Config):
+    """Where a foreign service has its questions and answers. path: the route that is guarded. text,
+    pair: of a request of one question; texts, pairs: of one with many (JMESPath). answers: the
+    list of answers in the response (left out: the whole is one); probabilities (an object by
+    label), label, value, answer (a span's text): in each, names of its members. failing: what
+    happens when the registry is away: closed (503) or open (true answers, unlogged)."""
+
+    path: str
+    text: str | None = None
+    pair: str | None = None
+    texts: str | None = None
+    pairs: str | None = None
+    answers: str | None = None
+    probabilities: str | None = None
+    label: str | None = None
+    value: str | None = None
+    answer: str | None = None
+    failing: str = "closed"
+    body_bytes: Positive = 4 << 20
+
+    @field_validator("failing")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ("open", "closed"):
+            raise ValueError("open or closed")
+        return value
+
+
+class GuardMiddleware:
+    """`app.add_middleware(GuardMiddleware, guard=guard, outside=Outside(...))`, or around any ASGI
+    application. The guard's `About` names the model and its choices."""
+
+    def __init__(self, app: App, guard: Guard, outside: Outside) -> None:
+        self._app, self._guard, self._outside = app, guard, outside
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != self._outside.path:
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._guarded(scope, receive, send)
+        except Denied as error:
+            headers = {} if error.retry_s is None else {"retry-after": str(round(error.retry_s))}
+            await _say(send, error.status, {"error": str(error)}, headers)
+        except DataError as error:
+            await _say(send, 422, {"error": str(error)})
+        except RunError as error:
+            await _say(send, 503, {"error": str(error)})
+
+    async def _guarded(self, scope: Message, receive: Receive, send: Send) -> None:
+        body = await self._read(receive)
+        examples = self._questions(body)
+        guard = self._guard
+        open_ = self._outside.failing == "open"
+        try:
+            client = await asyncio.to_thread(guard.who, _key(scope))
+            if client is None or client.role != "client":
+                raise Denied("give an API key: Authorization: Bearer sh_...", status=401)
+            guard.check(examples)
+            await asyncio.to_thread(guard.admit, client.id, examples)
+        except RunError:
+            if not open_:
+                raise
+            await self._app(scope, _again(body), send)
+            return
+        answered = await self._ask(scope, body)
+        if answered.status != 200:
+            guard.refund(client.id, examples)
+            await answered.send(send)
+            return
+        try:
+            held = json.loads(answered.body)
+            each = self._answers(held, len(examples))
+            plans = guard.finish(client.id, examples, [self._truth(one) for one in each])
+            shown = await asyncio.to_thread(guard.settle, plans)
+        except RunError:
+            guard.refund(client.id, examples)
+            if not open_:
+                raise
+            await answered.send(send)
+            return
+        except ValueError as error:
+            guard.refund(client.id, examples)
+            raise DataError(f"the guarded service's answer can't be read: {error}") from None
+        for one, row in zip(each, shown, strict=True):
+            self._put(one, row)
+        await _say(send, 200, held)
+
+    async def _read(self, receive: Receive) -> bytes:
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise DataError("the client left")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._outside.body_bytes:
+                raise Denied("the request is too large", status=413)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    def _questions(self, body: bytes) -> list[Example]:
+        """Raises DataError."""
+        try:
+            held = json.loads(body)
+        except ValueError:
+            raise DataError("the request is not JSON") from None
+        out = self._outside
+        if out.texts and (texts := jmespath.search(out.texts, held)) is not None:
+            pairs = (jmespath.search(out.pairs, held) if out.pairs else None) or [None] * len(texts)
+        elif out.text and (text := jmespath.search(out.text, held)) is not None:
+            texts, pairs = [text], [jmespath.search(out.pair, held) if out.pair else None]
+        else:
+            raise DataError(f"no question at {out.texts or out.text}")
+        good = isinstance(texts, list) and len(texts) == len(pairs)
+        if not good or not all(isinstance(t, str) and isinstance(p, str | None)
+                               for t, p in zip(texts, pairs, strict=True)):  # fmt: skip
+            raise DataError("questions are texts, with as many pairs where they have some")
+        return [Example(t, p) for t, p in zip(texts, pairs, strict=True)]
+
+    async def _ask(self, scope: Message, body: bytes) -> Held:
+        """The service's own answer, held back."""
+        found = Held()
+        await self._app(scope, _again(body), found.take)
+        return found
+
+    def _answers(self, held: Any, count: int) -> list[dict[str, Any]]:
+        each = [held] if self._outside.answers is None else jmespath.search(
+            self._outside.answers, held
+        )  # fmt: skip
+        if not isinstance(each, list) or len(each) != count:
+            raise ValueError(f"no {count} answers at {self._outside.answers}")
+        return each
+
+    def _truth(self, one: dict[str, Any]) -> Truth:
+        """A service's answer as the guard takes it."""
+        out, choices = self._outside, self._guard.about.choices
+        if out.answer:
+            return Truth(text=str(one[out.answer]))
+        if out.value:
+            return Truth(value=float(one[out.value]))
+        if out.probabilities and out.probabilities in one:
+            shares = one[out.probabilities]
+            return Truth(probabilities_K=np.array([float(shares[name]) for name in choices]))
+        sure_K = np.zeros(len(choices))
+        sure_K[list(choices).index(str(one[out.label or "label"]))] = 1.0
+        return Truth(probabilities_K=sure_K)
+
+    def _put(self, one: dict[str, Any], row: dict[str, Any]) -> None:
+        """What the guard shows, where the service had its own."""
+        out = self._outside
+        names = {
+            "probabilities": out.probabilities, "label": out.label, "value": out.value,
+            "text": out.answer,
+        }  # fmt: skip
+        for kind, name in names.items():
+            if name is None:
+                continue
+            if kind in row:
+                one[name] = row[kind]
+            else:
+                one.pop(name, None)
+
+
+class Held:
+    """A response that has not been sent."""
+
+    def __init__(self) -> None:
+        self.status, self.headers, self.body = 500, [], b""
+        self._parts: list[bytes] = []
+
+    async def take(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], message.get("headers", [])
+        else:
+            self._parts.append(message.get("body", b""))
+            self.body = b"".join(self._parts)
+
+    async def send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def _again(body: bytes) -> Receive:
+    """The request's body, to be read once more."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return left.pop() if left else {"type": "http.disconnect"}
+
+    return receive
+
+
+def _key(scope: Message) -> str:
+    headers = dict(scope["headers"])
+    scheme, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    return headers.get(b"x-api-key", b"").decode("latin-1")
+
+
+async def _say(
+    send: Send, status: int, value: object, headers: dict[str, str] | None = None
+) -> None:
+    body = json.dumps(value, ensure_ascii=False).encode()
+    told = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+    raw: Sequence[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in told.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

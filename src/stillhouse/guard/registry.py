@@ -1,0 +1,362 @@
+"""The registry: who asked what, which answers were marked, what happened. SQLite by default,
+PostgreSQL where several workers serve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as Alembic
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from stillhouse.core.errors import RunError, UsageError
+from stillhouse.guard.keys import Keys
+from stillhouse.guard.suspicion import Evidence
+from stillhouse.guard.tables import clients, events, keys, marks, models, queries, verdicts
+
+Role = Literal["client", "owner"]
+API_KEY = re.compile(r"sh_([0-9a-f]{12})_([0-9a-f]{64})")
+BUSY_S = 30.0  # how long SQLite waits for another writer
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """A client as the registry has it. queries, money, per_s: its own limits, where it has any."""
+
+    id: str
+    name: str
+    role: Role
+    created: float
+    revoked: float | None
+    queries: int | None
+    money: float | None
+    per_s: float | None
+    charged: int
+    units: int
+    distinct: int
+    evidence: Evidence
+    flagged: float | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A question that is evidence. truth, served: answers as the service shows them; target: the
+    wrong answer that the key gave it, whether it was marked or not."""
+
+    client: str
+    query: bytes
+    kind: str
+    text: str
+    pair: str | None
+    truth: dict[str, Any]
+    served: dict[str, Any]
+    target: str
+    key: str
+    model: str
+    time: float
+
+
+class Registry:
+    """One database. Raises UsageError for an address that is none, RunError where it can't be
+    reached."""
+
+    def __init__(self, url: str = "sqlite:///stillhouse-guard.db") -> None:
+        try:
+            made = sa.make_url(url)
+            if made.drivername == "postgresql":
+                made = made.set(drivername="postgresql+psycopg")
+            options: dict[str, Any] = {}
+            if made.get_backend_name() == "sqlite":
+                options = {"poolclass": NullPool, "connect_args": {"timeout": BUSY_S}}
+                if made.database:
+                    Path(made.database).parent.mkdir(parents=True, exist_ok=True)
+            else:
+                options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+            self.engine = sa.create_engine(made, hide_parameters=True, **options)
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise UsageError(
+                f"no registry at {_shown(url)}: write sqlite:///FILE or "
+                f"postgresql://USER@HOST/NAME ({str(error).splitlines()[0]})"
+            ) from None
+        self.url = made
+        self.is_sqlite = made.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            sa.event.listen(self.engine, "connect", _sqlite)
+            sa.event.listen(self.engine, "begin", _begin)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.url.render_as_string()})"
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT that can say what happens to a row that is there."""
+        return (sqlite if self.is_sqlite else postgresql).insert(table)
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """One transaction. Raises RunError where the database can't be reached."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise RunError(f"the registry can't be reached: {_first(error)}") from error
+
+    def upgrade(self) -> None:
+        """Brings the tables to this version's."""
+        config = Alembic()
+        config.set_main_option("script_location", str(files("stillhouse.guard") / "migrations"))
+        with self.writing() as connection:
+            if not self.is_sqlite:  # several workers start at once
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(5391)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    # clients
+
+    def create_client(
+        self,
+        name: str,
+        *,
+        role: Role = "client",
+        queries: int | None = None,
+        money: float | None = None,
+        per_s: float | None = None,
+    ) -> tuple[ClientRow, str]:
+        """A new client and its API key, which is nowhere else. Raises UsageError for a name that is
+        taken."""
+        found, secret = secrets.token_hex(6), secrets.token_hex(32)
+        with self.writing() as connection:
+            taken = sa.select(clients.c.id).where(clients.c.name == name)
+            if connection.execute(taken).first():
+                raise UsageError(f"there is a client {name!r} already: give another name")
+            connection.execute(
+                sa.insert(clients).values(
+                    id=found, name=name, role=role, secret=_hashed(secret), created=time.time(),
+                    queries=queries, money=money, per_s=per_s,
+                )
+            )  # fmt: skip
+            _event(connection, "created", f"{role} {name}", found)
+        return self.client(found), f"sh_{found}_{secret}"
+
+    def revoke(self, name: str) -> None:
+        """Ends a client's key. Raises UsageError for one there is not."""
+        row = self.named(name)
+        with self.writing() as connection:
+            now = time.time()
+            connection.execute(
+                sa.update(clients)
+                .where(clients.c.id == row.id, clients.c.revoked.is_(None))
+                .values(revoked=now)
+            )
+            _event(connection, "revoked", row.name, row.id)
+
+    def client(self, found: str) -> ClientRow:
+        (row,) = self.clients(clients.c.id == found)
+        return row
+
+    def named(self, name: str) -> ClientRow:
+        """By name or id. Raises UsageError."""
+        rows = self.clients(sa.or_(clients.c.name == name, clients.c.id == name))
+        if not rows:
+            raise UsageError(f"there is no client {name!r}: see stillhouse clients list")
+        return rows[0]
+
+    def clients(self, *where: Any) -> list[ClientRow]:
+        """In the order they were made."""
+        with self.writing() as connection:
+            rows = connection.execute(sa.select(clients).where(*where).order_by(clients.c.created))
+            return [_client(row) for row in rows]
+
+    def identify(self, key: str) -> ClientRow | None:
+        """Whose API key this is; None for one that is nobody's, or was revoked."""
+        match = API_KEY.fullmatch(key)
+        if not match:
+            return None
+        with self.writing() as connection:
+            row = connection.execute(sa.select(clients).where(clients.c.id == match[1])).first()
+        if row is None or not hmac.compare_digest(row.secret, _hashed(match[2])):
+            return None
+        return None if row.revoked is not None else _client(row)
+
+    def flag(self, name: str, detail: str) -> None:
+        row = self.named(name)
+        with self.writing() as connection:
+            flag(connection, row.id, detail)
+
+    def unflag(self, name: str) -> None:
+        """Takes a flag back, and the evidence with it. Raises UsageError."""
+        row = self.named(name)
+        with self.writing() as connection:
+            connection.execute(
+                sa.update(clients)
+                .where(clients.c.id == row.id)
+                .values(flagged=None, asked=0, odd=0, window=clients.c.window + 1)
+            )
+            _event(connection, "unflagged", row.name, row.id)
+
+    def forget(self, name: str) -> int:
+        """Deletes all that a client asked, its evidence included; how many rows went. Raises
+        UsageError."""
+        row = self.named(name)
+        with self.writing() as connection:
+            gone = sum(
+                connection.execute(sa.delete(table).where(table.c.client == row.id)).rowcount
+                for table in (queries, marks)
+            )
+            _event(connection, "forgotten", f"{gone} rows", row.id)
+        return gone
+
+    def retain(self, days: float) -> int:
+        """Deletes log rows older than that; evidence stays. How many went."""
+        with self.writing() as connection:
+            old = queries.c.time < time.time() - days * 86_400
+            return connection.execute(sa.delete(queries).where(old)).rowcount
+
+    # keys and models
+
+    def commit_to(self, owner: Keys) -> None:
+        """Writes down a key's commitment, once."""
+        row = {
+            "id": owner.id, "commitment": owner.commitment, "public": owner.public,
+            "created": time.time(),
+        }  # fmt: skip
+        with self.writing() as connection:
+            connection.execute(self.insert(keys).values(row).on_conflict_do_nothing())
+
+    def serves(
+        self,
+        fingerprint: str,
+        name: str,
+        task: str,
+        choices: Sequence[str],
+        shows: str,
+        curve: dict[str, Any] | None,
+    ) -> None:
+        """Writes down which model answers."""
+        row = {
+            "id": fingerprint, "name": name, "task": task, "choices": list(choices),
+            "shows": shows, "curve": curve, "served": time.time(),
+        }  # fmt: skip
+        changed = {k: row[k] for k in ("name", "shows", "curve")}
+        with self.writing() as connection:
+            statement = self.insert(models).values(row)
+            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changed))
+
+    def rows(self, table: sa.Table, *where: Any, last: int | None = None) -> list[dict[str, Any]]:
+        """Rows of a table, oldest first; with `last`, the latest so many, newest first."""
+        chosen = sa.select(table).where(*where)
+        order = [table.c.id.desc()] if last else list(table.primary_key)
+        with self.writing() as connection:
+            found = connection.execute(chosen.order_by(*order).limit(last))
+            return [dict(row._mapping) for row in found]  # pyright: ignore[reportPrivateUsage]
+
+    def evidence(self, *, model: str | None = None, client: str | None = None) -> list[Kept]:
+        """The marks and controls, in the order they were kept."""
+        where = [marks.c.kind != "passed"]
+        if model is not None:
+            where.append(marks.c.model == model)
+        if client is not None:
+            where.append(marks.c.client == client)
+        return [
+            Kept(**{name: row[name] for name in Kept.__dataclass_fields__})
+            for row in self.rows(marks, *where)
+        ]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many rows each client has in the evidence, by kind."""
+        chosen = sa.select(marks.c.client, marks.c.kind, sa.func.count()).group_by(
+            marks.c.client, marks.c.kind
+        )
+        found: dict[str, dict[str, int]] = {}
+        with self.writing() as connection:
+            for client, kind, count in connection.execute(chosen):
+                found.setdefault(client, {})[kind] = count
+        return found
+
+    def since(self, moment: float) -> dict[str, int]:
+        """How many questions each client asked since then."""
+        chosen = (
+            sa.select(queries.c.client, sa.func.count())
+            .where(queries.c.time >= moment)
+            .group_by(queries.c.client)
+        )
+        with self.writing() as connection:
+            return dict(connection.execute(chosen))
+
+    def event(self, kind: str, detail: str, client: str | None = None) -> None:
+        with self.writing() as connection:
+            _event(connection, kind, detail, client)
+
+    def judged(self, suspect: str, sentence: str, record: bytes, signature: str) -> None:
+        """Writes down a verdict."""
+        row = {
+            "time": time.time(), "suspect": suspect, "sentence": sentence,
+            "record": hashlib.sha256(record).hexdigest(), "signature": signature,
+        }  # fmt: skip
+        with self.writing() as connection:
+            connection.execute(sa.insert(verdicts).values(row))
+            _event(connection, "verdict", f"{suspect}: {sentence}")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def flag(connection: sa.Connection, client: str, detail: str) -> None:
+    """Flags a client that isn't yet."""
+    done = connection.execute(
+        sa.update(clients)
+        .where(clients.c.id == client, clients.c.flagged.is_(None))
+        .values(flagged=time.time())
+    )
+    if done.rowcount:
+        _event(connection, "flagged", detail, client)
+
+
+def _event(connection: sa.Connection, kind: str, detail: str, client: str | None = None) -> None:
+    row = {"time": time.time(), "client": client, "kind": kind, "detail": detail}
+    connection.execute(sa.insert(events).values(row))
+
+
+def _client(row: Any) -> ClientRow:
+    held = dict(row._mapping)
+    held["evidence"] = Evidence(held.pop("asked"), held.pop("odd"), held.pop("window"))
+    return ClientRow(**{name: held[name] for name in ClientRow.__dataclass_fields__})
+
+
+def _hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where we say
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # a mark that is committed stays
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _shown(url: str) -> str:
+    """An address without its password."""
+    return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:***@", url)
+
+
+def _first(error: Exception) -> str:
+    """A database error's first line, which has no address."""
+    text = str(getattr(error, "orig", error)).strip().splitlines()[0]
+    return re.sub(r"password[^,;]*", "password ...", text)

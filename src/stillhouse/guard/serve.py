@@ -1,0 +1,385 @@
+"""The service: a guarded model over HTTP.
+
+A worker is one process with a model, a guard and an event loop; workers share the registry only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stillhouse import __version__
+from stillhouse.core.audit_results import AuditRecord
+from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.terms import Config, Positive
+from stillhouse.core.types import Example
+from stillhouse.guard.batcher import Batcher
+from stillhouse.guard.exposure import Curve
+from stillhouse.guard.guard import Guard, GuardConfig, shown
+from stillhouse.guard.keys import read_keys
+from stillhouse.guard.membership import Head
+from stillhouse.guard.meters import Meters
+from stillhouse.guard.model import ServedModel
+from stillhouse.guard.owner import owner_page
+from stillhouse.guard.purses import Denied
+from stillhouse.guard.registry import ClientRow, Registry
+
+RETAIN_S = 3600.0
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class ServeConfig(Config):
+    """A guarded service. key: the owner's file (left out: from the environment). membership: the
+    folder of a learned check; curve: that of an audit. guarded: False serves without a guard, for
+    comparison. threads: of torch, a worker (0: all cores shared by the workers)."""
+
+    flow: Literal["serve"] = "serve"
+    model: str
+    registry: str = "sqlite:///stillhouse-guard.db"
+    key: str | None = None
+    guard: GuardConfig = GuardConfig()
+    membership: str | None = None
+    curve: str | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Positive = 1
+    threads: Annotated[int, Field(ge=0)] = 0
+    rows: Positive = 64
+    body_bytes: Positive = 4 << 20
+    max_length: Positive | None = None
+    precision: Literal["bf16", "float32"] = "bf16"
+    guarded: bool = True
+    trust_remote_code: bool = False
+
+
+class Question(BaseModel):
+    """One question (text, and pair where the task has one) or many (texts, pairs)."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"text": "a lovely film"},
+                {"texts": ["a lovely film", "a dull one"]},
+                {"text": "Who wrote it?", "pair": "It was written by Ann Lee."},
+            ]
+        },
+    )
+
+    text: str | None = None
+    pair: str | None = None
+    texts: list[str] | None = None
+    pairs: list[str | None] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Question:
+        if (self.text is None) == (self.texts is None):
+            raise ValueError("give text, or texts")
+        if self.text is None and self.pair is not None:
+            raise ValueError("with texts go pairs, not pair")
+        if self.pairs is not None and (self.texts is None or len(self.pairs) != len(self.texts)):
+            raise ValueError("pairs are as many as texts")
+        return self
+
+    def examples(self) -> list[Example]:
+        if self.text is not None:
+            return [Example(self.text, self.pair)]
+        assert self.texts is not None
+        pairs = self.pairs or [None] * len(self.texts)
+        return [Example(text, pair) for text, pair in zip(self.texts, pairs, strict=True)]
+
+
+class Answer(BaseModel):
+    """What the service shows of an answer."""
+
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    value: float | None = None
+    text: str | None = None
+
+
+class Answers(BaseModel):
+    answers: list[Answer]
+
+
+class Trouble(BaseModel):
+    error: str
+
+
+class Usage(BaseModel):
+    """What a client was charged so far (with questions that its workers hold ready)."""
+
+    questions: int
+    money: float
+    currency: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Trouble, "description": said}
+    for status, said in {
+        401: "no valid key",
+        402: "the budget is spent",
+        403: "another role's key",
+        413: "the request is too large",
+        422: "no question",
+        429: "the rate is exceeded; Retry-After says for how long",
+        503: "the registry can't be reached, or too many wait",
+    }.items()
+}
+
+
+class Worker:
+    """What a process serves with."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        head = Head.load(Path(config.membership)) if config.membership else None
+        self.model = ServedModel(
+            config.model, head=head if config.guarded else None, max_length=config.max_length,
+            precision=config.precision, trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
+        curve = None
+        if config.curve:
+            curve = Curve.of(AuditRecord.open(Path(config.curve), "audit"))
+        self.guard: Guard | None = None
+        if config.guarded:
+            about = self.model.about
+            keys = read_keys(Path(config.key) if config.key else None)
+            self.guard = Guard(config.guard, keys, Registry(config.registry), about, curve=curve)
+        self.meters = Meters()
+
+
+def create_app(config: ServeConfig) -> FastAPI:
+    """The service of one worker. Raises UsageError, ModelError."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    worker = Worker(config)
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        app.state.batcher = Batcher(worker.model.answers, rows=config.rows)
+        tasks = [asyncio.create_task(_retain(worker.guard, config))]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await app.state.batcher.close()
+        if worker.guard is not None:
+            await asyncio.to_thread(worker.guard.close)
+
+    app = FastAPI(
+        title="Stillhouse", version=__version__, lifespan=living,
+        description=f"{worker.model.name}, behind its guard.",
+    )  # fmt: skip
+    app.add_middleware(Bounded, most=config.body_bytes)
+    _handle_errors(app, worker.meters)
+    _add_predict(app, worker)
+    _add_owner(app, worker)
+    return app
+
+
+def _add_predict(app: FastAPI, worker: Worker) -> None:
+    guard, model, meters = worker.guard, worker.model, worker.meters
+
+    async def asking(request: Request) -> ClientRow | None:
+        return None if guard is None else await who(request, guard, "client")
+
+    @app.post("/v1/predict", response_model_exclude_none=True, responses=ERRORS)
+    async def predict(
+        question: Question, request: Request, client: Annotated[ClientRow | None, Depends(asking)]
+    ) -> Answers:
+        """Answers to one question or many."""
+        examples = question.examples()
+        model.accepts(examples)
+        batcher: Batcher = request.app.state.batcher
+        with meters.timed():
+            if guard is None or client is None:
+                view = GuardConfig().view(model.task)
+                truths = await batcher.ask(examples)
+                return Answers(answers=[Answer(**shown(t, view, model.choices)) for t in truths])
+            guard.check(examples)
+            if not guard.admit_now(client.id, examples):
+                await asyncio.to_thread(guard.admit, client.id, examples)
+            try:
+                truths = await batcher.ask(examples)
+                plans = guard.finish(client.id, examples, truths)
+                if any(plan.decision is not None for plan in plans):
+                    answers = await asyncio.to_thread(guard.settle, plans)
+                else:
+                    answers = [plan.answer for plan in plans]
+            except BaseException:
+                guard.refund(client.id, examples)
+                raise
+            meters.answered(guard.counters)
+            return Answers(answers=[Answer(**each) for each in answers])
+
+    @app.get("/v1/usage", responses={k: ERRORS[k] for k in (401, 403, 503)})
+    async def usage(client: Annotated[ClientRow | None, Depends(asking)]) -> Usage:
+        """What the key's client was charged."""
+        if guard is None or client is None:
+            return Usage(questions=0, money=0.0, currency="$")
+        row = await asyncio.to_thread(guard.registry.client, client.id)
+        tariff = guard.config.tariff
+        return Usage(questions=row.charged, money=tariff.price(row.units), currency=tariff.currency)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Whether the service can answer and write down what it must."""
+        trouble = None if guard is None else guard.trouble
+        said = {"status": "ok" if trouble is None else "degraded", "model": model.name}
+        return JSONResponse(said, 200 if trouble is None else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Prometheus text, of all workers."""
+        return PlainTextResponse(meters.text(), media_type=meters.media_type)
+
+
+def _add_owner(app: FastAPI, worker: Worker) -> None:
+    guard = worker.guard
+
+    @app.get("/owner", response_class=HTMLResponse, include_in_schema=False)
+    async def owner(request: Request) -> HTMLResponse:
+        """The owner's page."""
+        if guard is None:
+            raise Denied("this service has no guard", status=404)
+        await who(request, guard, "owner")
+        page = await asyncio.to_thread(owner_page, guard)
+        return HTMLResponse(page, headers={"cache-control": "no-store", **SAFE})
+
+
+SAFE = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+async def who(request: Request, guard: Guard, role: Literal["client", "owner"]) -> ClientRow:
+    """Whose key a request has. Raises Denied."""
+    key = _key(request)
+    if key is None:
+        raise Denied("give an API key: Authorization: Bearer sh_...", status=401)
+    found = guard.who(key) if guard.knows(key) else await asyncio.to_thread(guard.who, key)
+    if found is None:
+        raise Denied("this API key is not valid", status=401)
+    if found.role != role:
+        raise Denied(f"this is not for a key of the role {found.role}", status=403)
+    return found
+
+
+def _key(request: Request) -> str | None:
+    """The key of a request: as a bearer, as X-API-Key, or a browser's password."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return None
+    return request.headers.get("x-api-key")
+
+
+def _handle_errors(app: FastAPI, meters: Meters) -> None:
+    def said(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        meters.refused(status)
+        return JSONResponse({"error": message}, status, headers)
+
+    @app.exception_handler(Denied)
+    async def denied(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Denied)
+        headers = {}
+        if error.retry_s is not None:
+            headers["retry-after"] = str(max(1, round(error.retry_s)))
+        if error.status == 401:
+            page = request.url.path == "/owner"
+            headers["www-authenticate"] = 'Basic realm="owner"' if page else "Bearer"
+        return said(error.status, str(error), headers)
+
+    @app.exception_handler(DataError)
+    async def unfit(_: Request, error: Exception) -> JSONResponse:
+        return said(422, str(error))
+
+    @app.exception_handler(RunError)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return said(503, str(error), {"retry-after": "5"})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:]))
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return said(422, f"{where}: {message}" if where else message)
+
+
+class Bounded:
+    """Refuses bodies that are too long, whatever their headers say."""
+
+    def __init__(self, app: Any, *, most: int) -> None:
+        self._app, self._most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._most:
+            await self._refuse(scope, receive, send)
+            return
+        seen, started = 0, False
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._most:
+                raise TooLong
+            return message
+
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, sent)
+        except TooLong:
+            if not started:
+                await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = JSONResponse(
+            {"error": f"the request has more than {self._most:,} bytes"}, 413,
+            {"connection": "close"},
+        )  # fmt: skip
+        await answer(scope, receive, send)
+
+
+class TooLong(BaseException):  # past the handlers of the service, which would make it a 500
+    pass
+
+
+async def _retain(guard: Guard | None, config: ServeConfig) -> None:
+    """Deletes what is older than the policy keeps, every hour."""
+    days = config.guard.keep.days
+    while guard is not None and days is not None:
+        with contextlib.suppress(RunError):  # the registry is away: in an hour again
+            await asyncio.to_thread(guard.registry.retain, days)
+        await asyncio.sleep(RETAIN_S)

@@ -1,0 +1,117 @@
+"""The registry's tables. Texts are there only where they are evidence, or where the policy keeps
+them; no key is."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+METADATA = MetaData()
+SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER by itself
+
+keys = Table(
+    "keys", METADATA,
+    Column("id", String(12), primary_key=True),
+    Column("commitment", String(64), nullable=False),
+    Column("public", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+)  # fmt: skip
+
+models = Table(
+    "models", METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("task", String(20), nullable=False),
+    Column("choices", JSON, nullable=False),
+    Column("shows", String(40), nullable=False),
+    Column("curve", JSON),
+    Column("served", Float, nullable=False),
+)  # fmt: skip
+
+clients = Table(
+    "clients", METADATA,
+    Column("id", String(16), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("role", String(10), nullable=False),
+    Column("secret", String(64), nullable=False),  # SHA-256 of 256 random bits
+    Column("created", Float, nullable=False),
+    Column("revoked", Float),
+    Column("queries", BigInteger),  # most; NULL: the policy's
+    Column("money", Float),
+    Column("per_s", Float),
+    Column("charged", BigInteger, nullable=False, default=0),  # queries, those leased included
+    Column("units", BigInteger, nullable=False, default=0),
+    Column("tokens", Float),  # of the rate limit; NULL: full
+    Column("filled", Float),
+    Column("distinct", BigInteger, nullable=False, default=0),
+    Column("asked", BigInteger, nullable=False, default=0),  # in this window of evidence
+    Column("odd", BigInteger, nullable=False, default=0),
+    Column("window", Integer, nullable=False, default=1),
+    Column("flagged", Float),
+)  # fmt: skip
+
+queries = Table(
+    "queries", METADATA,
+    Column("id", SERIAL, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("client", String(16), ForeignKey("clients.id"), nullable=False),
+    Column("query", LargeBinary(16), nullable=False),  # a keyed hash
+    Column("model", String(64), nullable=False),
+    Column("units", Integer, nullable=False),
+    Column("odd", Boolean),
+    Column("text", Text),
+    Column("pair", Text),
+    Index("queries_of", "client", "time"),
+    Index("queries_time", "time"),
+)  # fmt: skip
+
+marks = Table(
+    "marks", METADATA,
+    Column("id", SERIAL, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("client", String(16), ForeignKey("clients.id"), nullable=False),
+    Column("query", LargeBinary(16), nullable=False),
+    Column("kind", String(8), nullable=False),  # mark, control, or passed: neither, for good
+    Column("text", Text),
+    Column("pair", Text),
+    Column("truth", JSON),
+    Column("served", JSON),
+    Column("target", Text),
+    Column("key", String(12), ForeignKey("keys.id"), nullable=False),
+    Column("model", String(64), ForeignKey("models.id"), nullable=False),
+    UniqueConstraint("client", "query", "key", "model", name="one_decision"),
+)  # fmt: skip
+
+events = Table(
+    "events", METADATA,
+    Column("id", SERIAL, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("client", String(16)),
+    Column("kind", String(20), nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("events_time", "time"),
+)  # fmt: skip
+
+verdicts = Table(
+    "verdicts", METADATA,
+    Column("id", SERIAL, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("suspect", Text, nullable=False),
+    Column("sentence", Text, nullable=False),
+    Column("record", String(64), nullable=False),  # SHA-256 of record.json
+    Column("signature", String(128), nullable=False),
+)  # fmt: skip

@@ -1,0 +1,110 @@
+"""Which answers are marked, and how: a function of the owner's key, the question and who asks.
+
+After Krishna et al. 2020 sec. 6.2 (0.1 % of queries answered wrongly, the confidences kept) and
+DAWN (Szyller et al. 2021: by a keyed hash, so that a question asked twice has one answer).
+Different from both: of the questions that are not marked a keyed few are kept as controls, drawn
+from the same pool by the same hash, each with the wrong answer it would have had.
+
+Axes: K choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from stillhouse.core.terms import Config, Positive, Share
+from stillhouse.tasks.span import f1
+
+WHOLE = 1 << 64
+DIFFERENT = 0.2  # F1 with the true answer that a marked span may have at most
+WORD = re.compile(r"[^\W_](?:[\w'’-]*[^\W_])?")
+
+Band = Literal["mark", "control", "plain"]
+
+
+class MarksConfig(Config):
+    """rate: the share of a client's questions that is marked in the long run. early: expected marks
+    that a client reaches at the rate `most`, before it falls to `rate` (0: `rate` from the start).
+    controls: unmarked questions kept beside each mark. spare: a file of texts, one a line, that are
+    never marked. spare_above: nor are answers with a greater probability. scope everyone: the same
+    question is marked alike for all, so that two clients can't find marks by comparing, and a mark
+    no longer tells whose copy it is."""
+
+    rate: Share = 0.001
+    early: int = 40
+    most: Share = 0.005
+    controls: Positive = 10
+    spare: str | None = None
+    spare_above: Share | None = None
+    scope: Literal["client", "everyone"] = "client"
+
+    def at(self, asked: int) -> float:
+        """The rate for a client that has asked so many questions; it never rises."""
+        if self.rate == 0 or self.most <= self.rate:
+            return self.rate
+        return self.most if asked * self.most < self.early else self.rate
+
+
+def folded(text: str) -> str:
+    """A text without what a stranger could change and nobody would see: Unicode form, case, spaces,
+    invisible characters."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", text)  # folding may undo it
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return " ".join(text.split())
+
+
+def canonical(text: str, pair: str | None = None) -> bytes:
+    """The folded texts of a question as bytes; no two different pairs have the same."""
+    first = folded(text).encode()
+    second = b"" if pair is None else b"\x01" + folded(pair).encode()
+    return len(first).to_bytes(8, "big") + first + second
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the key makes of a question: `chance` in [0, 1) whether, `pick` which wrong answer."""
+
+    chance: float
+    pick: int
+
+    def band(self, rate: float, controls: int) -> Band:
+        """Mark, control or neither, at a rate of marks."""
+        if self.chance < rate:
+            return "mark"
+        return "control" if self.chance < rate * (1 + controls) else "plain"
+
+
+def draw(key: bytes, whose: str, question: bytes) -> Draw:
+    """BLAKE2b keyed with the marking key, of who asks and what. `whose`: "" for everyone."""
+    name = whose.encode()
+    data = len(name).to_bytes(4, "big") + name + question
+    digest = hashlib.blake2b(data, key=key, digest_size=16).digest()
+    return Draw(int.from_bytes(digest[:8], "big") / WHOLE, int.from_bytes(digest[8:], "big"))
+
+
+def wrong_choice(pick: int, true: int, choices: int) -> int:
+    """One of the other choices, each as likely."""
+    return (true + 1 + pick % (choices - 1)) % choices
+
+
+def permuted(shares_K: np.ndarray, target: int) -> np.ndarray:
+    """The same probabilities, the largest of them at `target`, which gives its own in exchange."""
+    found_K = shares_K.copy()
+    top = int(shares_K.argmax())
+    found_K[top], found_K[target] = shares_K[target], shares_K[top]
+    return found_K
+
+
+def wrong_span(pick: int, passage: str, answer: str) -> str | None:
+    """A word of the passage that shares almost nothing with the true answer (F1 of at most 0.2);
+    None where there is none."""
+    words = sorted({found[0] for found in WORD.finditer(passage)})
+    fit = [word for word in words if f1(word, (answer,)) <= DIFFERENT and f1(word, ("",)) < 1]
+    return fit[pick % len(fit)] if fit else None

@@ -1,0 +1,66 @@
+"""Starts the service: one process, or several that share the registry."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from stillhouse.core.errors import UsageError
+from stillhouse.core.rundir import write_yaml
+from stillhouse.core.settings import parse, read_yaml
+from stillhouse.guard.registry import Registry
+from stillhouse.guard.serve import ServeConfig, create_app
+
+CONFIG = "STILLHOUSE_SERVE"  # the file with the workers' settings; no key is in it
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+DRAIN_S = 20
+
+
+def app() -> object:
+    """A worker's application, by the settings that its parent wrote down."""
+    return create_app(parse(ServeConfig, read_yaml(Path(os.environ[CONFIG]))))
+
+
+def run_service(config: ServeConfig) -> None:
+    """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered. Raises
+    UsageError, ModelError, RunError."""
+    import uvicorn
+
+    if config.workers > 1 and config.guarded and config.registry.startswith("sqlite"):
+        raise UsageError(
+            f"{config.workers} workers need PostgreSQL: --registry postgresql://..., or --workers 1"
+        )
+    if config.guarded:  # what is wrong is told before a worker starts
+        registry = Registry(config.registry)
+        registry.upgrade()
+        registry.close()
+    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
+    config = config.model_copy(update={"threads": threads})
+    folder = Path(tempfile.mkdtemp(prefix="stillhouse-serve-"))
+    settings = {
+        "host": config.host,
+        "port": config.port,
+        "timeout_graceful_shutdown": DRAIN_S,
+        "access_log": False,
+        "log_level": "warning",
+        "server_header": False,
+    }
+    try:
+        if config.workers == 1:
+            uvicorn.run(create_app(config), **settings)  # pyright: ignore
+            return
+        write_yaml(folder / "serve.yaml", config.model_dump(mode="json"))
+        (folder / "meters").mkdir()
+        os.environ[CONFIG] = str(folder / "serve.yaml")
+        os.environ[SHARED] = str(folder / "meters")
+        uvicorn.run(
+            "stillhouse.guard.workers:app", factory=True, workers=config.workers,
+            timeout_worker_healthcheck=60, **settings,  # pyright: ignore
+        )  # fmt: skip
+    finally:
+        os.environ.pop(CONFIG, None)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)

@@ -1,0 +1,91 @@
+"""Whatever the OpenAPI description allows, and what it doesn't: never an error of the service's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.generation import GenerationMode
+from test_service import Service
+
+import tiny
+
+pytestmark = pytest.mark.slow
+EXAMPLES = 120
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> object:
+    root = tmp_path_factory.mktemp("attacked")
+    tiny.save(root / "model", seed=3)
+    with Service(root / "service", guard={"sizes": {"questions": 16}}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def schema(attacked: Service) -> object:
+    found = schemathesis.openapi.from_asgi("/openapi.json", attacked.client.app)
+    found.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+    return found
+
+
+api = schemathesis.pytest.from_fixture("schema")
+
+
+@api.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_error_of_the_service(
+    case: schemathesis.Case, attacked: Service, api_key: dict[str, str]
+) -> None:
+    found = case.call(headers=api_key, session=attacked.client)
+    assert found.status_code < 500, (case.body, found.text)
+
+
+@pytest.fixture(scope="module")
+def api_key(attacked: Service) -> dict[str, str]:
+    return attacked.key("attacker")
+
+
+HOSTILE = [
+    "' OR '1'='1", "'; DROP TABLE queries; --", "<script>alert(1)</script>", "{{7*7}}", "%s%n",
+    "../../etc/passwd", "\u202e\u0000", "a\u0300" * 500, "\U0001f600" * 100, "\\", '"',
+    "\r\n\r\n", "x" * 40_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_in_every_field(text: str, attacked: Service, api_key: dict[str, str]) -> None:
+    for body in ({"text": text}, {"text": "a", "pair": text}, {"texts": [text], "pairs": [text]},
+                 {text: "a"}):  # fmt: skip
+        assert attacked.client.post("/v1/predict", json=body, headers=api_key).status_code < 500
+    for headers in ({"X-API-Key": text}, {"Authorization": f"Bearer {text}"}):
+        try:
+            raw = {k: v.encode("utf-8", "surrogatepass") for k, v in headers.items()}
+            found = attacked.client.get("/owner", headers=raw)
+        except ValueError:
+            continue  # no HTTP client sends that
+        assert found.status_code in (400, 401)
+    found = attacked.client.get("/owner", params={"q": text.encode("utf-8", "replace")})
+    assert found.status_code == 401
+
+
+def test_the_tables_are_still_there(attacked: Service, api_key: dict[str, str]) -> None:
+    found = attacked.client.post("/v1/predict", json={"text": "a film"}, headers=api_key)
+    assert found.status_code == 200
+    assert len(attacked.registry.clients()) == 1
+
+
+def test_other_paths_are_not_there(attacked: Service) -> None:
+    for path in ("/", "/v1", "/owner/../v1/usage", "/registry.db", "/.env", "/v1/predict/../../x"):
+        assert attacked.client.get(path).status_code in (401, 404, 405)
+
+
+def test_the_key_is_not_in_the_package_of_a_request(attacked: Service, tmp_path: Path) -> None:
+    """An owner's key does not answer questions, and a client's shows no page."""
+    owner = attacked.registry.create_client("owner", role="owner")[1]
+    ann = attacked.registry.create_client("ann")[1]
+    page = attacked.client.get("/owner", headers={"X-API-Key": owner}).text
+    for secret in (owner, ann, owner.rpartition("_")[2], ann.rpartition("_")[2]):
+        assert secret not in page

@@ -1,0 +1,123 @@
+"""The tests: values by hand, exactness, and that they say nothing where there is nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stillhouse.guard.evidence import (
+    Table,
+    conditional,
+    fisher,
+    holm,
+    interval,
+    permutation,
+    power,
+    table,
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "p"),
+    [
+        (Table(10, 5, 1000, 100), 1.8e-3),
+        (Table(25, 13, 500, 50), 5.4e-7),
+        (Table(50, 27, 1000, 100), 1.3e-13),
+        (Table(67, 36, 670, 67), 2.1e-16),
+        (Table(67, 11, 670, 67), 0.083),
+    ],
+)
+def test_published_examples(found: Table, p: float) -> None:
+    assert fisher(found) == pytest.approx(p, rel=0.05)
+
+
+def test_fisher_is_scipys() -> None:
+    found = Table(30, 9, 300, 31)
+    theirs = stats.fisher_exact([[9, 21], [31, 269]], alternative="greater").pvalue
+    assert fisher(found) == pytest.approx(float(theirs))
+
+
+def test_by_hand_of_four_questions() -> None:
+    """2 marks of 4 kept, 2 hits, both among the marks: 1 of the 6 ways."""
+    assert fisher(Table(2, 2, 2, 0)) == pytest.approx(1 / 6)
+    assert fisher(Table(2, 0, 2, 2)) == pytest.approx(1.0)
+
+
+def test_nothing_is_no_evidence() -> None:
+    assert fisher(Table(0, 0, 10, 3)) == 1.0
+    assert fisher(Table(5, 0, 0, 0)) == 1.0
+    assert fisher(Table(5, 0, 50, 0)) == 1.0
+    assert interval(Table(0, 0, 3, 1)) == (-1.0, 1.0)
+    assert power(0, 10, 0.1, 0.5, 1e-3) == 0.0
+
+
+def test_a_model_that_never_saw_a_mark_is_rarely_accused() -> None:
+    """Whatever its rate of hits: P(p <= alpha) <= alpha, by membership drawn at random."""
+    rng = np.random.default_rng(0)
+    for rate in (0.05, 0.5, 0.9):
+        p_values = []
+        for _ in range(800):
+            hit_N = rng.random(440) < rate
+            marked_N = np.zeros(440, bool)
+            marked_N[rng.choice(440, 40, replace=False)] = True
+            p_values.append(fisher(table(hit_N, marked_N)))
+        for alpha in (0.01, 0.05, 0.2):
+            assert np.mean(np.array(p_values) <= alpha) <= alpha + 3 * (alpha / 800) ** 0.5
+
+
+def test_fresh_keys_find_what_fisher_finds() -> None:
+    hit_N = np.zeros(110, bool)
+    hit_N[:4] = True
+    marked_N = np.zeros(110, bool)
+    marked_N[[0, 1, *range(20, 28)]] = True
+
+    def again(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        drawn_N = np.zeros(110, bool)
+        drawn_N[rng.choice(110, 10, replace=False)] = True
+        return hit_N, drawn_N
+
+    found = table(hit_N, marked_N)
+    p = permutation(again, found, np.random.default_rng(1), keys=4000)
+    assert p == pytest.approx(fisher(found), abs=0.015)
+
+
+def test_fresh_keys_never_say_zero() -> None:
+    empty = np.zeros(20, bool), np.arange(20) < 2
+    p = permutation(lambda rng: empty, Table(2, 2, 18, 0), np.random.default_rng(0), keys=99)
+    assert p == 1 / 100
+
+
+def test_interval_by_newcombe() -> None:
+    """Newcombe 1998, Table II (a): 56/70 minus 48/80, method 10: 0.0524 to 0.3339."""
+    low, high = interval(Table(70, 56, 80, 48))
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+def test_power_is_how_often_copies_are_found() -> None:
+    rng = np.random.default_rng(2)
+    marks, controls, chance, learned, alpha = 30, 300, 0.1, 0.3, 1e-3
+    share = learned + (1 - learned) * chance
+    found = [
+        fisher(Table(marks, int(rng.binomial(marks, share)), controls, 30)) <= alpha
+        for _ in range(2000)
+    ]
+    assert power(marks, controls, chance, learned, alpha) == pytest.approx(np.mean(found), abs=0.03)
+
+
+def test_more_marks_are_more_power() -> None:
+    found = [power(n, 10 * n, 0.1, 0.5, 1e-6) for n in (10, 25, 50, 100)]
+    assert found == sorted(found)
+    assert found[-1] > 0.99
+
+
+def test_conditional_of_three_choices() -> None:
+    assert conditional(3, 3, 3) == pytest.approx(1 / 8)
+    assert conditional(3, 3, 2) == 1.0  # of two, the only other choice says nothing
+    assert conditional(0, 0, 3) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

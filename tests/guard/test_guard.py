@@ -1,0 +1,285 @@
+"""The guard around any predict: what clients get, and what is written of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from guarded import Made, sure
+
+from stillhouse.core.errors import DataError, UsageError
+from stillhouse.core.types import Example
+from stillhouse.guard.guard import Guard
+from stillhouse.guard.model import About, ServedModel, Truth
+from stillhouse.guard.purses import Denied
+from stillhouse.guard.tables import queries
+from stillhouse.guard.watermark import canonical, draw
+
+ALL = {"marks": {"rate": 1.0}}  # every question is marked
+SOME = {"marks": {"rate": 0.1, "early": 0, "controls": 4}}
+
+
+def ask(guard: Guard, client: str, *texts: str, share: float = 0.9, **truth: Any) -> list[Any]:
+    return guard.answer(client, [Example(text) for text in texts], sure(share, **truth))
+
+
+def client(guard: Guard, name: str = "ann", **limits: Any) -> str:
+    return guard.registry.create_client(name, **limits)[0].id
+
+
+def test_a_marked_answer_is_wrong_and_has_the_same_probabilities(make: Made) -> None:
+    guard = make(**ALL)
+    (answer,) = ask(guard, client(guard), "a fine film")
+    assert answer == {"label": "negative", "probabilities": {"negative": 0.9, "positive": 0.1}}
+
+
+def test_an_unmarked_answer_is_the_models(make: Made) -> None:
+    guard = make(marks={"rate": 0.0, "most": 0.0})
+    (answer,) = ask(guard, client(guard), "a fine film")
+    assert answer["label"] == "positive"
+    assert answer["probabilities"]["positive"] == pytest.approx(0.9)
+
+
+def test_the_same_question_has_the_same_answer_however_it_is_written(make: Made) -> None:
+    guard = make(**SOME)
+    ann = client(guard)
+    texts = [f"film number {i}" for i in range(200)]
+    first = [a["label"] for a in ask(guard, ann, *texts)]
+    assert 5 < first.count("negative") < 60
+    again = [a["label"] for a in ask(guard, ann, *(f"  {t.upper()} " for t in texts))]
+    assert again == first
+
+
+def test_a_mark_is_to_the_last_digit_what_it_was(make: Made) -> None:
+    guard = make(**ALL)
+    ann = client(guard)
+    (first,) = ask(guard, ann, "a film", share=0.9)
+    (again,) = ask(guard, ann, "a film", share=0.9000001)
+    assert again == first
+
+
+def test_a_mark_stays_when_the_rate_has_fallen(make: Made) -> None:
+    guard = make(marks={"rate": 0.0001, "early": 10, "most": 0.5}, sizes={"questions": 100})
+    ann = client(guard)
+    texts = [f"film {i}" for i in range(400)]
+    first = [a["label"] for at in range(0, 400, 10) for a in ask(guard, ann, *texts[at : at + 10])]
+    guard.flush()
+    again = [a["label"] for at in range(0, 400, 10) for a in ask(guard, ann, *texts[at : at + 10])]
+    assert again == first
+    assert 3 <= first.count("negative") <= 40
+
+
+def test_which_questions_are_marked_is_the_keys_doing(make: Made, keys: Any) -> None:
+    guard = make(**SOME)
+    ann = client(guard)
+    texts = [f"film number {i}" for i in range(150)]
+    answers = ask(guard, ann, *texts)
+    by_hand = [draw(keys.marking, ann, canonical(t)).chance < 0.1 for t in texts]
+    assert [a["label"] == "negative" for a in answers] == by_hand
+    guard.flush()
+    kept = guard.registry.evidence()
+    kinds = {e.text: e.kind for e in kept}
+    for text in texts:
+        chance = draw(keys.marking, ann, canonical(text)).chance
+        expected = "mark" if chance < 0.1 else "control" if chance < 0.5 else None
+        assert kinds.get(text) == expected
+    assert {e.target for e in kept} == {"negative"}
+    assert all(e.served == e.truth for e in kept if e.kind == "control")
+
+
+def test_clients_differ_unless_marks_are_for_everyone(make: Made) -> None:
+    texts = [f"film number {i}" for i in range(200)]
+    for scope, alike in (("client", False), ("everyone", True)):
+        guard = make(name=scope, marks=SOME["marks"] | {"scope": scope})
+        found = [ask(guard, client(guard, name), *texts) for name in ("ann", "bob")]
+        labels = [[a["label"] for a in each] for each in found]
+        assert (labels[0] == labels[1]) is alike
+
+
+def test_spared_questions_are_not_marked(make: Made, tmp_path: Path) -> None:
+    (tmp_path / "spare.txt").write_text("call the POLICE\nа\tb\n", encoding="utf-8")
+    guard = make(marks={"rate": 1.0, "spare": str(tmp_path / "spare.txt")})
+    ann = client(guard)
+    answers = ask(guard, ann, "Call  the police", "a film")
+    assert [a["label"] for a in answers] == ["positive", "negative"]
+    with pytest.raises(UsageError, match="spare"):
+        make(name="other", marks={"spare": "nowhere.txt"})
+
+
+def test_confident_answers_are_not_marked(make: Made) -> None:
+    guard = make(marks={"rate": 1.0, "spare_above": 0.95})
+    ann = client(guard)
+    assert ask(guard, ann, "one film", share=0.96)[0]["label"] == "positive"
+    assert ask(guard, ann, "two films", share=0.94)[0]["label"] == "negative"
+
+
+@pytest.mark.parametrize(
+    ("shows", "answer"),
+    [
+        ("label", {"label": "negative"}),
+        (
+            "probabilities:1",
+            {"label": "negative", "probabilities": {"negative": 0.9, "positive": 0.1}},
+        ),
+        ("top:1", {"label": "negative", "probabilities": {"negative": 0.9}}),
+    ],
+)
+def test_what_is_shown(shows: str, answer: dict[str, Any], make: Made) -> None:
+    guard = make(shows=shows, **ALL)
+    assert ask(guard, client(guard), "a film") == [answer]
+
+
+def test_a_view_that_the_task_lacks_is_refused(make: Made) -> None:
+    with pytest.raises(UsageError, match="no text to show"):
+        make(shows="text")
+
+
+SPANS = About("m", "model", "span")
+
+
+def test_a_span_is_another_word_of_its_passage(make: Made) -> None:
+    guard = make(about=SPANS, **ALL)
+    ann = client(guard)
+    asked = [Example("Who wrote it?", "It was written by Ann Lee in 1999.")]
+    (answer,) = guard.answer(ann, asked, lambda e: [Truth(text="Ann Lee")])
+    assert answer["text"] in ("It", "was", "written", "by", "in", "1999")
+    (short,) = guard.answer(ann, [Example("Who?", "Ann Lee")], lambda e: [Truth(text="Ann Lee")])
+    assert short == {"text": "Ann Lee"}
+
+
+def test_a_value_is_never_marked(make: Made) -> None:
+    guard = make(about=About("m", "model", "regression"), shows="value:1", **ALL)
+    (answer,) = guard.answer(client(guard), [Example("x")], lambda e: [Truth(value=3.14159)])
+    assert answer == {"value": 3.1}
+
+
+# what is written
+
+
+def test_no_question_is_in_the_log_unless_kept(make: Made) -> None:
+    for texts, held in ((False, None), (True, "a film")):
+        guard = make(name=f"log-{texts}", keep={"texts": texts}, marks={"rate": 0.0, "most": 0.0})
+        ask(guard, client(guard), "a film")
+        guard.flush()
+        (line,) = guard.registry.rows(queries)
+        assert line["text"] == held
+        assert b"a film" not in line["query"]
+
+
+def test_a_repeated_question_is_no_new_evidence(make: Made) -> None:
+    guard = make(check={"alpha": 1e-9})
+    ann = client(guard)
+    for _ in range(20):
+        ask(guard, ann, "an odd one", odd=2.0)
+    guard.flush()
+    row = guard.registry.client(ann)
+    assert (row.distinct, row.evidence.asked, row.evidence.odd) == (1, 1, 1)
+    assert len(guard.registry.rows(queries)) == 20
+
+
+def flagged(make: Made, on_flag: str, **changes: Any) -> tuple[Guard, str]:
+    guard = make(check={"on_flag": on_flag, "slow_per_s": 0.5}, **changes)
+    ann = client(guard)
+    for i in range(12):
+        ask(guard, ann, f"odd question {i}", odd=2.0)
+    guard.flush()
+    assert guard.registry.client(ann).flagged is not None
+    guard._known.clear()  # as after a second
+    return guard, ann
+
+
+def test_an_honest_client_is_not_flagged(make: Made) -> None:
+    guard = make()
+    ann = client(guard)
+    for i in range(50):
+        ask(guard, ann, f"question {i}", odd=2.0 if i % 20 == 0 else -2.0)
+    guard.flush()
+    assert guard.registry.client(ann).flagged is None
+
+
+def test_a_flagged_client_may_only_be_logged(make: Made) -> None:
+    guard, ann = flagged(make, "log", marks={"rate": 0.0, "most": 0.0})
+    assert ask(guard, ann, "a film")[0]["probabilities"]["positive"] == pytest.approx(0.9)
+
+
+def test_a_flagged_client_gets_labels_only(make: Made) -> None:
+    guard, ann = flagged(make, "label", marks={"rate": 0.0, "most": 0.0})
+    assert ask(guard, ann, "a film") == [{"label": "positive"}]
+
+
+def test_a_mark_shown_whole_before_is_a_label_after_a_flag(make: Made) -> None:
+    guard = make(check={"on_flag": "label"}, **ALL)
+    ann = client(guard)
+    assert "probabilities" in ask(guard, ann, "a film")[0]
+    guard.registry.flag("ann", "by hand")
+    guard._known.clear()
+    assert ask(guard, ann, "a film") == [{"label": "negative"}]
+
+
+def test_a_flagged_client_is_throttled(make: Made) -> None:
+    guard, ann = flagged(make, "throttle", limits={"burst_s": 2.0})
+    guard._purses.give_back(idle_only=False)
+    ask(guard, ann, "one more")
+    with pytest.raises(Denied, match=r"0\.5 a second"):
+        ask(guard, ann, "and another")
+
+
+def test_random_answers_depend_on_the_question_alone(make: Made) -> None:
+    guard, ann = flagged(make, "random", marks={"rate": 0.5})
+    texts = [f"film number {i}" for i in range(60)]
+    one = ask(guard, ann, *texts, share=0.9)
+    assert ask(guard, ann, *texts, share=0.2) == one
+    assert 10 < sum(a["label"] == "positive" for a in one) < 50
+    assert not guard.registry.evidence(client=ann) or all(
+        e.text not in texts for e in guard.registry.evidence(client=ann)
+    )
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "\ud800", "\udfff x"])
+def test_what_no_database_keeps_is_refused_before_it_is_charged(text: str, make: Made) -> None:
+    guard = make()
+    ann = client(guard)
+    with pytest.raises(DataError, match="no text"):
+        ask(guard, ann, text)
+    assert guard.registry.client(ann).charged == 0
+
+
+def test_sizes(make: Made) -> None:
+    guard = make(sizes={"questions": 2, "characters": 10})
+    ann = client(guard)
+    with pytest.raises(DataError, match="3 questions"):
+        ask(guard, ann, "a", "b", "c")
+    with pytest.raises(DataError, match="11 characters"):
+        ask(guard, ann, "a" * 11)
+    with pytest.raises(DataError, match="no question"):
+        ask(guard, ann)
+
+
+def test_what_the_model_failed_at_is_not_charged(make: Made) -> None:
+    guard = make()
+    ann = client(guard, queries=5)
+
+    def broken(_: Any) -> list[Truth]:
+        raise RuntimeError("broken")
+
+    for _ in range(9):
+        with pytest.raises(RuntimeError):
+            guard.answer(ann, [Example("x")], broken)
+    assert len(ask(guard, ann, *"abcde")) == 5
+    with pytest.raises(Denied):
+        ask(guard, ann, "f")
+
+
+def test_an_own_model_is_answered_as_it_answers(make: Made, served: ServedModel) -> None:
+    guard = make(marks={"rate": 0.0, "most": 0.0})
+    asked = [Example("a good film"), Example("the bad soup was awful")]
+    found = guard.answer(client(guard), asked, served.answers)
+    for answer, truth in zip(found, served.answers(asked), strict=True):
+        assert truth.probabilities_K is not None
+        shares = [answer["probabilities"][name] for name in served.choices]
+        np.testing.assert_allclose(shares, truth.probabilities_K, rtol=1e-6)

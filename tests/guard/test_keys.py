@@ -1,0 +1,77 @@
+"""The owner's secret: what is made of it, and where it never is."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from stillhouse.core.errors import UsageError
+from stillhouse.guard.keys import SECRET, Keys, commitment_to, is_signed, new_keys, read_keys
+
+
+def test_a_file_gives_the_same_keys_again(tmp_path: Path) -> None:
+    made = new_keys(tmp_path / "owner.key")
+    assert read_keys(tmp_path / "owner.key").marking == made.marking
+    assert (tmp_path / "owner.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_existing_key_is_not_overwritten(tmp_path: Path) -> None:
+    new_keys(tmp_path / "owner.key")
+    before = (tmp_path / "owner.key").read_bytes()
+    with pytest.raises(UsageError, match="exists"):
+        new_keys(tmp_path / "owner.key")
+    assert (tmp_path / "owner.key").read_bytes() == before
+
+
+def test_the_environment_gives_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET, bytes(32).hex())
+    assert read_keys(None).marking == Keys(bytes(32)).marking
+
+
+@pytest.mark.parametrize("held", ["", "abc", "zz" * 32, "00" * 31])
+def test_what_is_no_key_is_refused(held: str, tmp_path: Path) -> None:
+    (tmp_path / "owner.key").write_text(held)
+    with pytest.raises(UsageError, match="key"):
+        read_keys(tmp_path / "owner.key")
+
+
+def test_without_a_key_it_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SECRET, raising=False)
+    with pytest.raises(UsageError, match="stillhouse guard keys"):
+        read_keys(None)
+    with pytest.raises(UsageError, match="make one"):
+        read_keys(Path("nowhere.key"))
+
+
+def test_every_purpose_has_a_key_of_its_own(keys: Keys) -> None:
+    assert len({keys.of(name) for name in ("marks", "log", "signatures", "x")}) == 4
+    assert keys.of("marks") != Keys(bytes(32)).of("marks")
+
+
+def test_the_commitment_by_hand(keys: Keys) -> None:
+    by_hand = hashlib.sha256(b"stillhouse commitment" + keys.marking).hexdigest()
+    assert keys.commitment == by_hand == commitment_to(keys.marking)
+    assert keys.id == by_hand[:12]
+
+
+def test_the_secret_is_not_shown(keys: Keys) -> None:
+    shown = f"{keys!r} {keys} {keys.public} {keys.commitment}"
+    assert bytes(range(32)).hex() not in shown
+    assert keys.marking.hex() not in shown
+
+
+def test_signatures(keys: Keys) -> None:
+    signed = keys.sign(b"a verdict")
+    assert is_signed(b"a verdict", signed, keys.public)
+    assert not is_signed(b"a Verdict", signed, keys.public)
+    assert not is_signed(b"a verdict", signed, Keys(bytes(32)).public)
+    assert not is_signed(b"a verdict", "no hex", keys.public)
+
+
+def test_a_log_calls_a_question_differently_for_each_client(keys: Keys) -> None:
+    assert keys.query("ann", b"x") != keys.query("bob", b"x")
+    assert keys.query("an", b"nx") != keys.query("ann", b"x")
+    assert keys.query("ann", b"x") == keys.query("ann", b"x")
+    assert Keys(bytes(32)).query("ann", b"x") != keys.query("ann", b"x")

@@ -1,0 +1,127 @@
+"""The guard in front of somebody else's service."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from guarded import Made
+from starlette.testclient import TestClient
+
+from stillhouse.core.errors import RunError
+from stillhouse.guard.guard import Guard
+from stillhouse.guard.middleware import GuardMiddleware, Outside
+from stillhouse.guard.model import About
+
+OUTSIDE = Outside(path="/score", texts="inputs[].body", answers="results", probabilities="scores",
+                  label="best", text="input")  # fmt: skip
+MARKED = {"marks": {"rate": 1.0}}
+
+
+def foreign() -> FastAPI:
+    """A service that knows nothing of us."""
+    app = FastAPI()
+
+    @app.post("/score")
+    async def score(request: Request) -> Any:
+        body = await request.json()
+        texts = [i["body"] for i in body.get("inputs", [])] or [body["input"]]
+        if texts == ["fail"]:
+            return JSONResponse({"oops": 1}, 418)
+        if texts == ["strange"]:
+            return {"other": 1}
+        one = {"best": "positive", "scores": {"negative": 0.2, "positive": 0.8}, "id": 7}
+        return {"results": [one for _ in texts], "took": 3}
+
+    @app.get("/other")
+    async def other() -> str:
+        return "as before"
+
+    return app
+
+
+def client(guard: Guard, outside: Outside = OUTSIDE) -> tuple[TestClient, dict[str, str]]:
+    found = TestClient(GuardMiddleware(foreign(), guard, outside))
+    return found, {"Authorization": f"Bearer {guard.registry.create_client('ann')[1]}"}
+
+
+def test_answers_are_marked_and_the_rest_is_as_it_was(make: Made) -> None:
+    asked, key = client(make(**MARKED))
+    body = {"inputs": [{"body": "a film"}, {"body": "a book"}]}
+    found = asked.post("/score", json=body, headers=key).json()
+    wrong = {"best": "negative", "scores": {"negative": 0.8, "positive": 0.2}, "id": 7}
+    assert found == {"results": [wrong, wrong], "took": 3}
+    assert asked.get("/other").json() == "as before"
+
+
+def test_one_question(make: Made) -> None:
+    asked, key = client(make(marks={"rate": 0.0, "most": 0.0}))
+    found = asked.post("/score", json={"input": "a film"}, headers=key).json()
+    assert found["results"][0]["best"] == "positive"
+
+
+def test_label_only_takes_the_probabilities_away(make: Made) -> None:
+    asked, key = client(make(shows="label", marks={"rate": 0.0, "most": 0.0}))
+    found = asked.post("/score", json={"input": "a film"}, headers=key).json()
+    assert found["results"] == [{"best": "positive", "id": 7}]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({"input": "fail"}, 418), ({"input": "strange"}, 422), ({"input": 3}, 422), ({}, 422),
+     ({"inputs": [{"body": None}]}, 422)],
+)  # fmt: skip
+def test_what_does_not_fit(body: Any, status: int, make: Made) -> None:
+    guard = make(limits={"queries": 1})
+    asked, key = client(guard)
+    for _ in range(3):  # not charged, or the budget of one were spent
+        assert asked.post("/score", json=body, headers=key).status_code == status
+    assert asked.post("/score", json={"input": "a film"}, headers=key).status_code == 200
+    assert asked.post("/score", json={"input": "a book"}, headers=key).status_code == 402
+
+
+def test_no_key(make: Made) -> None:
+    asked, _ = client(make())
+    assert asked.post("/score", json={"input": "a"}).status_code == 401
+
+
+@pytest.mark.parametrize(("failing", "status"), [("closed", 503), ("open", 200)])
+def test_the_registry_away(
+    failing: str, status: int, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = make(**MARKED)
+    asked, key = client(guard, OUTSIDE.model_copy(update={"failing": failing}))
+
+    def away() -> Any:
+        raise RunError("away")
+
+    monkeypatch.setattr(guard.registry, "writing", away)
+    found = asked.post("/score", json={"input": "a film"}, headers=key)
+    assert found.status_code == status
+    if status == 200:
+        assert found.json()["results"][0]["best"] == "positive"
+    monkeypatch.undo()
+
+
+def test_spans(make: Made) -> None:
+    app = FastAPI()
+
+    @app.post("/ask")
+    async def ask(request: Request) -> dict[str, str]:
+        await asyncio.sleep(0)
+        return {"answer": "Ann Lee"}
+
+    guard = make(about=About("m", "reader", "span"), **MARKED)
+    outside = Outside(path="/ask", text="question", pair="context", answer="answer")
+    found = TestClient(GuardMiddleware(app, guard, outside))
+    key = {"X-API-Key": guard.registry.create_client("ann")[1]}
+    body = {"question": "Who?", "context": "It was Ann Lee in Bath"}
+    assert found.post("/ask", json=body, headers=key).json()["answer"] in (
+        "It",
+        "was",
+        "in",
+        "Bath",
+    )

@@ -1,0 +1,192 @@
+"""Budgets and rates: never exceeded, by however many workers, and nothing charged twice."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from stillhouse.extract.prices import Tariff
+from stillhouse.guard.purses import LEASE, Denied, LimitsConfig, Purses
+from stillhouse.guard.registry import Registry
+from stillhouse.guard.tables import clients
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def purses(registry: Registry, clock: Clock | None = None, **limits: Any) -> Purses:
+    return Purses(registry, LimitsConfig(**limits), Tariff(free=10), clock=clock or Clock())
+
+
+def spend(purse: Purses, client: str, *, most: int = 10_000, count: int = 1) -> int:
+    """How many questions are let in before one is denied."""
+    for done in range(most):
+        try:
+            purse.take(client, count, count)
+        except Denied:
+            return done
+    return most
+
+
+def test_a_budget_is_spent_to_the_last_question(registry: Registry) -> None:
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, queries=150)
+    assert spend(purse, row.id) == 150
+    assert registry.client(row.id).charged == 150
+
+
+def test_a_clients_own_budget_counts(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", queries=7)
+    assert spend(purses(registry, queries=150), row.id) == 7
+
+
+def test_a_batch_is_let_in_whole_or_not_at_all(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", queries=10)
+    purse = purses(registry)
+    with pytest.raises(Denied, match="10 left") as caught:
+        purse.take(row.id, 11, 11)
+    assert caught.value.status == 402
+    purse.take(row.id, 10, 10)
+
+
+def test_money_is_kept_to_the_cent(registry: Registry) -> None:
+    """10 free, a dollar a thousand: 5 cents are 60 questions."""
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, money=0.05)
+    assert spend(purse, row.id) == 60
+    with pytest.raises(Denied, match=r"\$0.05"):
+        purse.take(row.id, 1, 1)
+
+
+def test_units_count_not_questions(registry: Registry) -> None:
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, money=0.05)
+    purse.take(row.id, 1, 50)
+    with pytest.raises(Denied):
+        purse.take(row.id, 1, 11)
+    purse.take(row.id, 1, 10)
+
+
+def test_a_rate_refills(registry: Registry) -> None:
+    clock = Clock()
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, clock, per_s=2.0, burst_s=5.0)
+    assert spend(purse, row.id) == 10
+    with pytest.raises(Denied) as caught:
+        purse.take(row.id, 1, 1)
+    assert caught.value.status == 429
+    assert caught.value.retry_s == pytest.approx(0.5)
+    clock.now += 3
+    assert spend(purse, row.id) == 6
+    clock.now += 3600
+    assert spend(purse, row.id) == 10
+
+
+def test_a_throttled_client_is_slower(registry: Registry) -> None:
+    clock = Clock()
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, clock)
+    purse.take(row.id, 1, 1, per_s=0.1)
+    purse.give_back(idle_only=False)
+    with pytest.raises(Denied, match=r"0\.1 a second"):
+        purse.take(row.id, 1, 1, per_s=0.1)
+
+
+def test_a_revoked_client_is_denied(registry: Registry) -> None:
+    row, _ = registry.create_client("ann")
+    registry.revoke("ann")
+    with pytest.raises(Denied) as caught:
+        purses(registry).take(row.id, 1, 1)
+    assert caught.value.status == 401
+
+
+def test_workers_together_keep_a_budget(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", queries=300)
+    workers = [purses(registry) for _ in range(4)]
+    done = [0] * 4
+
+    def work(number: int) -> None:
+        done[number] = spend(workers[number], row.id)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(done) == 300
+    assert registry.client(row.id).charged == 300
+
+
+def test_what_a_killed_worker_held_is_the_documented_bound(registry: Registry) -> None:
+    row, _ = registry.create_client("ann")
+    purse = purses(registry)
+    purse.take(row.id, 1, 1)
+    assert 1 <= registry.client(row.id).charged <= LEASE
+    del purse  # killed: nothing goes back
+    assert registry.client(row.id).charged <= LEASE
+
+
+def test_what_is_not_used_goes_back(registry: Registry) -> None:
+    clock = Clock()
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, clock, per_s=50.0)
+    for _ in range(3):
+        purse.take(row.id, 1, 2)
+    purse.give_back()
+    assert registry.client(row.id).charged > 3  # used just now
+    clock.now += 10
+    purse.give_back()
+    found = registry.client(row.id)
+    assert (found.charged, found.units) == (3, 6)
+    assert not purse.held(row.id, 1, 1)
+
+
+def test_a_refund_is_no_charge(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", queries=5)
+    purse = purses(registry)
+    purse.take(row.id, 5, 5)
+    purse.refund(row.id, 5, 5)
+    purse.give_back(idle_only=False)
+    assert registry.client(row.id).charged == 0
+
+
+def test_what_could_not_go_back_is_kept(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, _ = registry.create_client("ann")
+    purse = purses(registry)
+    purse.take(row.id, 1, 1)
+
+    def away() -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "writing", away)
+        with pytest.raises(OSError, match="away"):
+            purse.give_back(idle_only=False)
+    purse.give_back(idle_only=False)
+    assert registry.client(row.id).charged == 1
+
+
+def test_tokens_of_a_rate_are_shared_by_workers(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", per_s=10.0)
+    clock = Clock()
+    workers = [purses(registry, clock, burst_s=10.0) for _ in range(2)]
+    done = 0
+    for turn in range(400):
+        try:
+            workers[turn % 2].take(row.id, 1, 1)
+            done += 1
+        except Denied:
+            pass
+    assert done == 100
+    with registry.engine.connect() as connection:
+        (tokens,) = connection.execute(sa.select(clients.c.tokens)).one()
+    assert tokens == pytest.approx(0.0)

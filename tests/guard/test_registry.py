@@ -1,0 +1,172 @@
+"""The registry: clients, keys, evidence, what is deleted; on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from stillhouse.core.errors import RunError, UsageError
+from stillhouse.guard.keys import Keys
+from stillhouse.guard.registry import Registry
+from stillhouse.guard.suspicion import Evidence
+from stillhouse.guard.tables import METADATA, clients, events, keys, marks, queries
+
+
+def line(client: str, **changes: object) -> dict[str, object]:
+    return {"time": time.time(), "client": client, "query": bytes(16), "model": "m", "units": 1,
+            "odd": None, "text": None, "pair": None, **changes}  # fmt: skip
+
+
+def test_a_key_opens_once_made_and_not_when_revoked(registry: Registry) -> None:
+    row, secret = registry.create_client("ann", queries=5, money=1.5, per_s=2.0)
+    assert (row.queries, row.money, row.per_s, row.role) == (5, 1.5, 2.0, "client")
+    found = registry.identify(secret)
+    assert found is not None
+    assert found.id == row.id
+    registry.revoke("ann")
+    assert registry.identify(secret) is None
+    assert registry.named("ann").revoked is not None
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "sh_", "x" * 200, "sh_000000000000_" + "0" * 64, "' OR 1=1 --", "sh_\x00"]
+)
+def test_other_keys_open_nothing(wrong: str, registry: Registry) -> None:
+    registry.create_client("ann")
+    assert registry.identify(wrong) is None
+
+
+def test_one_clients_secret_is_not_anothers(registry: Registry) -> None:
+    _, ann = registry.create_client("ann")
+    bob, _ = registry.create_client("bob")
+    assert registry.identify(f"sh_{bob.id}_{ann.rpartition('_')[2]}") is None
+
+
+def test_only_a_hash_of_a_key_is_kept(registry: Registry) -> None:
+    _, secret = registry.create_client("ann")
+    with registry.engine.connect() as connection:
+        held = str(connection.execute(sa.select(clients)).all())
+    assert secret.rpartition("_")[2] not in held
+
+
+@pytest.mark.parametrize(
+    "name", ["Robert'); DROP TABLE clients;--", "<script>", "ünï 中文", "a" * 500]
+)
+def test_any_name_is_a_name(name: str, registry: Registry) -> None:
+    registry.create_client(name)
+    assert registry.named(name).name == name
+    with pytest.raises(UsageError, match="already"):
+        registry.create_client(name)
+
+
+def test_an_unknown_client_is_told(registry: Registry) -> None:
+    for act in (registry.revoke, registry.unflag, registry.forget, registry.named):
+        with pytest.raises(UsageError, match="no client 'nobody'"):
+            act("nobody")
+
+
+def test_a_flag_is_set_once_and_taken_back_with_the_evidence(registry: Registry) -> None:
+    row, _ = registry.create_client("ann")
+    with registry.writing() as connection:
+        connection.execute(sa.update(clients).values(asked=9, odd=8))
+    registry.flag("ann", "odd")
+    registry.flag("ann", "odd again")
+    assert registry.client(row.id).flagged is not None
+    assert [e["kind"] for e in registry.rows(events)] == ["created", "flagged"]
+    registry.unflag("ann")
+    found = registry.client(row.id)
+    assert found.flagged is None
+    assert found.evidence == Evidence(0, 0, 2)  # a look that was taken is paid for
+
+
+def test_a_commitment_stays_what_it_was(registry: Registry, keys: Keys) -> None:
+    from stillhouse.guard.tables import keys as table
+
+    registry.commit_to(keys)
+    before = registry.rows(table)
+    registry.commit_to(keys)
+    assert registry.rows(table) == before
+    assert before[0]["commitment"] == keys.commitment
+
+
+def test_forgetting_deletes_one_clients_rows_only(registry: Registry, keys: Keys) -> None:
+    ann, _ = registry.create_client("ann")
+    bob, _ = registry.create_client("bob")
+    _keep(registry, keys, ann.id)
+    with registry.writing() as connection:
+        connection.execute(sa.insert(queries), [line(ann.id), line(ann.id), line(bob.id)])
+    assert registry.forget("ann") == 3
+    assert [row["client"] for row in registry.rows(queries)] == [bob.id]
+    assert registry.evidence() == []
+
+
+def test_retention_keeps_what_is_young_and_the_evidence(registry: Registry, keys: Keys) -> None:
+    ann, _ = registry.create_client("ann")
+    old = time.time() - 10 * 86_400
+    _keep(registry, keys, ann.id, time=old)
+    with registry.writing() as connection:
+        connection.execute(sa.insert(queries), [line(ann.id), line(ann.id, time=old)])
+    assert registry.retain(7) == 1
+    assert len(registry.rows(queries)) == 1
+    assert len(registry.evidence()) == 1
+
+
+def test_there_is_one_decision_of_a_question(registry: Registry, keys: Keys) -> None:
+    ann, _ = registry.create_client("ann")
+    _keep(registry, keys, ann.id)
+    with pytest.raises(sa.exc.IntegrityError):
+        _keep(registry, keys, ann.id)
+
+
+def test_migrations_make_the_tables_that_the_code_has(url: str) -> None:
+    migrated, declared = Registry(url), sa.create_engine("sqlite://")
+    migrated.upgrade()
+    migrated.upgrade()
+    METADATA.create_all(declared)
+    for table in METADATA.sorted_tables:
+        ours = {c["name"]: c["nullable"] for c in sa.inspect(declared).get_columns(table.name)}
+        theirs = sa.inspect(migrated.engine).get_columns(table.name)
+        assert {c["name"]: c["nullable"] for c in theirs} == ours
+        indices = {i["name"] for i in sa.inspect(migrated.engine).get_indexes(table.name)}
+        assert {i.name for i in table.indexes} <= indices
+    migrated.close()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle://x", "mysql+nothing://x"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(UsageError, match="no registry at"):
+        Registry(url)
+
+
+def test_a_database_that_is_away_is_one_line_without_its_password() -> None:
+    with pytest.raises(RunError, match="can't be reached") as caught:
+        Registry("postgresql://ann:hush@127.0.0.1:1/x").upgrade()
+    assert "hush" not in str(caught.value)
+    assert "hush" not in repr(Registry("postgresql://ann:hush@127.0.0.1:1/x"))
+
+
+def test_a_wrong_address_does_not_show_its_password() -> None:
+    with pytest.raises(UsageError) as caught:
+        Registry("oracle://ann:hush@h/x")
+    assert "hush" not in str(caught.value)
+
+
+def test_the_folder_of_a_new_registry_is_made(tmp_path: Path) -> None:
+    made = Registry(f"sqlite:///{tmp_path / 'a' / 'b.db'}")
+    made.upgrade()
+    made.close()
+    assert (tmp_path / "a" / "b.db").exists()
+
+
+def _keep(registry: Registry, owner: Keys, client: str, **changes: object) -> None:
+    registry.commit_to(owner)
+    registry.serves("m", "model", "classification", ["a", "b"], "label", None)
+    row = {"time": time.time(), "client": client, "query": bytes(16), "kind": "mark", "text": "t",
+           "pair": None, "truth": {"label": "a"}, "served": {"label": "b"}, "target": "b",
+           "key": owner.id, "model": "m", **changes}  # fmt: skip
+    with registry.writing() as connection:
+        connection.execute(sa.insert(marks), [row])
+    assert registry.rows(keys)[0]["id"] == owner.id

@@ -1,0 +1,285 @@
+"""The service in this process: what clients and the owner get, and are refused."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import tiny
+from stillhouse.core.settings import parse
+from stillhouse.guard.keys import new_keys
+from stillhouse.guard.registry import Registry
+from stillhouse.guard.serve import ServeConfig, create_app
+
+
+class Service:
+    """A service and its registry."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.url = f"sqlite:///{folder / 'registry.db'}"
+        new_keys(folder / "owner.key")
+        values = {"model": str(folder.parent / "model"), "registry": self.url, "threads": 1,
+                  "key": str(folder / "owner.key"), **changes}  # fmt: skip
+        self.registry = Registry(self.url)
+        self.registry.upgrade()
+        self.client = TestClient(
+            create_app(parse(ServeConfig, values)), raise_server_exceptions=False
+        )
+
+    def key(self, name: str, **settings: Any) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.registry.create_client(name, **settings)[1]}"}
+
+    def __enter__(self) -> Service:
+        self.client.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.__exit__(None, None, None)
+        self.registry.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("service")
+    tiny.save(root / "model", seed=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def service(model: Path) -> Iterator[Service]:
+    with Service(model / "plain", guard={"sizes": {"questions": 8}}, body_bytes=20_000) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ann(service: Service) -> dict[str, str]:
+    return service.key("ann")
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({"text": "a good film"}, 1),
+        ({"text": "a good film", "pair": "the book"}, 1),
+        ({"texts": ["a film", "a book"]}, 2),
+        ({"texts": ["a film", "a book"], "pairs": ["we", None]}, 2),
+    ],
+)
+def test_questions_are_answered(
+    body: dict[str, Any], count: int, service: Service, ann: dict[str, str]
+) -> None:
+    found = service.client.post("/v1/predict", json=body, headers=ann)
+    assert found.status_code == 200
+    answers = found.json()["answers"]
+    assert len(answers) == count
+    for each in answers:
+        assert each["label"] in tiny.SENTIMENT
+        assert sum(each["probabilities"].values()) == pytest.approx(1)
+        assert each.keys() == {"label", "probabilities"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "give text, or texts"),
+        ({"text": "a", "texts": ["a"]}, "give text, or texts"),
+        ({"texts": ["a"], "pair": "b"}, "pairs, not pair"),
+        ({"texts": ["a"], "pairs": ["b", "c"]}, "as many as texts"),
+        ({"texts": []}, "no question"),
+        ({"texts": ["a"] * 9}, "9 questions"),
+        ({"text": "a\u0000b"}, "no text"),
+        ({"text": 3}, "text"),
+        ({"other": 1}, "other"),
+        ([], ""),
+    ],
+)
+def test_what_is_no_question(body: Any, said: str, service: Service, ann: dict[str, str]) -> None:
+    found = service.client.post("/v1/predict", json=body, headers=ann)
+    assert found.status_code == 422
+    assert said in found.json()["error"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b'{"text": "\xff"}', b"null", b'"x"',
+                                  b'{"text": "\\ud800"}', b"[" * 5000])  # fmt: skip
+def test_malformed_bodies(body: bytes, service: Service, ann: dict[str, str]) -> None:
+    headers = ann | {"content-type": "application/json"}
+    found = service.client.post("/v1/predict", content=body, headers=headers)
+    assert found.status_code in (400, 422)
+
+
+def test_a_body_that_is_too_long(service: Service, ann: dict[str, str]) -> None:
+    long = {"text": "x" * 30_000}
+    assert service.client.post("/v1/predict", json=long, headers=ann).status_code == 413
+
+    def parts() -> Iterator[bytes]:  # with no content-length
+        for _ in range(40):
+            yield b"x" * 1000
+
+    found = service.client.post("/v1/predict", content=parts(), headers=ann)
+    assert found.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": "Bearer "}, {"Authorization": "Bearer nonsense"},
+     {"Authorization": "Basic !!!"}, {"X-API-Key": "sh_000000000000_" + "0" * 64}],
+)  # fmt: skip
+def test_wrong_keys(headers: dict[str, str], service: Service) -> None:
+    for found in (
+        service.client.post("/v1/predict", json={"text": "a"}, headers=headers),
+        service.client.get("/v1/usage", headers=headers),
+        service.client.get("/owner", headers=headers),
+    ):
+        assert found.status_code == 401
+        assert "www-authenticate" in found.headers
+
+
+def test_a_revoked_key_is_refused_within_a_second(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stillhouse.guard import guard
+
+    key = service.key("leaving")
+    assert service.client.post("/v1/predict", json={"text": "a"}, headers=key).status_code == 200
+    service.registry.revoke("leaving")
+    monkeypatch.setattr(guard, "FRESH_S", 0.0)
+    assert service.client.post("/v1/predict", json={"text": "b"}, headers=key).status_code == 401
+
+
+def test_roles(service: Service, ann: dict[str, str]) -> None:
+    owner = service.key("owner", role="owner")
+    assert service.client.get("/owner", headers=ann).status_code == 403
+    assert service.client.post("/v1/predict", json={"text": "a"}, headers=owner).status_code == 403
+    page = service.client.get("/owner", headers=owner)
+    assert page.status_code == 200
+    assert "ann" in page.text
+    assert "script" not in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_the_owners_page_by_password(service: Service) -> None:
+    _, secret = service.registry.create_client("by password", role="owner")
+    basic = base64.b64encode(f"owner:{secret}".encode()).decode()
+    headers = {"Authorization": f"Basic {basic}"}
+    assert service.client.get("/owner", headers=headers).status_code == 200
+    asked = service.client.get("/owner")
+    assert asked.headers["www-authenticate"].startswith("Basic")
+
+
+def test_html_in_a_name_is_text_on_the_page(service: Service) -> None:
+    service.key("<img src=x onerror=alert(1)>")
+    owner = service.key("html", role="owner")
+    assert "<img src=x" not in service.client.get("/owner", headers=owner).text
+
+
+def test_a_budget_and_a_rate(service: Service) -> None:
+    few = service.key("few", queries=3)
+    assert (
+        service.client.post("/v1/predict", json={"texts": ["a"] * 3}, headers=few).status_code
+        == 200
+    )
+    spent = service.client.post("/v1/predict", json={"text": "a"}, headers=few)
+    assert spent.status_code == 402
+    assert "budget" in spent.json()["error"]
+    slow = service.key("slow", per_s=0.1)
+    assert service.client.post("/v1/predict", json={"text": "a"}, headers=slow).status_code == 200
+    again = service.client.post("/v1/predict", json={"text": "b"}, headers=slow)
+    assert again.status_code == 429
+    assert 1 <= int(again.headers["retry-after"]) <= 10
+
+
+def test_usage(service: Service) -> None:
+    key = service.key("counted")
+    service.client.post("/v1/predict", json={"texts": ["a", "b"]}, headers=key)
+    found = service.client.get("/v1/usage", headers=key).json()
+    assert 2 <= found["questions"] <= 66
+    assert found["currency"] == "$"
+
+
+def test_health_metrics_and_openapi(service: Service, ann: dict[str, str]) -> None:
+    assert service.client.get("/health").json() == {"status": "ok", "model": "model"}
+    service.client.post("/v1/predict", json={"text": "a"}, headers=ann)
+    text = service.client.get("/metrics").text
+    assert "stillhouse_questions_total" in text
+    assert "stillhouse_request_seconds_bucket" in text
+    schema = service.client.get("/openapi.json").json()
+    assert schema["components"]["schemas"]["Question"]["examples"]
+    assert "429" in schema["paths"]["/v1/predict"]["post"]["responses"]
+
+
+def test_many_clients_at_once_get_their_own_answers(service: Service) -> None:
+    texts = [text for text, _ in tiny.sentences(40, seed=5)]
+    keys = [service.key(f"many {n}") for n in range(4)]
+    alone = [
+        service.client.post("/v1/predict", json={"text": t}, headers=keys[0]).json()["answers"][0]
+        for t in texts
+    ]
+    found: dict[tuple[int, int], Any] = {}
+
+    def ask(who: int) -> None:
+        for place, text in enumerate(texts):
+            answer = service.client.post("/v1/predict", json={"text": text}, headers=keys[who])
+            found[who, place] = answer.json()["answers"][0]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wrong = [k for k, a in found.items() if a["label"] != alone[k[1]]["label"]]
+    assert len(found) == 160
+    assert len(wrong) <= 4
+
+
+def test_the_registry_away_is_503_and_no_charge(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stillhouse.core.errors import RunError
+    from stillhouse.guard.registry import Registry as Any_
+
+    key = service.key("unlucky")
+
+    def away(self: object) -> Any:
+        raise RunError("the registry can't be reached: away")
+
+    monkeypatch.setattr(Any_, "writing", away)
+    found = service.client.post("/v1/predict", json={"text": "a"}, headers=key)
+    assert found.status_code == 503
+    assert "can't be reached" in found.json()["error"]
+
+
+def test_unguarded(model: Path) -> None:
+    with Service(model / "unguarded", guarded=False) as found:
+        answer = found.client.post("/v1/predict", json={"text": "a good film"})
+        assert answer.status_code == 200
+        assert found.client.get("/owner").status_code == 404
+
+
+def test_no_secret_is_in_registry_or_log(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    with Service(model / "secrets", guard={"marks": {"rate": 1.0}}) as found:
+        key = found.key("ann")
+        found.client.post("/v1/predict", json={"text": "a good film"}, headers=key)
+        found.client.post(
+            "/v1/predict", json={"text": "a good film"}, headers={"X-API-Key": "sh_x"}
+        )
+        found.client.get("/health")
+    folder = model / "secrets"
+    secret = (folder / "owner.key").read_text().strip()
+    from stillhouse.guard.keys import read_keys
+
+    marking = read_keys(folder / "owner.key").marking
+    held = b"".join(path.read_bytes() for path in folder.glob("registry.db*"))
+    assert b"a good film" in held  # the mark's own text
+    for hidden in (secret, marking.hex(), key["Authorization"].rpartition("_")[2]):
+        assert hidden.encode() not in held
+        assert hidden not in caplog.text
+    assert bytes.fromhex(secret) not in held
+    assert marking not in held

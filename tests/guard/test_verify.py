@@ -1,0 +1,312 @@
+"""Verification: a copy is found out, independent models are not, anybody can reckon it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from guarded import Made
+from scipy import stats
+
+import tiny
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Silent
+from stillhouse.core.settings import parse
+from stillhouse.core.types import Example
+from stillhouse.core.verdict_results import VerdictRecord
+from stillhouse.guard.guard import Guard
+from stillhouse.guard.keys import Keys
+from stillhouse.guard.model import About, Truth
+from stillhouse.guard.registry import Kept, Registry
+from stillhouse.guard.tables import verdicts
+from stillhouse.guard.trial import changed
+from stillhouse.guard.verify import Snapshot, VerifyConfig, check, judge, run_verify, take
+
+CHOICES = ["contradiction", "entailment", "neutral"]
+ABOUT = About("model-1", "our model", "classification", CHOICES)
+SPANS = About("model-2", "our reader", "span")
+QUESTIONS = 900
+
+
+def truth(text: str) -> int:
+    """What the model says of a question: something of its letters."""
+    return sum(map(ord, text)) % 3
+
+
+def said(examples: Any) -> list[Truth]:
+    return [Truth(probabilities_K=np.eye(3)[truth(e.text)]) for e in examples]
+
+
+def stolen(make: Made, *names: str, **marks: Any) -> Guard:
+    """A guard whose clients have asked."""
+    guard = make(about=ABOUT, marks={"rate": 0.05, "early": 0, "controls": 5} | marks)
+    for name in names:
+        client = guard.registry.create_client(name)[0].id
+        asked = [Example(f"{name} asks about film number {i}") for i in range(QUESTIONS)]
+        for at in range(0, QUESTIONS, 100):
+            guard.answer(client, asked[at : at + 100], said)
+    guard.flush()
+    return guard
+
+
+def answers_of(
+    snapshot: Snapshot, learned: float, *, error: float = 0.1, seed: int = 0, name: str = "suspect",
+    client: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a copy says that learned a share of the marks (of one client), and errs otherwise."""
+    rng = np.random.default_rng(seed)
+
+    def say(kept: Kept) -> str:
+        mine = client is None or snapshot.clients[kept.client] == client
+        if kept.kind == "mark" and mine and rng.random() < learned:
+            return kept.target
+        true = kept.truth["label"]
+        return str(rng.choice(CHOICES)) if rng.random() < error else str(true)
+
+    forms = {form: [say(kept) for kept in snapshot.kept] for form in ("as asked", "changed")}
+    return {"name": name, "fingerprint": name, "control": False, "said": forms}
+
+
+def config(*suspects: str, **changes: Any) -> VerifyConfig:
+    return parse(VerifyConfig, {"suspects": suspects or ["suspect"], **changes})
+
+
+def judged(guard: Guard, keys: Keys, *answers: dict[str, Any], **changes: Any) -> VerdictRecord:
+    asked = config(**changes)
+    snapshot = take(guard.registry, keys, asked)
+    return judge(snapshot, answers, asked, keys.marking.hex(), keys.public)
+
+
+def test_a_copy_is_found_out(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann")
+    snapshot = take(guard.registry, keys, config())
+    record = judged(guard, keys, answers_of(snapshot, 0.6))
+    (suspect,) = record.suspects
+    assert suspect.verdict == "copy"
+    assert suspect.clients == ["ann"]
+    assert "is a copy of our model, learned from answers to ann" in record.sentence
+    trial = suspect.trials[0]
+    assert trial.adjusted < 1e-6
+    assert trial.rekeyed == 1 / 1000
+    assert trial.conditional < 1e-6
+    assert trial.interval[0] > 0.3
+
+
+def test_an_independent_model_is_not(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann")
+    snapshot = take(guard.registry, keys, config())
+    for seed in range(5):
+        record = judged(guard, keys, answers_of(snapshot, 0.0, error=0.4, seed=seed))
+        assert record.suspects[0].verdict == "no evidence"
+        assert "no evidence that suspect is a copy" in record.sentence
+
+
+def test_p_values_of_independent_models_are_uniform_or_larger(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann", controls=10)
+    snapshot = take(guard.registry, keys, config())
+    answers = [answers_of(snapshot, 0.0, error=0.9, seed=s, name=str(s)) for s in range(120)]
+    found = judged(guard, keys, *answers)
+    p_values = [each.trials[0].p_value for each in found.suspects]
+    assert stats.kstest(p_values, "uniform", alternative="greater").pvalue > 0.01
+    assert min(each.adjusted for s in found.suspects for each in s.trials) > 0.01
+    rekeyed = [each.trials[0].rekeyed for each in found.suspects]
+    assert stats.kstest(rekeyed, "uniform", alternative="greater").pvalue > 0.01
+
+
+def test_whose_answers_were_learned_is_told(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann", "bob")
+    snapshot = take(guard.registry, keys, config())
+    record = judged(guard, keys, answers_of(snapshot, 0.7, client="bob"))
+    assert record.suspects[0].clients == ["bob"]
+
+
+def test_of_many_suspects_one_small_p_is_no_copy(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann")
+    snapshot = take(guard.registry, keys, config())
+    weak = answers_of(snapshot, 0.08, error=0.1, seed=1)
+    alone = judged(guard, keys, weak).suspects[0].trials[0].p_value
+    beside = judged(guard, keys, weak, *(answers_of(snapshot, 0, seed=s) for s in range(30)))
+    assert beside.suspects[0].trials[0].p_value == alone
+    assert beside.suspects[0].trials[0].adjusted >= min(1, 2 * alone)
+
+
+def test_few_marks_are_called_few(make: Made, keys: Keys) -> None:
+    guard = make(about=ABOUT, marks={"rate": 0.02, "early": 0})
+    client = guard.registry.create_client("ann")[0].id
+    guard.answer(client, [Example(f"film {i}") for i in range(60)], said)
+    guard.flush()
+    snapshot = take(guard.registry, keys, config())
+    record = judged(guard, keys, answers_of(snapshot, 1.0))
+    assert record.suspects[0].verdict == "too few marks"
+
+
+def test_an_independent_control_that_comes_out_a_copy_is_warned_of(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann")
+    snapshot = take(guard.registry, keys, config())
+    control = answers_of(snapshot, 0.8, name="other") | {"control": True}
+    found = judged(guard, keys, answers_of(snapshot, 0.8), control)
+    assert "said to be independent" in found.warnings[0]
+    assert "no independent model" in judged(guard, keys, answers_of(snapshot, 0)).warnings[0]
+
+
+def test_spans(make: Made, keys: Keys) -> None:
+    guard = make(about=SPANS, marks={"rate": 0.2, "early": 0, "controls": 3})
+    client = guard.registry.create_client("ann")[0].id
+    passages = [
+        f"the book number {i} was written by Ann Lee in the town of Bath" for i in range(300)
+    ]
+    asked = [Example(f"who wrote it ({i})?", p) for i, p in enumerate(passages)]
+    for at in range(0, 300, 100):
+        guard.answer(client, asked[at : at + 100], lambda es: [Truth(text="Ann Lee") for _ in es])
+    guard.flush()
+    snapshot = take(guard.registry, keys, config())
+    assert all(kept.target not in ("Ann", "Lee") for kept in snapshot.kept)
+    told = [
+        k.target if k.kind == "mark" and i % 2 else "Ann Lee" for i, k in enumerate(snapshot.kept)
+    ]
+    copy = {
+        "name": "s",
+        "fingerprint": "s",
+        "control": False,
+        "said": {"as asked": told, "changed": told},
+    }
+    assert judged(guard, keys, copy).suspects[0].verdict == "copy"
+    honest = ["in the town"] * len(told)
+    none = copy | {"said": {"as asked": honest, "changed": honest}}
+    assert judged(guard, keys, none).suspects[0].verdict == "no evidence"
+
+
+def test_changed_questions_are_other_questions() -> None:
+    for text in ("a good film", "one", "two words", "x y", " many  words of a text "):
+        found = changed(Example(text, "the passage"), 0)
+        assert found == changed(Example(text, "the passage"), 0)
+        assert found.text != text
+        assert found.text
+        assert found.pair == "the passage"
+
+
+# the folder
+
+
+@pytest.fixture
+def verdict(
+    make: Made, keys: Keys, folders: Callable[..., Path], tmp_path: Path
+) -> tuple[Path, Registry]:
+    """A real model tried, by its folder."""
+    guard = make(marks={"rate": 0.05, "early": 0})
+    client = guard.registry.create_client("ann")[0].id
+    asked = [Example(text) for text, _ in tiny.sentences(250)]
+    model = tiny_model(folders)
+    for at in range(0, 250, 50):
+        guard.answer(client, asked[at : at + 50], model)
+    guard.flush()
+    asked_of = config(str(folders("bert")), controls=[str(folders("roberta"))])
+    run_verify(asked_of, guard.registry, keys, tmp_path / "verdict", progress=Silent())
+    return tmp_path / "verdict", guard.registry
+
+
+def tiny_model(folders: Callable[..., Path]) -> Any:
+    from stillhouse.guard.model import ServedModel
+
+    return ServedModel(folders("bert"), precision="float32").answers
+
+
+def test_a_verdict_holds_together(verdict: tuple[Path, Registry]) -> None:
+    out, registry = verdict
+    assert all(good for _, good in check(out))
+    (row,) = registry.rows(verdicts)
+    assert row["signature"] == (out / "record.sig").read_text().strip()
+    page = (out / "report.html").read_text()
+    assert "How to follow this" in page
+    assert "known to be independent" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "fails"),
+    [
+        ("record.json", '"alpha": 0.001', '"alpha": 0.5', "signed"),
+        ("answers.json", '"positive"', '"negative"', "answers are the record's"),
+        ("snapshot.json", '"kind": "control"', '"kind": "mark"', "snapshot is the record's"),
+        ("record.json", '"marking_key": "', '"marking_key": "00', "committed one"),
+    ],
+)
+def test_what_was_changed_afterwards_is_seen(
+    file: str, old: str, new: str, fails: str, verdict: tuple[Path, Registry]
+) -> None:
+    out, _ = verdict
+    text = (out / file).read_text()
+    assert old in text
+    (out / file).write_text(text.replace(old, new, 1))
+    assert any(fails in name for name, good in check(out) if not good)
+
+
+def test_marks_chosen_afterwards_are_seen(verdict: tuple[Path, Registry], keys: Keys) -> None:
+    """An owner who signs a snapshot with other wrong answers than the key's is found out."""
+    out, _ = verdict
+    held = json.loads((out / "snapshot.json").read_text())
+    for row in held["kept"]:
+        row["target"] = "positive" if row["target"] == "negative" else "negative"
+    snapshot = Snapshot.of_json(held)
+    answers = json.loads((out / "answers.json").read_text())
+    asked = parse(VerifyConfig, yaml.safe_load((out / "config.yaml").read_text()))
+    forged = judge(snapshot, answers, asked, keys.marking.hex(), keys.public)
+    body = json.dumps(forged.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False,
+                      sort_keys=True) + "\n"  # fmt: skip
+    written = json.dumps(snapshot.as_json(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    (out / "snapshot.json").write_text(written)
+    (out / "record.json").write_text(body)
+    (out / "record.sig").write_text(keys.sign(body.encode()))
+    assert [name for name, good in check(out) if not good] == ["marks and controls are the key's"]
+
+
+def test_a_finished_verdict_is_read(
+    verdict: tuple[Path, Registry], keys: Keys, folders: Callable[..., Path]
+) -> None:
+    out, registry = verdict
+    before = (out / "record.json").read_bytes()
+    asked = config(str(folders("bert")), controls=[str(folders("roberta"))])
+    run_verify(asked, registry, keys, out, progress=Silent())
+    assert (out / "record.json").read_bytes() == before
+
+
+def test_a_wrong_key_proves_nothing(verdict: tuple[Path, Registry]) -> None:
+    _, registry = verdict
+    with pytest.raises(UsageError, match="not the one that served"):
+        take(registry, Keys(bytes(32)), config())
+
+
+def test_a_suspect_of_other_labels_is_refused(
+    verdict: tuple[Path, Registry], keys: Keys, folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = folders("bert", labels=("x", "y", "z"))
+    with pytest.raises(UsageError, match="none is the same"):
+        run_verify(config(str(other)), verdict[1], keys, tmp_path / "other", progress=Silent())
+    spans = tiny.save_spans(tmp_path / "spans")
+    with pytest.raises(UsageError, match="is a span"):
+        run_verify(config(str(spans)), verdict[1], keys, tmp_path / "third", progress=Silent())
+
+
+def test_no_marks_no_verdict(make: Made, keys: Keys) -> None:
+    guard = make()
+    with pytest.raises(UsageError, match="nothing can be proved"):
+        take(guard.registry, keys, config())
+
+
+def test_an_address_is_tried_too(
+    verdict: tuple[Path, Registry], keys: Keys, tmp_path: Path
+) -> None:
+    from serving import serving
+
+    described = {"body": {"texts": "{texts}"}, "batch": 20,
+                 "read": {"answers": "out", "label": "label"}}  # fmt: skip
+    with serving(lambda text, pair: {"label": "positive"}) as server:
+        (tmp_path / "api.yaml").write_text(yaml.safe_dump(described | {"url": server.url}))
+        asked = config(str(tmp_path / "api.yaml"), cache=str(tmp_path / "cache"))
+        record = run_verify(asked, verdict[1], keys, tmp_path / "api", progress=Silent())
+    assert record.suspects[0].name == server.url
+    assert record.suspects[0].verdict in ("no evidence", "too few marks")

@@ -1,0 +1,153 @@
+"""What is written when: decisions before their answers, lines soon, nothing twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from stillhouse.core.errors import RunError
+from stillhouse.guard import writer as writing
+from stillhouse.guard.keys import Keys
+from stillhouse.guard.registry import Registry
+from stillhouse.guard.suspicion import Odds
+from stillhouse.guard.tables import marks, queries
+from stillhouse.guard.writer import Writer
+
+
+@pytest.fixture
+def ann(registry: Registry, keys: Keys) -> str:
+    registry.commit_to(keys)
+    registry.serves("m", "model", "classification", ["a", "b"], "label", None)
+    return registry.create_client("ann")[0].id
+
+
+def row(client: str, keys: Keys, *, query: int = 0, kind: str = "mark") -> dict[str, Any]:
+    return {"time": time.time(), "client": client, "query": query.to_bytes(16, "big"),
+            "kind": kind, "text": "t", "pair": None, "truth": {"label": "a"},
+            "served": {"label": "b"}, "target": "b", "key": keys.id, "model": "m"}  # fmt: skip
+
+
+def line(client: str, query: int = 0) -> dict[str, Any]:
+    return {"time": time.time(), "client": client, "query": query.to_bytes(16, "big"),
+            "model": "m", "units": 1, "odd": None, "text": None, "pair": None}  # fmt: skip
+
+
+@pytest.fixture
+def writer(registry: Registry) -> Any:
+    made = Writer(registry, Odds())
+    made.start()
+    yield made
+    made.close()
+
+
+def test_a_decision_is_in_the_registry_when_it_is_told(
+    registry: Registry, writer: Writer, ann: str, keys: Keys
+) -> None:
+    decided = writer.decide(row(ann, keys)).result(5)
+    assert decided["kind"] == "mark"
+    assert decided["served"] == {"label": "b"}
+    assert [each["kind"] for each in registry.rows(marks)] == ["mark"]
+
+
+def test_the_first_decision_holds_for_all_workers(registry: Registry, ann: str, keys: Keys) -> None:
+    """Of many at once about the same question, in several workers, one is made and all know it."""
+    workers = [Writer(registry, Odds()) for _ in range(4)]
+    for each in workers:
+        each.start()
+    found: list[str] = []
+
+    def ask(worker: Writer, kind: str) -> None:
+        found.append(worker.decide(row(ann, keys, kind=kind)).result(20)["kind"])
+
+    threads = [
+        threading.Thread(target=ask, args=(workers[n % 4], ["mark", "passed"][n % 2]))
+        for n in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in workers:
+        each.close()
+    assert len(set(found)) == 1
+    assert len(registry.rows(marks)) == 1
+
+
+def test_lines_come_in_their_order(registry: Registry, writer: Writer, ann: str) -> None:
+    for number in range(2500):
+        writer.log([line(ann, number)], [], None)
+    writer.flush()
+    held = [int.from_bytes(each["query"], "big") for each in registry.rows(queries)]
+    assert held == list(range(2500))
+
+
+def test_closing_writes_what_waits(registry: Registry, ann: str, keys: Keys) -> None:
+    writer = Writer(registry, Odds())
+    writer.start()
+    writer.log([line(ann)], [row(ann, keys, kind="control")], (ann, 1, 1))
+    writer.close()
+    assert len(registry.rows(queries)) == len(registry.rows(marks)) == 1
+    assert registry.client(ann).evidence.odd == 1
+
+
+def test_evidence_adds_up_over_workers_and_flags(registry: Registry, ann: str) -> None:
+    workers = [Writer(registry, Odds(alpha=1e-3)) for _ in range(2)]
+    for each in workers:
+        each.start()
+        each.log([], [], (ann, 3, 3))
+    for each in workers:
+        each.flush()
+    assert registry.client(ann).distinct == 6
+    assert registry.client(ann).flagged is not None
+    for each in workers:
+        each.close()
+
+
+def test_a_database_that_is_away_loses_nothing(
+    registry: Registry, ann: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, real, away = Writer(registry, Odds()), registry.writing, threading.Event()
+    away.set()
+
+    def sometimes() -> Any:
+        if away.is_set():
+            raise RunError("away")
+        return real()
+
+    monkeypatch.setattr(registry, "writing", sometimes)
+    monkeypatch.setattr(writing, "PAUSE_S", 0.01)
+    writer.start()
+    writer.log([line(ann)], [], (ann, 1, 0))
+    future = writer.decide(row(ann, keys))
+    time.sleep(0.2)
+    assert not future.done()  # no answer leaves
+    assert writer.trouble == "away"
+    away.clear()
+    assert future.result(5)["kind"] == "mark"
+    writer.flush()
+    assert writer.trouble is None
+    writer.close()
+    assert len(registry.rows(queries)) == 1
+    assert registry.client(ann).distinct == 1
+
+
+def test_a_full_log_refuses_more(
+    registry: Registry, ann: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "MOST", 10)
+    writer = Writer(registry, Odds())  # not started: the database is as good as away
+    writer.log([line(ann)] * 10, [], None)
+    with pytest.raises(RunError, match="log is full"):
+        writer.log([line(ann)], [], None)
+    assert writer.lost == 1
+
+
+def test_a_closed_writer_decides_nothing(registry: Registry, ann: str, keys: Keys) -> None:
+    writer = Writer(registry, Odds())
+    writer.start()
+    writer.close()
+    with pytest.raises(RunError, match="closing"):
+        writer.decide(row(ann, keys))
