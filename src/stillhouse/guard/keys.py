@@ -85,9 +85,9 @@ def is_signed(message: bytes, signature: str, public: str) -> bool:
     return True
 
 
-def new_keys(path: Path) -> Keys:
+def new_keys(path: str | Path) -> Keys:
     """Fresh keys in a file that only its owner can read. Raises UsageError if it exists."""
-    secret = secrets.token_bytes(SIZE)
+    path, secret = Path(path), secrets.token_bytes(SIZE)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600, exist_ok=False)
@@ -99,7 +99,7 @@ def new_keys(path: Path) -> Keys:
     return Keys(secret)
 
 
-def read_keys(path: Path | None) -> Keys:
+def read_keys(path: str | Path | None) -> Keys:
     """The keys in a file, or in $STILLHOUSE_GUARD_KEY. Raises UsageError."""
     if path is None:
         held, where = os.environ.get(SECRET), f"${SECRET}"
@@ -110,7 +110,7 @@ def read_keys(path: Path | None) -> Keys:
     else:
         where = str(path)
         try:
-            held = path.read_text(encoding="ascii")
+            held = Path(path).read_text(encoding="ascii")
         except FileNotFoundError:
             raise UsageError(
                 f"there is no key {path}: make one with stillhouse guard keys"

@@ -1,0 +1,144 @@
+"""The guard's commands, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tiny
+from stillhouse.core.settings import parse
+from stillhouse.core.types import Example
+from stillhouse.guard.guard import Guard, GuardConfig
+from stillhouse.guard.keys import read_keys
+from stillhouse.guard.model import ServedModel
+from stillhouse.guard.registry import Registry
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("guard")
+    tiny.save(path / "model", seed=3)
+    tiny.save(path / "other", seed=9)
+    tiny.reviews(path / "reviews.csv", count=200)
+    return path
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'registry.db'}"
+
+
+def test_keys_are_made_once(call: Call, tmp_path: Path, url: str) -> None:
+    code, out, err = call("guard", "keys", tmp_path / "owner.key", "--registry", url)
+    assert code == 0, err
+    assert read_keys(tmp_path / "owner.key").commitment in out
+    code, _, err = call("guard", "keys", tmp_path / "owner.key")
+    assert code == 2
+    assert "exists" in err
+
+
+def test_a_client_from_its_key_to_its_end(call: Call, url: str) -> None:
+    code, out, err = call("clients", "create", "Ann's shop", "--registry", url, "--queries", 5)
+    assert code == 0, err
+    key = out.strip()
+    assert key.startswith("sh_")
+    assert "once" in err
+    code, out, _ = call("clients", "list", "--registry", url)
+    assert code == 0
+    assert "Ann's shop" in out
+    assert key not in out
+    code, out, _ = call("clients", "list", "--registry", url, "--json")
+    assert json.loads(out)[0]["queries"] == 5
+    assert call("clients", "revoke", "Ann's shop", "--registry", url)[0] == 0
+    held = Registry(url)
+    assert held.identify(key) is None
+    held.close()
+    code, _, err = call("clients", "revoke", "nobody", "--registry", url)
+    assert code == 2
+    assert "no client 'nobody'" in err
+
+
+def test_forgetting_asks_first(call: Call, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("clients", "create", "ann", "--registry", url)
+    monkeypatch.setattr("typer.confirm", _no)
+    code, _, err = call("clients", "forget", "ann", "--registry", url)
+    assert code == 130, err
+    code, _, err = call("clients", "forget", "ann", "--registry", url, "--yes")
+    assert code == 0
+    assert "0 rows deleted" in err
+
+
+def _no(*_: object, **__: object) -> None:
+    import typer
+
+    raise typer.Abort
+
+
+def test_learning_says_how_good_the_check_is(call: Call, folder: Path) -> None:
+    code, out, err = call(
+        "guard", "learn", "--model", folder / "model", "--data", folder / "reviews.csv",
+        "--out", folder / "check", "--cache", folder / "cache", "--set", "lr=0.01",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "AUC" in out
+    assert "tolerance" in out
+    assert (folder / "check" / "membership.safetensors").is_file()
+
+
+def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: str) -> None:
+    call("guard", "keys", tmp_path / "owner.key")
+    registry = Registry(url)
+    registry.upgrade()
+    client = registry.create_client("ann")[0].id
+    model = ServedModel(folder / "model")
+    config = parse(GuardConfig, {"marks": {"rate": 0.1, "early": 0}})
+    with Guard(config, read_keys(tmp_path / "owner.key"), registry, model.about) as guard:
+        asked = [Example(text) for text, _ in tiny.sentences(200)]
+        guard.answer(client, asked, model.answers)
+    words = ["verify", "--suspect", folder / "other", "--control", folder / "model",
+             "--registry", url, "--key", tmp_path / "owner.key", "--out", tmp_path / "v"]  # fmt: skip
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "other" in out
+    assert "p" in out
+    assert "is asked" in err or "are asked" in err
+    code, out, _ = call(*words, "--json")
+    assert json.loads(out)["flow"] == "verify"
+    code, out, _ = call("guard", "check-verdict", tmp_path / "v")
+    assert code == 0
+    assert "FAIL" not in out
+    (tmp_path / "v" / "record.sig").write_text("00")
+    code, out, _ = call("guard", "check-verdict", tmp_path / "v")
+    assert code == 1
+    assert "FAIL  the record is signed" in out
+    code, _, err = call("report", tmp_path / "v", "--out", tmp_path / "again.html")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve"], "give a model's folder"),
+        (["serve", "nowhere", "--workers", "2"], "PostgreSQL"),
+        (["serve", "nowhere", "--set", "guard.marks.rat=0.1"], "rat"),
+        (["serve", "nowhere", "--shows", "nothing"], "nothing"),
+        (["verify"], "--suspect"),
+        (["clients", "list", "--registry", "nonsense"], "no registry at"),
+        (["guard", "check-verdict", "nowhere"], "no finished verification"),
+        (["guard", "learn", "--out", "x"], "--model"),
+        (["verify", "--suspect", "x", "--key", "nowhere.key"], "nowhere.key"),
+    ],
+)
+def test_wrong_calls_are_one_line(
+    words: list[str], said: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*words)
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
