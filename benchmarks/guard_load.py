@@ -1,0 +1,232 @@
+"""What the guard costs a service: latency and throughput, guarded and not, by turns; and ten
+minutes of load with workers killed and the database restarted.
+
+command    python benchmarks/guard_load.py --teacher sst2-teacher --out load
+           python benchmarks/guard_load.py --teacher sst2-teacher --out load --soak 600
+hardware   two CPU cores, services, database and clients on the same machine
+result     see docs/results.md, "Load"
+
+Real processes on loopback: `stillhouse serve` with two workers on a PostgreSQL of its own, whose
+registry has 100,000 rows already; clients are threads that ask one question at a time. Run as root
+it starts the server as the user postgres.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import sqlalchemy as sa
+
+from stillhouse.core.rundir import write_json
+from stillhouse.core.types import Example
+from stillhouse.guard import Keys, Registry, ServedModel, new_keys, read_keys
+from stillhouse.guard.purses import LEASE
+from stillhouse.guard.tables import queries
+from stillhouse.guard.watermark import canonical, draw
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "guard"))
+import postgres
+from processes import Running, service
+
+WORDS = "a the film story was quite very good bad dull warm with and but not we liked it".split()
+ROWS = 100_000
+
+
+def text(rng: random.Random) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(4, 20)))
+
+
+def filled(registry: Registry, client: str, count: int) -> None:
+    """A registry with so many rows."""
+    registry.upgrade()
+    rng = np.random.default_rng(0)
+    rows = [
+        {"time": time.time() - 1e5 + i, "client": client, "query": rng.bytes(16), "model": "before",
+         "units": 1, "odd": False, "text": None, "pair": None} for i in range(count)
+    ]  # fmt: skip
+    with registry.writing() as connection:
+        for at in range(0, count, 5000):
+            connection.execute(sa.insert(queries), rows[at : at + 5000])
+
+
+def asked(url: str, key: str | None, *, clients: int, seconds: float) -> dict[str, float]:
+    """Requests a second, and quantiles of their times in milliseconds."""
+    stop = time.monotonic() + seconds
+    times: list[list[float]] = [[] for _ in range(clients)]
+
+    def work(number: int) -> None:
+        rng = random.Random(number)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(timeout=30) as client:
+            while time.monotonic() < stop:
+                started = time.perf_counter()
+                found = client.post(f"{url}/v1/predict", json={"text": text(rng)}, headers=headers)
+                times[number].append(1000 * (time.perf_counter() - started))
+                assert found.status_code == 200, found.text
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    every = np.concatenate([np.array(each) for each in times])
+    return {
+        "per_s": len(every) / seconds, "p50_ms": float(np.quantile(every, 0.5)),
+        "p99_ms": float(np.quantile(every, 0.99)),
+    }  # fmt: skip
+
+
+def latency(args: argparse.Namespace, cluster: postgres.Cluster) -> dict[str, Any]:
+    """Guarded and unguarded by turns, one client and several."""
+    url = cluster.database()
+    registry = Registry(url)
+    registry.upgrade()
+    row, key = registry.create_client("load")
+    filled(registry, row.id, ROWS)
+    workers = ("--workers", str(args.workers))
+    found: dict[str, Any] = {}
+    with (
+        service(args.teacher, url, args.key, args.out, *workers) as guarded,
+        service(args.teacher, url, args.key, args.out, *workers, "--set", "guarded=false") as plain,
+    ):
+        for clients in args.clients:
+            turns: dict[str, list[dict[str, float]]] = {"guarded": [], "plain": []}
+            for each, secret in ((guarded, key), (plain, None)):  # warm
+                asked(each.url, secret, clients=clients, seconds=3)
+            for _ in range(args.turns):
+                turns["plain"].append(asked(plain.url, None, clients=clients, seconds=args.seconds))
+                turns["guarded"].append(
+                    asked(guarded.url, key, clients=clients, seconds=args.seconds)
+                )
+            found[f"{clients} clients"] = {
+                name: {k: statistics.median(t[k] for t in each) for k in each[0]}
+                for name, each in turns.items()
+            }
+            print(clients, found[f"{clients} clients"], flush=True)
+    registry.close()
+    return found
+
+
+class Soak:
+    """Clients that ask on whatever happens, and count what they were given."""
+
+    def __init__(self, url: str, keys: list[str]) -> None:
+        self.url, self.keys = url, keys
+        self.told: list[dict[str, str]] = [{} for _ in keys]
+        self.paid, self.statuses = [0] * len(keys), dict[int, int]()
+        self.stop, self.changed = threading.Event(), 0
+        self.threads = [threading.Thread(target=self.work, args=(n,)) for n in range(len(keys))]
+
+    def work(self, number: int) -> None:
+        rng = random.Random(number)
+        with httpx.Client(timeout=10) as client:
+            while not self.stop.is_set():
+                texts = [text(rng) for _ in range(rng.choice([1, 1, 1, 4, 16]))]
+                try:
+                    found = client.post(
+                        f"{self.url}/v1/predict", json={"texts": texts},
+                        headers={"Authorization": f"Bearer {self.keys[number]}"},
+                    )  # fmt: skip
+                except httpx.HTTPError:
+                    self.statuses[0] = self.statuses.get(0, 0) + 1
+                    time.sleep(0.05)
+                    continue
+                self.statuses[found.status_code] = self.statuses.get(found.status_code, 0) + 1
+                if found.status_code != 200:
+                    time.sleep(0.1)
+                    continue
+                self.paid[number] += len(texts)
+                for asked_, answer in zip(texts, found.json()["answers"], strict=True):
+                    before = self.told[number].setdefault(asked_, answer["label"])
+                    self.changed += before != answer["label"]
+
+
+def memory(running: Running) -> int:
+    """Bytes of the workers' own memory."""
+    return sum(psutil.Process(pid).memory_info().rss for pid in running.workers())
+
+
+def soak(args: argparse.Namespace, cluster: postgres.Cluster, owner: Keys) -> dict[str, Any]:
+    url = cluster.database()
+    registry = Registry(url)
+    registry.upgrade()
+    made = [registry.create_client(f"client {n}") for n in range(4)]
+    held: list[tuple[float, int]] = []
+    kills = restarts = 0
+    marks = ("--set", "guard.marks.rate=0.02", "--set", "guard.marks.early=0")
+    with service(
+        args.teacher, url, args.key, args.out, "--workers", str(args.workers), *marks
+    ) as running:
+        load = Soak(running.url, [key for _, key in made])
+        for thread in load.threads:
+            thread.start()
+        began = time.monotonic()
+        while time.monotonic() - began < args.soak:
+            time.sleep(min(20.0, args.soak / 10))
+            held.append((time.monotonic() - began, memory(running)))
+            if len(held) % 3 == 0:
+                workers = running.workers()
+                os.kill(workers[kills % len(workers)], signal.SIGKILL)
+                kills += 1
+            if len(held) % 10 == 5:
+                cluster.stop()
+                time.sleep(2)
+                cluster.start()
+                restarts += 1
+        load.stop.set()
+        for thread in load.threads:
+            thread.join()
+        time.sleep(3)
+    model = ServedModel(args.teacher)
+    without = overcharged = 0
+    for (row, _), told, paid in zip(made, load.told, load.paid, strict=True):
+        kept = {e.text for e in registry.evidence(client=row.id) if e.kind == "mark"}
+        likely = [t for t in told if draw(owner.marking, row.id, canonical(t)).chance < 0.02]
+        truths = model.answers([Example(t) for t in likely])
+        for each, truth in zip(likely, truths, strict=True):
+            assert truth.probabilities_K is not None
+            true = model.choices[int(truth.probabilities_K.argmax())]
+            without += told[each] != true and each not in kept
+        overcharged += registry.client(row.id).charged - paid
+    registry.close()
+    return {
+        "seconds": args.soak, "questions": sum(load.paid), "statuses": load.statuses,
+        "kills": kills, "restarts": restarts, "marked_without_record": without,
+        "answers_that_changed": load.changed, "charged_and_not_answered": overcharged,
+        "bound": (kills + args.workers) * len(made) * (LEASE + 16), "memory": held,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", type=Path, required=True, help="a model fine-tuned on SST-2")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--soak", type=float, help="seconds of load with kills, instead")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.key = args.out / "owner.key"
+    owner = read_keys(args.key) if args.key.exists() else new_keys(args.key)
+    with postgres.running() as cluster:
+        found = soak(args, cluster, owner) if args.soak else latency(args, cluster)
+    write_json(args.out / ("soak.json" if args.soak else "latency.json"), found)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The membership check: how well it tells strangers' questions, and whom it takes for strangers.
+
+command    python benchmarks/membership.py --teacher sst2-teacher --data $STILLHOUSE_DATA --out check
+hardware   two CPU cores; see docs/results.md for the time it took
+result     see docs/results.md, "The membership check"
+
+After Krishna et al. 2020 sec. 6.1: a linear head on the frozen model's last layer, its logits, or
+both, learned from the owner's rows and WIKI queries; AUC and accuracy on WIKI, RANDOM and SHUFFLE,
+the share caught at 1 % and 0.1 % of honest rows. Then streams: how many questions until clients are
+flagged (pure and diluted thieves), and honest ones, with the owner's data and with other data sets'.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillhouse.core.config import DataConfig
+from stillhouse.core.console import Terminal
+from stillhouse.core.rundir import write_json
+from stillhouse.core.seeding import generator
+from stillhouse.core.settings import parse
+from stillhouse.core.types import Example
+from stillhouse.data.sources import load
+from stillhouse.extract.corpus import read_corpus
+from stillhouse.extract.queries import Source, queries
+from stillhouse.guard import Head, ServedModel
+from stillhouse.guard.learning import LearnConfig, learn_check
+from stillhouse.guard.suspicion import Evidence, Odds, joined
+
+FEATURES = ("both", "last", "logits")
+STREAMS = 200  # clients of each kind
+
+
+def odd(model: ServedModel, examples: Sequence[Example]) -> np.ndarray:
+    """Whether each looks odd."""
+    found = model.answers(examples)
+    return np.array([truth.odd is not None and truth.odd > 0 for truth in found])
+
+
+def until(odd_N: np.ndarray, odds: Odds, *, length: int, seed: int) -> list[int | None]:
+    """After how many questions each of many clients is flagged, who ask these in random order."""
+    found: list[int | None] = []
+    for number in range(STREAMS):
+        evidence, at = Evidence(), None
+        order = generator(seed, "stream", number).permutation(len(odd_N))[:length]
+        for place, one in enumerate(odd_N[order].tolist(), 1):
+            evidence, suspect = joined(evidence, 1, int(one), odds)
+            if suspect:
+                at = place
+                break
+        found.append(at)
+    return found
+
+
+def said(found: Sequence[int | None]) -> dict[str, Any]:
+    caught = [each for each in found if each is not None]
+    return {
+        "flagged": len(caught) / len(found),
+        "median": float(np.median(caught)) if caught else None,
+        "slowest": max(caught, default=None),
+    }
+
+
+def streams(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    model = ServedModel(args.teacher, head=Head.load(folder))
+    store = args.out / "cache"
+    corpus = read_corpus(str(args.data / "wikitext2"), store, Terminal())
+    splits = load(parse(DataConfig, {"path": str(args.data / "sst2")}), store / "rows")
+    honest = {"the owner's reported rows": list(splits.reported)}
+    for other, column in (("mnli", "premise"), ("sick", "text")):
+        theirs = load(parse(DataConfig, {"path": str(args.data / other)}), store / "rows")
+        honest[f"{other} ({column}s)"] = [Example(e.text) for e in list(theirs.reported)[:1000]]
+    odds = Odds(alpha=args.alpha, tolerance=args.tolerance)
+    found: dict[str, Any] = {"alpha": odds.alpha, "tolerance": odds.tolerance}
+    own_N = odd(model, honest["the owner's reported rows"])
+    for name, rows in honest.items():
+        odd_N = odd(model, [Example(e.text, e.pair) for e in rows])
+        found[name] = {"odd": float(odd_N.mean()), **said(until(odd_N, odds, length=500, seed=1))}
+    for kind in ("wiki", "random"):
+        odd_N = odd(model, queries(Source(corpus, kind, "single", 11), 1000))  # pyright: ignore
+        for share in (1.0, 0.5, 0.1):
+            rng = generator(2, kind, int(100 * share))
+            mixed_N = np.where(rng.random(1000) < share, odd_N, rng.choice(own_N, 1000))
+            found[f"{kind}, {share:.0%} of the questions"] = {
+                "odd": float(mixed_N.mean()), **said(until(mixed_N, odds, length=1000, seed=3))
+            }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", required=True, help="a model fine-tuned on SST-2")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--alpha", type=float, default=1e-3)
+    parser.add_argument("--tolerance", type=float, default=0.1)
+    args = parser.parse_args()
+    found: dict[str, Any] = {}
+    for features in FEATURES:
+        values = {
+            "model": str(args.teacher), "data": {"path": str(args.data / "sst2")},
+            "corpus": str(args.data / "wikitext2"), "features": features, "rows": args.rows,
+            "cache": str(args.out / "cache"),
+        }  # fmt: skip
+        learned = learn_check(parse(LearnConfig, values), args.out / features, progress=Terminal())
+        found[features] = learned.as_json()
+        print(features, found[features], flush=True)
+    found["streams"] = streams(args, args.out / "both")
+    write_json(args.out / "membership.json", found)
+    for name, each in found["streams"].items():
+        print(f"| {name} | {each} |")
+
+
+if __name__ == "__main__":
+    main()
