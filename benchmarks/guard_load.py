@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "guard"))
 import postgres
 from processes import Running, service
 
-WORDS = "a the film story was quite very good bad dull warm with and but not we liked it".split()
+WORDS = ("a", "the", "film", "story", "was", "quite", "very", "good", "bad", "dull", "warm", "with")
 ROWS = 100_000
 
 

@@ -1,13 +1,14 @@
 """The membership check: how well it tells strangers' questions, and whom it takes for strangers.
 
-command    python benchmarks/membership.py --teacher sst2-teacher --data $STILLHOUSE_DATA --out check
+command    python benchmarks/membership.py --teacher sst2-teacher --data $STILLHOUSE_DATA \
+               --out check
 hardware   two CPU cores; see docs/results.md for the time it took
 result     see docs/results.md, "The membership check"
 
 After Krishna et al. 2020 sec. 6.1: a linear head on the frozen model's last layer, its logits, or
 both, learned from the owner's rows and WIKI queries; AUC and accuracy on WIKI, RANDOM and SHUFFLE,
-the share caught at 1 % and 0.1 % of honest rows. Then streams: how many questions until clients are
-flagged (pure and diluted thieves), and honest ones, with the owner's data and with other data sets'.
+and the share caught at 1 % and 0.1 % of honest rows. Then streams: how many questions until clients
+are flagged (pure and diluted thieves), and honest ones, with the owner's data and with others'.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Source:
 
 
 def queries(source: Source, number: int) -> list[Example]:
-    """The first `count` queries of the stream. Raises UsageError where the corpus or the pool is
+    """The first `number` queries of the stream. Raises UsageError where the corpus or the pool is
     too small for so many different ones."""
     found = list(islice(_different(source), number))
     if len(found) < number:
