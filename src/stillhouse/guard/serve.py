@@ -9,7 +9,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +27,7 @@ from stillhouse.core.terms import Config, Positive
 from stillhouse.core.types import Example
 from stillhouse.guard.batcher import Batcher
 from stillhouse.guard.exposure import Curve
-from stillhouse.guard.guard import Guard, GuardConfig, shown
+from stillhouse.guard.guard import DECIDED_S, Guard, GuardConfig, Plan, shown
 from stillhouse.guard.keys import read_keys
 from stillhouse.guard.membership import Head
 from stillhouse.guard.meters import Meters
@@ -198,9 +198,11 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
     async def asking(request: Request) -> ClientRow | None:
         return None if guard is None else await who(request, guard, "client")
 
+    known = Depends(asking)
+
     @app.post("/v1/predict", response_model_exclude_none=True, responses=ERRORS)
     async def predict(
-        question: Question, request: Request, client: Annotated[ClientRow | None, Depends(asking)]
+        question: Question, request: Request, client: ClientRow | None = known
     ) -> Answers:
         """Answers to one question or many."""
         examples = question.examples()
@@ -217,10 +219,8 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
             try:
                 truths = await batcher.ask(examples)
                 plans = guard.finish(client.id, examples, truths)
-                if any(plan.decision is not None for plan in plans):
-                    answers = await asyncio.to_thread(guard.settle, plans)
-                else:
-                    answers = [plan.answer for plan in plans]
+                await _decided(plans)
+                answers = guard.settle(plans)
             except BaseException:
                 guard.refund(client.id, examples)
                 raise
@@ -228,7 +228,7 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
             return Answers(answers=[Answer(**each) for each in answers])
 
     @app.get("/v1/usage", responses={k: ERRORS[k] for k in (401, 403, 503)})
-    async def usage(client: Annotated[ClientRow | None, Depends(asking)]) -> Usage:
+    async def usage(client: ClientRow | None = known) -> Usage:
         """What the key's client was charged."""
         if guard is None or client is None:
             return Usage(questions=0, money=0.0, currency="$")
@@ -260,6 +260,16 @@ def _add_owner(app: FastAPI, worker: Worker) -> None:
         await who(request, guard, "owner")
         page = await asyncio.to_thread(owner_page, guard)
         return HTMLResponse(page, headers={"cache-control": "no-store", **SAFE})
+
+
+async def _decided(plans: Sequence[Plan]) -> None:
+    """Waits until what must be written before these answers leave is. Raises RunError."""
+    waiting = [asyncio.wrap_future(plan.decision) for plan in plans if plan.decision is not None]
+    if not waiting:
+        return
+    _, late = await asyncio.wait(waiting, timeout=DECIDED_S)
+    if late:
+        raise RunError("the registry can't be reached: try again later")
 
 
 SAFE = {

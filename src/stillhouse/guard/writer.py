@@ -79,6 +79,7 @@ class Writer:
         """Writes a decision about a mark at once, unless there is one of this question already; the
         future has the one that holds, when it is committed."""
         future: Future[Row] = Future()
+        future.set_running_or_notify_cancel()  # whoever stops waiting takes nothing back
         with self._lock:
             if self._stop:
                 raise RunError("the service is closing")
