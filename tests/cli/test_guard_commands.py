@@ -100,8 +100,10 @@ def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: 
     with Guard(config, read_keys(tmp_path / "owner.key"), registry, model.about) as guard:
         asked = [Example(text) for text, _ in tiny.sentences(200)]
         guard.answer(client, asked, model.answers)
-    words = ["verify", "--suspect", folder / "other", "--control", folder / "model",
-             "--registry", url, "--key", tmp_path / "owner.key", "--out", tmp_path / "v"]  # fmt: skip
+    words = [
+        "verify", "--suspect", folder / "other", "--control", folder / "model", "--registry", url,
+        "--key", tmp_path / "owner.key", "--out", tmp_path / "v",
+    ]  # fmt: skip
     code, out, err = call(*words)
     assert code == 0, err
     assert "other" in out

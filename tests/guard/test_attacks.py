@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from processes import service
 from schemathesis.generation import GenerationMode
-from test_service import Service
 
 import tiny
+from stillhouse.guard.keys import new_keys
+from stillhouse.guard.registry import Registry
 
 pytestmark = pytest.mark.slow
 EXAMPLES = 120
 
 
+@dataclass
+class Attacked:
+    """A service on loopback."""
+
+    client: httpx.Client
+    registry: Registry
+    url: str
+
+    def key(self, name: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.registry.create_client(name)[1]}"}
+
+
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> object:
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     root = tmp_path_factory.mktemp("attacked")
     tiny.save(root / "model", seed=3)
-    with Service(root / "service", guard={"sizes": {"questions": 16}}) as found:
-        yield found
+    new_keys(root / "owner.key")
+    url = f"sqlite:///{root / 'registry.db'}"
+    registry = Registry(url)
+    registry.upgrade()
+    sizes = ("--set", "guard.sizes.questions=16")
+    with (
+        service(root / "model", url, root / "owner.key", root, *sizes) as running,
+        httpx.Client(base_url=running.url, timeout=30) as client,
+    ):
+        yield Attacked(client, registry, running.url)
+    registry.close()
 
 
 @pytest.fixture(scope="module")
-def schema(attacked: Service) -> object:
-    found = schemathesis.openapi.from_asgi("/openapi.json", attacked.client.app)
+def schema(attacked: Attacked) -> object:
+    found = schemathesis.openapi.from_url(f"{attacked.url}/openapi.json")
     found.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
     return found
 
@@ -37,14 +63,14 @@ api = schemathesis.pytest.from_fixture("schema")
 @api.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_error_of_the_service(
-    case: schemathesis.Case, attacked: Service, api_key: dict[str, str]
+    case: schemathesis.Case, attacked: Attacked, api_key: dict[str, str]
 ) -> None:
-    found = case.call(headers=api_key, session=attacked.client)
+    found = case.call(headers=api_key)
     assert found.status_code < 500, (case.body, found.text)
 
 
 @pytest.fixture(scope="module")
-def api_key(attacked: Service) -> dict[str, str]:
+def api_key(attacked: Attacked) -> dict[str, str]:
     return attacked.key("attacker")
 
 
@@ -56,7 +82,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_in_every_field(text: str, attacked: Service, api_key: dict[str, str]) -> None:
+def test_hostile_text_in_every_field(
+    text: str, attacked: Attacked, api_key: dict[str, str]
+) -> None:
     for body in ({"text": text}, {"text": "a", "pair": text}, {"texts": [text], "pairs": [text]},
                  {text: "a"}):  # fmt: skip
         assert attacked.client.post("/v1/predict", json=body, headers=api_key).status_code < 500
@@ -71,18 +99,18 @@ def test_hostile_text_in_every_field(text: str, attacked: Service, api_key: dict
     assert found.status_code == 401
 
 
-def test_the_tables_are_still_there(attacked: Service, api_key: dict[str, str]) -> None:
+def test_the_tables_are_still_there(attacked: Attacked, api_key: dict[str, str]) -> None:
     found = attacked.client.post("/v1/predict", json={"text": "a film"}, headers=api_key)
     assert found.status_code == 200
     assert len(attacked.registry.clients()) == 1
 
 
-def test_other_paths_are_not_there(attacked: Service) -> None:
+def test_other_paths_are_not_there(attacked: Attacked) -> None:
     for path in ("/", "/v1", "/owner/../v1/usage", "/registry.db", "/.env", "/v1/predict/../../x"):
         assert attacked.client.get(path).status_code in (401, 404, 405)
 
 
-def test_the_key_is_not_in_the_package_of_a_request(attacked: Service, tmp_path: Path) -> None:
+def test_the_key_is_not_in_the_package_of_a_request(attacked: Attacked, tmp_path: Path) -> None:
     """An owner's key does not answer questions, and a client's shows no page."""
     owner = attacked.registry.create_client("owner", role="owner")[1]
     ann = attacked.registry.create_client("ann")[1]

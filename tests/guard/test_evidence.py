@@ -67,25 +67,39 @@ def test_a_model_that_never_saw_a_mark_is_rarely_accused() -> None:
 
 
 def test_fresh_keys_find_what_fisher_finds() -> None:
-    hit_N = np.zeros(110, bool)
-    hit_N[:4] = True
-    marked_N = np.zeros(110, bool)
-    marked_N[[0, 1, *range(20, 28)]] = True
+    likely_N = np.zeros(110)
+    likely_N[:4] = 1.0  # of two choices: whoever errs there hits, whatever the key
+    p = permutation([(likely_N, 10)], 2, np.random.default_rng(1), keys=4000)
+    assert p == pytest.approx(fisher(Table(10, 2, 100, 2)), abs=0.015)
 
-    def again(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        drawn_N = np.zeros(110, bool)
-        drawn_N[rng.choice(110, 10, replace=False)] = True
-        return hit_N, drawn_N
 
-    found = table(hit_N, marked_N)
-    p = permutation(again, found, np.random.default_rng(1), keys=4000)
-    assert p == pytest.approx(fisher(found), abs=0.015)
+def test_fresh_keys_choose_other_wrong_answers_too() -> None:
+    """Of three choices a wrong answer is a fresh key's by half: Binomial(10, 1 / 2) >= 8."""
+    p = permutation([(np.full(20, 0.5), 10)], 8, np.random.default_rng(1), keys=4000)
+    assert p == pytest.approx(float(stats.binom.sf(7, 10, 0.5)), abs=0.015)
 
 
 def test_fresh_keys_never_say_zero() -> None:
-    empty = np.zeros(20, bool), np.arange(20) < 2
-    p = permutation(lambda rng: empty, Table(2, 2, 18, 0), np.random.default_rng(0), keys=99)
+    p = permutation([(np.zeros(20), 2)], 2, np.random.default_rng(0), keys=99)
     assert p == 1 / 100
+
+
+def test_strata_by_hand() -> None:
+    """Two periods of 2 kept questions, 1 marked, 1 hit each: both hits are marks by 1 in 4."""
+    one = Table(1, 1, 1, 0)
+    assert fisher(one) == pytest.approx(1 / 2)
+    assert fisher(one, one) == pytest.approx(1 / 4)
+
+
+def test_one_stratum_in_parts_is_no_stronger() -> None:
+    """More marks where there are more hits anyway prove nothing."""
+    apart = fisher(Table(50, 45, 5, 4), Table(5, 0, 50, 1))
+    assert apart > 0.3
+    assert fisher(Table(55, 45, 55, 5)) < 1e-12
+
+
+def test_a_p_value_is_never_nothing() -> None:
+    assert 0 < fisher(Table(2000, 2000, 20_000, 0)) < 1e-200
 
 
 def test_interval_by_newcombe() -> None:

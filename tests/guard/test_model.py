@@ -22,7 +22,8 @@ TEXTS = ["a good film", "the soup was awful , cold and dark .", "", "we", "not b
 def by_itself(folder: Path, text: str, pair: str | None = None) -> np.ndarray:
     """The probabilities of transformers' own forward, of one question alone."""
     tokenizer, model = load_tokenizer(str(folder)), load_classifier(str(folder))
-    inputs = tokenizer(text, pair, truncation=True, max_length=64, return_tensors="pt")
+    pairs = None if pair is None else [pair]  # a lone "" would be taken for none
+    inputs = tokenizer([text], pairs, truncation=True, max_length=64, return_tensors="pt")
     with torch.no_grad():
         return model(**inputs).logits.double().softmax(-1)[0].numpy()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from stillhouse.core.errors import RunError
 from stillhouse.extract.prices import Tariff
 from stillhouse.guard.purses import LEASE, Denied, LimitsConfig, Purses
 from stillhouse.guard.registry import Registry
@@ -50,7 +51,7 @@ def test_a_clients_own_budget_counts(registry: Registry) -> None:
 def test_a_batch_is_let_in_whole_or_not_at_all(registry: Registry) -> None:
     row, _ = registry.create_client("ann", queries=10)
     purse = purses(registry)
-    with pytest.raises(Denied, match="10 left") as caught:
+    with pytest.raises(Denied, match="10 are left") as caught:
         purse.take(row.id, 11, 11)
     assert caught.value.status == 402
     purse.take(row.id, 10, 10)
@@ -95,7 +96,7 @@ def test_a_throttled_client_is_slower(registry: Registry) -> None:
     purse = purses(registry, clock)
     purse.take(row.id, 1, 1, per_s=0.1)
     purse.give_back(idle_only=False)
-    with pytest.raises(Denied, match=r"0\.1 a second"):
+    with pytest.raises(Denied, match=r"0\.1 questions a second"):
         purse.take(row.id, 1, 1, per_s=0.1)
 
 
@@ -157,22 +158,48 @@ def test_a_refund_is_no_charge(registry: Registry) -> None:
     assert registry.client(row.id).charged == 0
 
 
-def test_what_could_not_go_back_is_kept(
+def test_what_could_not_go_back_is_lost_not_doubled(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, _ = registry.create_client("ann")
+    row, _ = registry.create_client("ann", queries=100)
     purse = purses(registry)
     purse.take(row.id, 1, 1)
 
     def away() -> None:
-        raise OSError("away")
+        raise RunError("away")
 
     with monkeypatch.context() as patch:
         patch.setattr(registry, "writing", away)
-        with pytest.raises(OSError, match="away"):
+        with pytest.raises(RunError, match="away"):
             purse.give_back(idle_only=False)
     purse.give_back(idle_only=False)
-    assert registry.client(row.id).charged == 1
+    assert registry.client(row.id).charged == LEASE
+    assert spend(purse, row.id) == 100 - LEASE
+
+
+def test_a_budget_is_not_called_spent_for_what_is_held_here(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", queries=100)
+    purse = purses(registry)
+    for count in (1, 50, 40, 9):
+        purse.take(row.id, count, count)
+    with pytest.raises(Denied):
+        purse.take(row.id, 1, 1)
+
+
+def test_no_more_than_a_lease_is_held(registry: Registry) -> None:
+    row, _ = registry.create_client("ann")
+    purse = purses(registry)
+    for _ in range(5):  # short questions, then a long one: units lack, not questions
+        purse.take(row.id, 1, 1)
+        purse.take(row.id, 1, 500)
+    assert registry.client(row.id).charged <= 10 + LEASE
+
+
+def test_more_at_once_than_a_rate_ever_allows_is_told(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", per_s=1.0)
+    with pytest.raises(Denied, match="ask 10 at most") as caught:
+        purses(registry).take(row.id, 11, 11)
+    assert caught.value.status == 413
 
 
 def test_tokens_of_a_rate_are_shared_by_workers(registry: Registry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_an_independent_model_is_not(make: Made, keys: Keys) -> None:
 def test_p_values_of_independent_models_are_uniform_or_larger(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann", controls=10)
     snapshot = take(guard.registry, keys, config())
-    answers = [answers_of(snapshot, 0.0, error=0.9, seed=s, name=str(s)) for s in range(120)]
+    answers = [answers_of(snapshot, 0.0, error=0.9, seed=s, name=str(s)) for s in range(60)]
     found = judged(guard, keys, *answers)
     p_values = [each.trials[0].p_value for each in found.suspects]
     assert stats.kstest(p_values, "uniform", alternative="greater").pvalue > 0.01
@@ -136,12 +137,17 @@ def test_of_many_suspects_one_small_p_is_no_copy(make: Made, keys: Keys) -> None
 
 
 def test_few_marks_are_called_few(make: Made, keys: Keys) -> None:
-    guard = make(about=ABOUT, marks={"rate": 0.02, "early": 0})
+    guard = make(about=ABOUT, marks={"rate": 0.02, "early": 0, "controls": 4})
     client = guard.registry.create_client("ann")[0].id
     guard.answer(client, [Example(f"film {i}") for i in range(60)], said)
     guard.flush()
-    snapshot = take(guard.registry, keys, config())
-    record = judged(guard, keys, answers_of(snapshot, 1.0))
+    whole = take(guard.registry, keys, config())
+    kinds = ["mark"] * 2 + ["control"] * 4  # whichever were drawn
+    few = [replace(k, kind=kind) for k, kind in zip((whole.kept * 6)[:6], kinds, strict=True)]
+    snapshot = replace(whole, kept=few)
+    asked = config()
+    found = [answers_of(snapshot, 1.0)]
+    record = judge(snapshot, found, asked, keys.marking.hex(), keys.public)
     assert record.suspects[0].verdict == "too few marks"
 
 
@@ -284,7 +290,7 @@ def test_a_suspect_of_other_labels_is_refused(
     verdict: tuple[Path, Registry], keys: Keys, folders: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = folders("bert", labels=("x", "y", "z"))
-    with pytest.raises(UsageError, match="none is the same"):
+    with pytest.raises(UsageError, match="say which is which"):
         run_verify(config(str(other)), verdict[1], keys, tmp_path / "other", progress=Silent())
     spans = tiny.save_spans(tmp_path / "spans")
     with pytest.raises(UsageError, match="is a span"):
@@ -295,6 +301,60 @@ def test_no_marks_no_verdict(make: Made, keys: Keys) -> None:
     guard = make()
     with pytest.raises(UsageError, match="nothing can be proved"):
         take(guard.registry, keys, config())
+
+
+def test_a_client_without_marks_is_told(verdict: tuple[Path, Registry], keys: Keys) -> None:
+    verdict[1].create_client("bob")
+    with pytest.raises(UsageError, match="no mark was made"):
+        take(verdict[1], keys, config(clients=["bob"]))
+
+
+def test_every_suspect_is_in_the_sentence(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann")
+    snapshot = take(guard.registry, keys, config())
+    honest = answers_of(snapshot, 0.0, name="honest")
+    found = judged(guard, keys, honest, answers_of(snapshot, 0.8, name="thief"))
+    assert "no evidence that honest" in found.sentence
+    assert "thief is a copy" in found.sentence
+
+
+def test_marks_for_everyone_name_nobody(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann", scope="everyone")
+    snapshot = take(guard.registry, keys, config())
+    found = judged(guard, keys, answers_of(snapshot, 0.8))
+    assert "learned from its answers" in found.sentence
+
+
+def test_periods_of_other_odds_are_tested_apart(make: Made, keys: Keys, tmp_path: Path) -> None:
+    """A suspect that hits more in one period, in which more was marked, is no copy."""
+    guards = [make(about=ABOUT, marks={"rate": rate, "early": 0, "controls": controls})
+              for rate, controls in ((0.02, 40), (0.2, 1))]  # fmt: skip
+    client = guards[0].registry.create_client("ann")[0].id
+    for number, guard in enumerate(guards):
+        for at in range(0, 800, 100):
+            asked = [Example(f"period {number} film {i}") for i in range(at, at + 100)]
+            guard.answer(client, asked, said)
+        guard.flush()
+    snapshot = take(guards[0].registry, keys, config())
+    rng = np.random.default_rng(0)
+    told = [
+        str(rng.choice(CHOICES)) if kept.text.startswith("period 1") else kept.truth["label"]
+        for kept in snapshot.kept
+    ]
+    found = {"name": "s", "fingerprint": "s", "control": False,
+             "said": {"as asked": told, "changed": told}}  # fmt: skip
+    assert judged(guards[0], keys, found).suspects[0].verdict == "no evidence"
+
+
+def test_labels_in_another_case_and_by_a_map(
+    verdict: tuple[Path, Registry], keys: Keys, folders: Callable[..., Path], tmp_path: Path
+) -> None:
+    upper = folders("bert", labels=("NEGATIVE", "Positive"))
+    run_verify(config(str(upper)), verdict[1], keys, tmp_path / "upper", progress=Silent())
+    other = folders("bert", labels=("bad", "good"))
+    names = {"bad": "negative", "good": "positive"}
+    asked = config(str(other), label_map=names)
+    run_verify(asked, verdict[1], keys, tmp_path / "mapped", progress=Silent())
 
 
 def test_an_address_is_tried_too(

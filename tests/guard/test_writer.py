@@ -27,7 +27,8 @@ def ann(registry: Registry, keys: Keys) -> str:
 def row(client: str, keys: Keys, *, query: int = 0, kind: str = "mark") -> dict[str, Any]:
     return {"time": time.time(), "client": client, "query": query.to_bytes(16, "big"),
             "kind": kind, "text": "t", "pair": None, "truth": {"label": "a"},
-            "served": {"label": "b"}, "target": "b", "key": keys.id, "model": "m"}  # fmt: skip
+            "served": {"label": "b"}, "target": "b", "shows": "label", "rate": 0.1,
+            "controls": 9, "scope": "client", "key": keys.id, "model": "m"}  # fmt: skip
 
 
 def line(client: str, query: int = 0) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def test_the_first_decision_holds_for_all_workers(registry: Registry, ann: str, 
 
 def test_lines_come_in_their_order(registry: Registry, writer: Writer, ann: str) -> None:
     for number in range(2500):
-        writer.log([line(ann, number)], [], None)
+        writer.log([line(ann, number)])
     writer.flush()
     held = [int.from_bytes(each["query"], "big") for each in registry.rows(queries)]
     assert held == list(range(2500))
@@ -87,23 +88,62 @@ def test_lines_come_in_their_order(registry: Registry, writer: Writer, ann: str)
 def test_closing_writes_what_waits(registry: Registry, ann: str, keys: Keys) -> None:
     writer = Writer(registry, Odds())
     writer.start()
-    writer.log([line(ann)], [row(ann, keys, kind="control")], (ann, 1, 1))
+    writer.log([line(ann) | {"odd": True}])
+    decided = writer.decide(row(ann, keys, kind="control"))
     writer.close()
+    assert decided.result(0)["kind"] == "control"
     assert len(registry.rows(queries)) == len(registry.rows(marks)) == 1
     assert registry.client(ann).evidence.odd == 1
 
 
 def test_evidence_adds_up_over_workers_and_flags(registry: Registry, ann: str) -> None:
     workers = [Writer(registry, Odds(alpha=1e-3)) for _ in range(2)]
-    for each in workers:
+    for number, each in enumerate(workers):
         each.start()
-        each.log([], [], (ann, 3, 3))
+        each.log([line(ann, 10 * number + i) | {"odd": True} for i in range(3)])
     for each in workers:
         each.flush()
     assert registry.client(ann).distinct == 6
     assert registry.client(ann).flagged is not None
     for each in workers:
         each.close()
+
+
+def test_a_question_counts_once_whoever_answers_it(registry: Registry, ann: str) -> None:
+    for _ in range(2):  # as after a restart
+        workers = [Writer(registry, Odds()) for _ in range(2)]
+        for each in workers:
+            each.start()
+            each.log([line(ann, 7) | {"odd": True}] * 3)
+            each.flush()
+            each.close()
+    found = registry.client(ann)
+    assert (found.distinct, found.evidence.asked, found.evidence.odd) == (1, 1, 1)
+    assert len(registry.rows(queries)) == 12
+
+
+def test_questions_that_nobody_judged_are_no_evidence(registry: Registry, ann: str) -> None:
+    writer = Writer(registry, Odds())
+    writer.start()
+    writer.log([line(ann, number) for number in range(2000)])
+    writer.flush()
+    writer.close()
+    found = registry.client(ann)
+    assert (found.distinct, found.evidence.asked, found.evidence.window) == (2000, 0, 1)
+
+
+def test_what_the_database_refuses_holds_nothing_else_up(
+    registry: Registry, writer: Writer, ann: str, keys: Keys
+) -> None:
+    bad = writer.decide(row(ann, keys) | {"truth": {"label": object()}})
+    writer.log([line("nobody", 1), line(ann, 2)])
+    good = writer.decide(row(ann, keys, query=3))
+    assert good.result(5)["kind"] == "mark"
+    with pytest.raises(RunError, match="can't be written"):
+        bad.result(5)
+    writer.flush()
+    assert [each["client"] for each in registry.rows(queries)] == [ann]
+    assert writer.lost == 1
 
 
 def test_a_database_that_is_away_loses_nothing(
@@ -120,7 +160,7 @@ def test_a_database_that_is_away_loses_nothing(
     monkeypatch.setattr(registry, "writing", sometimes)
     monkeypatch.setattr(writing, "PAUSE_S", 0.01)
     writer.start()
-    writer.log([line(ann)], [], (ann, 1, 0))
+    writer.log([line(ann)])
     future = writer.decide(row(ann, keys))
     time.sleep(0.2)
     assert not future.done()  # no answer leaves
@@ -139,9 +179,9 @@ def test_a_full_log_refuses_more(
 ) -> None:
     monkeypatch.setattr(writing, "MOST", 10)
     writer = Writer(registry, Odds())  # not started: the database is as good as away
-    writer.log([line(ann)] * 10, [], None)
+    writer.log([line(ann)] * 10)
     with pytest.raises(RunError, match="log is full"):
-        writer.log([line(ann)], [], None)
+        writer.log([line(ann)])
     assert writer.lost == 1
 
 

@@ -113,12 +113,14 @@ def serve(
     if values.get("model") is None:
         raise UsageError("give a model's folder (see --help for an example)")
     checked = parse(ServeConfig, values)
-    typer.echo(
-        f"serving {checked.model} at http://{checked.host}:{checked.port} "
-        "(/v1/predict, /docs, /owner, /health, /metrics); Ctrl-C stops",
-        err=True,
+    run_service(
+        checked,
+        ready=lambda config: typer.echo(
+            f"serving {config.model} at http://{config.host}:{config.port} "
+            "(/v1/predict, /docs, /owner, /health, /metrics); Ctrl-C stops",
+            err=True,
+        ),
     )
-    run_service(checked)
 
 
 def verify(
@@ -138,6 +140,10 @@ def verify(
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="queries that an API may be asked in all")
+    ] = None,
+    label_map: Annotated[
+        str | None,
+        typer.Option("--label-map", metavar="SUSPECT=OURS,...", help="our names for its labels"),
     ] = None,
     config: options.Config = None,
     set_: options.Set = None,
@@ -161,6 +167,7 @@ def verify(
             "suspects": suspect or None,
             "controls": control or None,
             "clients": client or None,
+            "label_map": options.pairs(label_map, "--label-map") if label_map else None,
             "limit": limit,
             "trust_remote_code": trust_remote_code or None,
         },

@@ -57,7 +57,6 @@ class VerdictRecord(Result):
     model_name: str
     task: str
     choices: list[str]
-    scope: Literal["client", "everyone"]
     key: str
     marking_key: str
     commitment: str

@@ -22,7 +22,7 @@ class Batcher:
     def __init__(self, predict: Predict, *, rows: int = 64, most: int = 4096) -> None:
         self._predict, self._rows, self._most = predict, rows, most
         self._waiting: deque[Request] = deque()
-        self._count = 0
+        self._count, self._busy = 0, False
         self._some = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._task = asyncio.create_task(self._run())
@@ -39,7 +39,7 @@ class Batcher:
 
     async def close(self) -> None:
         """Answers what waits, and ends."""
-        while self._waiting:
+        while self._waiting or self._busy:
             await asyncio.sleep(0.01)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -61,7 +61,7 @@ class Batcher:
             await self._some.wait()
             self._some.clear()
             while self._waiting:
-                batch = self._next()
+                batch, self._busy = self._next(), True
                 whole = [example for examples, _ in batch for example in examples]
                 try:
                     truths = await loop.run_in_executor(self._pool, self._predict, whole)
@@ -69,9 +69,11 @@ class Batcher:
                     for _, future in batch:
                         if not future.done():
                             future.set_exception(error)
+                    self._busy = False
                     continue
                 at = 0
                 for examples, future in batch:
                     if not future.done():  # a client may have left
                         future.set_result(truths[at : at + len(examples)])
                     at += len(examples)
+                self._busy = False

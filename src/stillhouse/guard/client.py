@@ -5,6 +5,7 @@ The ledger, the budget and what is kept are the audit's own, as over HTTP.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ class GuardedModel:
         self._guard, self._model = guard, model
         self._client = guard.registry.named(client).id
         self.name = f"{model.name} behind its guard, as {client}"
-        shown = guard.config.view(model.task).name
-        self.fingerprint = f"guarded-{model.fingerprint}-{shown}-{guard.keys.id}-{self._client}"
+        settings = hashlib.blake2b(guard.config.model_dump_json().encode(), digest_size=8)
+        about = f"{model.fingerprint}-{settings.hexdigest()}-{guard.keys.id}-{self._client}"
+        self.fingerprint = f"guarded-{about}"
         self.choices: Sequence[str] | None = model.choices or None
 
     def ask(self, examples: Sequence[Example]) -> list[dict[str, Any]]:

@@ -11,11 +11,13 @@ Axes: N kept questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+LEAST = 1e-300  # what a p-value is at least
 
 
 @dataclass(frozen=True)
@@ -49,30 +51,39 @@ def table(hit_N: np.ndarray, marked_N: np.ndarray) -> Table:
     )  # fmt: skip
 
 
-def fisher(found: Table) -> float:
-    """P(as many hits among the marks, or more), given all hits. 1 where there are no marks."""
-    total = found.marks + found.controls
-    if not found.marks or not total:
-        return 1.0
-    all_hits = found.hits + found.chance_hits
-    return float(min(1.0, stats.hypergeom.sf(found.hits - 1, total, all_hits, found.marks)))
+def fisher(*strata: Table) -> float:
+    """P(as many hits among the marks, or more), given all hits, no less than 1e-300. Of several
+    strata, in which marks were drawn with other odds: of the sum of their hits, exactly (the
+    conditional test of Mantel and Haenszel). 1 where there are no marks."""
+    law = np.ones(1)
+    for each in strata:
+        total, all_hits = each.marks + each.controls, each.hits + each.chance_hits
+        law = np.convolve(
+            law, stats.hypergeom.pmf(np.arange(each.marks + 1), total, all_hits, each.marks)
+        )
+    hits = sum(each.hits for each in strata)
+    if len(strata) == 1 and strata[0].marks:  # to the last digit, however small
+        (one,) = strata
+        total, all_hits = one.marks + one.controls, one.hits + one.chance_hits
+        tail = float(stats.hypergeom.sf(one.hits - 1, total, all_hits, one.marks))
+    else:
+        tail = float(law[hits:].sum())
+    return min(1.0, max(tail, LEAST)) if hits else 1.0
 
 
 def permutation(
-    hits: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]],
-    found: Table,
-    rng: np.random.Generator,
-    *,
-    keys: int = 999,
+    strata: Sequence[tuple[np.ndarray, int]], hits: int, rng: np.random.Generator, *, keys: int
 ) -> float:
-    """P(a fresh key finds as many hits among as many marks): what the marks would have been under
-    other keys. `hits`: which questions would be hits, and which marked, under a key drawn anew."""
-    if not found.marks:
-        return 1.0
+    """P(a fresh key finds as many hits): other questions marked, with other wrong answers. strata:
+    of each, how likely a question's answer would be the wrong one of a fresh key, and how many are
+    marked."""
     as_many = 1
     for _ in range(keys):
-        hit_N, marked_N = hits(rng)
-        as_many += int(hit_N[marked_N].sum() >= found.hits)
+        found = 0
+        for likely_N, marks in strata:
+            drawn = rng.choice(len(likely_N), marks, replace=False, shuffle=False)
+            found += int((rng.random(marks) < likely_N[drawn]).sum())
+        as_many += found >= hits
     return as_many / (keys + 1)
 
 

@@ -6,9 +6,8 @@ of ours; the service and the middleware do the same from many clients at once.
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
@@ -43,7 +42,6 @@ from stillhouse.guard.watermark import (
 from stillhouse.guard.writer import Row, Writer
 
 DECIDED_S = 10.0  # how long an answer waits for its mark to be written
-REMEMBERED = 200_000  # questions that a worker knows it has met
 FRESH_S = 1.0  # how old what a worker knows of clients may be
 
 OnFlag = Literal["log", "throttle", "label", "random"]
@@ -100,13 +98,24 @@ class GuardConfig(Config):
         return found
 
 
+@dataclass(frozen=True)
+class Before:
+    """A decision about a question: mark, control or passed (neither, for good), what was served if
+    it was kept, and in which view."""
+
+    kind: str
+    served: Row | None
+    shows: str
+
+
 @dataclass
 class Plan:
-    """What becomes of one question: its answer, and where that may be a marked one, `wrong` and
-    the decision to wait for."""
+    """What becomes of one question: its answer, or where it is kept as evidence the decision to
+    wait for, and `wrong`, its answer if that is a mark. shows: the view of both."""
 
     answer: Row
     wrong: Row | None = None
+    shows: str = ""
     decision: Future[Row] | None = None
 
 
@@ -133,20 +142,23 @@ class Guard:
         self.config, self.keys, self.registry, self.about = config, keys, registry, about
         self.curve, self.counters = curve, Counters()
         self._view = config.view(about.task)
-        self._spare = _spared(config.marks.spare)
+        self._spare = _spare_list(config.marks.spare)
         self._marks = about.task != "regression"
         self._purses = Purses(registry, config.limits, config.tariff)
         self._writer = Writer(registry, config.check, tick=self._tick)
-        self._met: OrderedDict[bytes, None] = OrderedDict()
+        self._before: dict[bytes, Before] = {}
         self._known: dict[str, tuple[float, ClientRow]] = {}
         self._by_key: dict[str, tuple[float, ClientRow | None]] = {}
-        self._lock = threading.Lock()
+        self._pinged = 0.0
         registry.upgrade()
         registry.commit_to(keys)
         registry.serves(
             about.fingerprint, about.name, about.task, about.choices, self._view.name,
             None if curve is None else dict(curve.as_json()),
         )  # fmt: skip
+        for kept in registry.evidence(model=about.fingerprint):  # whatever the settings are now
+            if kept.key == keys.id:
+                self._before[kept.query] = Before(kept.kind, kept.served, kept.shows)
         self._writer.start()
 
     def close(self) -> None:
@@ -210,8 +222,7 @@ class Guard:
                 raise DataError(
                     f"question {number} has {length:,} characters, {sizes.characters:,} are allowed"
                 )
-            whole = each.text + (each.pair or "")
-            if "\x00" in whole or any(0xD800 <= ord(c) <= 0xDFFF for c in whole):
+            if not _is_text(each.text + (each.pair or "")):
                 raise DataError(f"question {number} holds what is no text (NUL, or half a pair)")
 
     def cost(self, examples: Sequence[Example]) -> int:
@@ -259,21 +270,16 @@ class Guard:
         row = self._known[client][1]  # as it was when the questions were let in
         now = time.time()
         lines: list[Row] = []
-        controls: list[Row] = []
-        asked = odd = 0
         plans: list[Plan] = []
         for example, truth in zip(examples, truths, strict=True):
+            _check_finite(truth)
             question = canonical(example.text, example.pair)
             name = self.keys.query(client, question)
             lines.append(self._line(client, name, example, truth, now))
-            if self._is_new(name):
-                asked += 1
-                odd += truth.odd is not None and truth.odd > 0
-            plans.append(self._plan(row, example, truth, question, name, controls, now))
-        seen = (client, asked, odd) if asked else None
-        self._writer.log(lines, controls, seen)
+            plans.append(self._plan(row, example, truth, question, name, now))
+        self._writer.log(lines)
         self.counters.questions += len(examples)
-        self.counters.odd += odd
+        self.counters.odd += sum(bool(line["odd"]) for line in lines)
         return plans
 
     def settle(self, plans: Sequence[Plan]) -> list[Row]:
@@ -293,21 +299,30 @@ class Guard:
 
     def decided(self, plan: Plan, decision: Row) -> Row:
         """A question's answer by the decision that holds."""
-        if decision["kind"] != "mark":
+        before = Before(decision["kind"], decision["served"], decision["shows"])
+        self._before[bytes(decision["query"])] = before
+        return self._again(before, plan)
+
+    def _again(self, before: Before, plan: Plan) -> Row:
+        """A kept question's answer as it was given first, to the last digit; where more or less is
+        shown today, the same answer in today's form."""
+        self.counters.marks += before.kind == "mark"
+        if before.served is None:
             return plan.answer
-        assert plan.wrong is not None
-        self.counters.marks += 1
-        served: Row = decision["served"]  # to the last digit as it was before
-        return served if served.keys() == plan.answer.keys() else plan.wrong
+        if before.shows == plan.shows:
+            return before.served
+        if before.kind != "mark":
+            return plan.answer
+        if plan.answer.keys() == {"label"}:
+            return {"label": before.served["label"]}
+        return plan.wrong if plan.wrong is not None else plan.answer
 
     def _plan(
         self, row: ClientRow, example: Example, truth: Truth, question: bytes, name: bytes,
-        controls: list[Row], now: float,
+        now: float,
     ) -> Plan:  # fmt: skip
-        """The answer to one question, and whether it waits for a decision. `controls` gets the
-        question where it is kept as one."""
-        flagged = row.flagged is not None
-        on_flag = self.config.check.on_flag
+        """The answer to one question, and whether it waits for a decision."""
+        flagged, on_flag = row.flagged is not None, self.config.check.on_flag
         if flagged and on_flag == "random":  # nothing of the model is in it: nothing to mark
             return Plan(self._random(row.id, example, truth, question))
         view = self._view
@@ -317,48 +332,47 @@ class Guard:
         settings = self.config.marks
         whose = row.id if settings.scope == "client" else ""
         drawn = draw(self.keys.marking, whose, question)
-        most = max(settings.rate, settings.most)
-        if not self._marks or drawn.chance >= most * (1 + settings.controls):
+        if name in self._before:
+            marked = self._wrong(example, truth, drawn)
+            wrong = None if marked is None else shown(marked[1], view, self.about.choices)
+            return Plan(self._again(self._before[name], Plan(plain, wrong, view.name)))
+        rate = settings.at(row.distinct)
+        band = drawn.band(rate, settings.controls)
+        possible = max(settings.rate, settings.most if rate else 0.0)
+        if not self._marks or (band == "plain" and drawn.chance >= possible):
             return Plan(plain)
-        marked = self._marked(example, truth, question, drawn)
+        marked = None if self._spared(truth, question) else self._wrong(example, truth, drawn)
         if marked is None:
             return Plan(plain)
-        rate = settings.at(max(row.charged, self._purses.charged(row.id)))
-        band = drawn.band(rate, settings.controls)
-        if band == "plain" and drawn.chance >= most:
-            return Plan(plain)
-        target, wrong = marked
+        target, wrong_truth = marked
+        wrong = shown(wrong_truth, view, self.about.choices)
         kept = {
-            "time": now, "client": row.id, "query": name,
-            "kind": {"plain": "passed"}.get(band, band), "text": example.text,
-            "pair": example.pair, "truth": plain, "served": plain, "target": target,
+            "time": now, "client": row.id, "query": name, "kind": band, "text": example.text,
+            "pair": example.pair, "truth": plain, "served": wrong if band == "mark" else plain,
+            "target": target, "shows": view.name, "rate": rate, "controls": settings.controls,
+            "scope": settings.scope,
             "key": self.keys.id, "model": self.about.fingerprint,
         }  # fmt: skip
-        served = shown(wrong, view, self.about.choices)
-        if band == "mark":
-            kept["served"] = served
-        elif band == "plain":
-            kept |= {"text": None, "pair": None, "truth": None, "served": None, "target": None}
-        if drawn.chance >= most:  # it would be a mark at no time: nothing to decide
-            controls.append(kept)
-            return Plan(plain)
-        return Plan(plain, served, self._writer.decide(kept))
+        if band == "plain":  # it could have been a mark before: that it is none now is for good
+            nothing = dict.fromkeys(("text", "pair", "truth", "served", "target"))
+            kept |= nothing | {"kind": "passed"}
+        return Plan(plain, wrong, view.name, self._writer.decide(kept))
 
-    def _marked(
-        self, example: Example, truth: Truth, question: bytes, drawn: Draw
-    ) -> tuple[str, Truth] | None:
-        """The wrong answer that the key gives a question, by name and whole; None for a question
-        that is never marked."""
-        if self._spare and question in self._spare:
-            return None
+    def _spared(self, truth: Truth, question: bytes) -> bool:
+        """Whether a question is never marked."""
+        above, shares_K = self.config.marks.spare_above, truth.probabilities_K
+        if above is not None and shares_K is not None and float(shares_K.max()) > above:
+            return True
+        return question in self._spare
+
+    def _wrong(self, example: Example, truth: Truth, drawn: Draw) -> tuple[str, Truth] | None:
+        """The wrong answer that the key gives a question, by name and whole; None where it has
+        none."""
         if truth.text is not None:
             word = wrong_span(drawn.pick, example.pair or "", truth.text)
             return None if word is None else (word, Truth(text=word))
         shares_K = truth.probabilities_K
         if shares_K is None or len(shares_K) < 2:
-            return None
-        above = self.config.marks.spare_above
-        if above is not None and shares_K.max() > above:
             return None
         target = wrong_choice(drawn.pick, int(shares_K.argmax()), len(shares_K))
         return self.about.choices[target], Truth(probabilities_K=permuted(shares_K, target))
@@ -385,19 +399,22 @@ class Guard:
             "text": example.text if keep else None, "pair": example.pair if keep else None,
         }  # fmt: skip
 
-    def _is_new(self, name: bytes) -> bool:
-        """Whether this worker meets a question for the first time (as far as it remembers)."""
-        with self._lock:
-            if name in self._met:
-                self._met.move_to_end(name)
-                return False
-            self._met[name] = None
-            if len(self._met) > REMEMBERED:
-                self._met.popitem(last=False)
-            return True
-
     def _tick(self) -> None:
+        """Between batches of the log: what clients don't use goes back, and whether the registry
+        is there is seen even where nothing is written."""
         self._purses.give_back()
+        now = time.monotonic()
+        if now - self._pinged > FRESH_S:
+            self.registry.ping()
+            self._pinged = now
+
+
+def _check_finite(truth: Truth) -> None:
+    """Raises DataError for an answer that is no number, as another's service may give."""
+    shares_K = truth.probabilities_K
+    whole = shares_K is None or bool(np.isfinite(shares_K).all())
+    if not whole or (truth.value is not None and not math.isfinite(truth.value)):
+        raise DataError("the model's answer is not finite")
 
 
 def shown(truth: Truth, view: View, names: Sequence[str]) -> Row:
@@ -420,7 +437,15 @@ def shown(truth: Truth, view: View, names: Sequence[str]) -> Row:
     return found
 
 
-def _spared(path: str | None) -> frozenset[bytes]:
+def _is_text(text: str) -> bool:
+    """Whether a database keeps it: no NUL, no half of a surrogate pair."""
+    try:
+        return b"\x00" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _spare_list(path: str | None) -> frozenset[bytes]:
     """Questions that are never marked: a line each, a pair's two texts with a tab between. Raises
     UsageError."""
     if path is None:

@@ -100,11 +100,13 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
         source = Source(corpus, kind, form, derive(config.seed, "check", purpose))
         return queries(source, count)
 
+    reported = [Example(e.text, e.pair) for e in splits.reported]
     real = _rows(splits.labelled, config.rows, config.seed)
     kept_out = max(1, len(real) // 10)
     if len(real) < 100:
         raise DataError(f"{len(real)} rows are too few to learn a check from: give 100 and more")
-    fake = made_up("wiki", len(real), "training")
+    whole = made_up("wiki", len(real) + len(reported), "training")
+    fake, fresh = whole[: len(real)], whole[len(real) :]  # no text is in both
     head = _train(config, served, real[kept_out:], fake[kept_out:], progress)
     honest_N = _scores(served, head, real[:kept_out], progress, "held-out rows")
     line = float(np.quantile(honest_N, 1 - config.beyond, method="higher"))
@@ -112,11 +114,10 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
         head.states_TH, head.logits_K, head.bias, line, float((honest_N > line).mean()),
         config.features, served.fingerprint,
     )  # fmt: skip
-    reported = [Example(e.text, e.pair) for e in splits.reported]
     theirs_N = _scores(served, head, reported, progress, "reported rows")
     found = []
     for kind in MET:
-        asked = made_up(kind, len(reported), "quality")
+        asked = fresh if kind == "wiki" else made_up(kind, len(reported), "quality")
         odd_N = _scores(served, head, asked, progress, f"{kind} questions")
         found.append(_quality(kind, theirs_N, odd_N, line))
     shuffled = _shuffled(reported, config.seed)

@@ -64,24 +64,37 @@ class GuardMiddleware:
         self._app, self._guard, self._outside = app, guard, outside
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self._outside.path:
+        if scope["type"] == "lifespan":
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                await asyncio.to_thread(self._guard.close)
+            return
+        if scope["type"] != "http" or not self._is_asked(scope):
             await self._app(scope, receive, send)
             return
         try:
             await self._guarded(scope, receive, send)
         except Denied as error:
-            headers = {} if error.retry_s is None else {"retry-after": str(round(error.retry_s))}
-            await _say(send, error.status, {"error": str(error)}, headers)
+            wait = (
+                {} if error.retry_s is None else {"retry-after": str(max(1, round(error.retry_s)))}
+            )
+            await _say(send, error.status, {"error": str(error)}, wait)
         except DataError as error:
             await _say(send, 422, {"error": str(error)})
         except RunError as error:
             await _say(send, 503, {"error": str(error)})
 
+    def _is_asked(self, scope: Message) -> bool:
+        """Whether a request is one of the guarded."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return path == self._outside.path and scope["method"] in ("POST", "PUT")
+
     async def _guarded(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await self._read(receive)
+        again = _again(body, receive)
         examples = self._questions(body)
-        guard = self._guard
-        open_ = self._outside.failing == "open"
+        guard, open_ = self._guard, self._outside.failing == "open"
         try:
             client = await asyncio.to_thread(guard.who, _key(scope))
             if client is None or client.role != "client":
@@ -91,30 +104,44 @@ class GuardMiddleware:
         except RunError:
             if not open_:
                 raise
-            await self._app(scope, _again(body), send)
+            await self._app(scope, again, send)
             return
-        answered = await self._ask(scope, body)
-        if answered.status != 200:
-            guard.refund(client.id, examples)
-            await answered.send(send)
-            return
+        answered = Held()
         try:
-            held = json.loads(answered.body)
-            each = self._answers(held, len(examples))
-            plans = guard.finish(client.id, examples, [self._truth(one) for one in each])
-            shown = await asyncio.to_thread(guard.settle, plans)
+            await self._app(_uncompressed(scope), again, answered.take)
+            if not 200 <= answered.status < 300:
+                guard.refund(client.id, examples)
+                await answered.send(send)
+                return
+            shown = await self._marked(client.id, examples, answered.body)
         except RunError:
             guard.refund(client.id, examples)
             if not open_:
                 raise
             await answered.send(send)
             return
-        except ValueError as error:
+        except BaseException:
             guard.refund(client.id, examples)
-            raise DataError(f"the guarded service's answer can't be read: {error}") from None
-        for one, row in zip(each, shown, strict=True):
+            raise
+        answered.body = shown
+        await answered.send(send)
+
+    async def _marked(self, client: str, examples: Sequence[Example], body: bytes) -> bytes:
+        """A service's answers, logged, and some of them marked. Raises DataError, RunError."""
+        try:
+            held = json.loads(body)
+            each = self._answers(held, len(examples))
+            truths = [self._truth(one) for one in each]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"the guarded service's answer can't be read ({type(error).__name__}): are the "
+                "middleware's names right?"
+            ) from None
+        plans = self._guard.finish(client, examples, truths)
+        rows = await asyncio.to_thread(self._guard.settle, plans)
+        for one, row in zip(each, rows, strict=True):
             self._put(one, row)
-        await _say(send, 200, held)
+        return json.dumps(held, ensure_ascii=False).encode()
 
     async def _read(self, receive: Receive) -> bytes:
         parts, size = [], 0
@@ -136,23 +163,19 @@ class GuardMiddleware:
         except ValueError:
             raise DataError("the request is not JSON") from None
         out = self._outside
-        if out.texts and (texts := jmespath.search(out.texts, held)) is not None:
+        if out.texts and isinstance(texts := jmespath.search(out.texts, held), list) and texts:
             pairs = (jmespath.search(out.pairs, held) if out.pairs else None) or [None] * len(texts)
         elif out.text and (text := jmespath.search(out.text, held)) is not None:
             texts, pairs = [text], [jmespath.search(out.pair, held) if out.pair else None]
         else:
             raise DataError(f"no question at {out.texts or out.text}")
-        good = isinstance(texts, list) and len(texts) == len(pairs)
-        if not good or not all(isinstance(t, str) and isinstance(p, str | None)
-                               for t, p in zip(texts, pairs, strict=True)):  # fmt: skip
+        whole = isinstance(pairs, list) and len(texts) == len(pairs)
+        if not whole or not all(
+            isinstance(text, str) and isinstance(pair, str | None)
+            for text, pair in zip(texts, pairs, strict=True)
+        ):
             raise DataError("questions are texts, with as many pairs where they have some")
         return [Example(t, p) for t, p in zip(texts, pairs, strict=True)]
-
-    async def _ask(self, scope: Message, body: bytes) -> Held:
-        """The service's own answer, held back."""
-        found = Held()
-        await self._app(scope, _again(body), found.take)
-        return found
 
     def _answers(self, held: Any, count: int) -> list[dict[str, Any]]:
         each = [held] if self._outside.answers is None else jmespath.search(
@@ -197,28 +220,35 @@ class Held:
 
     def __init__(self) -> None:
         self.status, self.headers, self.body = 500, [], b""
-        self._parts: list[bytes] = []
 
     async def take(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], message.get("headers", [])
-        else:
-            self._parts.append(message.get("body", b""))
-            self.body = b"".join(self._parts)
+            self.status, self.headers = message["status"], list(message.get("headers", []))
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
 
     async def send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        """With the service's own headers, and the length that it has now."""
+        kept = [each for each in self.headers if each[0].lower() != b"content-length"]
+        headers = [*kept, (b"content-length", str(len(self.body)).encode())]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
 
-def _again(body: bytes) -> Receive:
-    """The request's body, to be read once more."""
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The request's body, to be read once more; after it what comes."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receive() -> Message:
-        return left.pop() if left else {"type": "http.disconnect"}
+    async def again() -> Message:
+        return left.pop() if left else await receive()
 
-    return receive
+    return again
+
+
+def _uncompressed(scope: Message) -> Message:
+    """A request that asks for no compressed answer: it has to be read."""
+    headers = [each for each in scope["headers"] if each[0].lower() != b"accept-encoding"]
+    return {**scope, "headers": headers}
 
 
 def _key(scope: Message) -> str:

@@ -1,8 +1,8 @@
 """What clients may still ask: budgets in queries and money and a rate, kept across workers.
 
 A worker takes from the registry for a few questions at a time, and spends that by itself. What it
-holds when it is killed is lost to the client: at most `LEASE` questions a worker, and never more
-than a budget. What it gives back in time is not.
+holds when it is killed, or when the database goes away, is lost to the client: at most `LEASE`
+questions a worker, and never more than a budget.
 """
 
 from __future__ import annotations
@@ -63,12 +63,8 @@ class Purses:
         self._registry, self._limits, self._tariff = registry, limits, tariff
         self._clock = clock
         self._held: dict[str, Lease] = {}
-        self._charged: dict[str, int] = {}
         self._lock = threading.Lock()
-
-    def charged(self, client: str) -> int:
-        """Questions that a client was charged for, as far as this worker knows."""
-        return self._charged.get(client, 0)
+        self._taking: dict[str, threading.Lock] = {}
 
     def held(self, client: str, count: int, units: int) -> bool:
         """Takes from what is held here, without asking the registry; whether that was enough."""
@@ -84,86 +80,122 @@ class Purses:
     def take(self, client: str, count: int, units: int, *, per_s: float | None = None) -> None:
         """Charges a client for so many questions and units. `per_s`: a rate below its own, for one
         that is flagged. Raises Denied."""
-        if self.held(client, count, units):
-            return
-        with self._registry.writing() as connection:
-            row = connection.execute(
-                sa.select(clients).where(clients.c.id == client).with_for_update()
-            ).one()
-            if row.revoked is not None:
-                raise Denied("this key was revoked", status=401)
-            queries, more = self._granted(connection, row, count, units, per_s)
-            self._charged[client] = row.charged + queries
         with self._lock:
-            lease = self._held.setdefault(client, Lease())
-            lease.queries += queries - count
-            lease.units += more - units
-            lease.used = self._clock()
+            turn = self._taking.setdefault(client, threading.Lock())
+        with turn:  # what is held here goes back and is taken anew: one at a time
+            if per_s is None and self.held(client, count, units):
+                return
+            with self._lock:
+                mine = self._held.pop(client, Lease())
+            try:
+                queries, more = self._exchange(client, mine, count, units, per_s)
+            except Denied:
+                self._hold(client, mine.queries, mine.units)
+                raise
+            self._hold(client, queries - count, more - units)
 
     def refund(self, client: str, count: int, units: int) -> None:
         """Gives a charge back: to what is held here, and with that to the registry in time."""
+        self._hold(client, count, units)
+
+    def _hold(self, client: str, count: int, units: int) -> None:
         with self._lock:
-            lease = self._held.setdefault(client, Lease(used=self._clock()))
+            lease = self._held.setdefault(client, Lease())
             lease.queries += count
             lease.units += units
+            lease.used = self._clock()
 
-    def _granted(
-        self, connection: sa.Connection, row: Any, count: int, units: int, slower: float | None
+    def _exchange(
+        self, client: str, mine: Lease, count: int, units: int, slower: float | None
     ) -> tuple[int, int]:
-        """How many questions and units a worker gets, `count` and `units` at least."""
-        tokens, filled, rate = self._tokens(row, slower)
-        if count > tokens:
-            wait = (count - tokens) / rate if rate else None
-            raise Denied(
-                f"{count} questions at once are more than the rate allows now ({rate:g} a second)",
-                status=429, retry_s=wait,
-            )  # fmt: skip
-        left = self._left(row)
-        if count > left:
-            raise Denied(
-                f"the budget of {row.charged + left:,} questions has {left:,} left", status=402
-            )
-        spare = max(0, min(LEASE - count, int(tokens - count) // 4, left - count))
-        each = -(-units // count)  # of questions like these
-        money = self._limits.money if row.money is None else row.money
-        if money is not None:
-            room = self._tariff.affordable(money) - row.units
-            if units > room:
-                spent = f"{self._tariff.currency}{self._tariff.price(row.units):,.2f}"
+        """Gives a lease back and takes another, of `count` and `units` at least: how many."""
+        with self._registry.writing() as connection:
+            row = connection.execute(
+                sa.select(clients).where(clients.c.id == client).with_for_update(key_share=True)
+            ).one()
+            if row.revoked is not None:
+                raise Denied("this key was revoked", status=401)
+            charged, spent = row.charged - mine.queries, row.units - mine.units
+            tokens, filled, rate = self._tokens(row, mine.queries, slower)
+            self._check_rate(count, tokens, rate)
+            left = self._left(row, charged)
+            if count > left:
                 raise Denied(
-                    f"the budget of {self._tariff.currency}{money:,.2f} is spent: {spent} so far",
-                    status=402,
+                    f"of the budget of {charged + left:,} questions {left:,} are left", status=402
                 )
-            spare = min(spare, (room - units) // max(1, each))
-        queries, more = count + spare, units + spare * each
-        connection.execute(
-            sa.update(clients)
-            .where(clients.c.id == row.id)
-            .values(
-                charged=clients.c.charged + queries, units=clients.c.units + more,
-                tokens=None if rate is None else tokens - queries, filled=filled,
-            )
-        )  # fmt: skip
+            more_now = LEASE if rate is None else int(tokens - count) // 4  # others share the rate
+            spare = max(0, min(LEASE - count, more_now, left - count))
+            each = -(-units // count)  # of questions like these
+            room = self._room(row, spent)
+            if room is not None:
+                if units > room:
+                    raise Denied(self._spent(row, spent), status=402)
+                spare = min(spare, (room - units) // max(1, each))
+            queries, more = count + spare, units + spare * each
+            connection.execute(
+                sa.update(clients)
+                .where(clients.c.id == client)
+                .values(
+                    charged=charged + queries, units=spent + more,
+                    tokens=None if rate is None else tokens - queries, filled=filled,
+                )
+            )  # fmt: skip
         return queries, more
 
-    def _tokens(self, row: Any, slower: float | None) -> tuple[float, float, float | None]:
-        """What a client's bucket holds now, when that was, and how fast it fills."""
+    def _check_rate(self, count: int, tokens: float, rate: float | None) -> None:
+        """Raises Denied for more questions than a rate allows now, or ever at once."""
+        if rate is None or count <= tokens:
+            return
+        most = self._bucket(rate)
+        if count > most:
+            raise Denied(
+                f"{count} questions at once are more than a rate of {rate:g} a second allows: ask "
+                f"{int(most)} at most",
+                status=413,
+            )
+        raise Denied(
+            f"the rate of {rate:g} questions a second is exceeded",
+            status=429, retry_s=(count - tokens) / rate,
+        )  # fmt: skip
+
+    def _bucket(self, rate: float) -> float:
+        return max(1.0, rate * self._limits.burst_s)
+
+    def _tokens(
+        self, row: Any, back: int, slower: float | None
+    ) -> tuple[float, float, float | None]:
+        """What a client's bucket holds now (with what goes back), when that was, and how fast it
+        fills."""
         now = self._clock()
         own = self._limits.per_s if row.per_s is None else row.per_s
         rate = min((each for each in (own, slower) if each is not None), default=None)
         if rate is None:
             return float("inf"), now, None
-        most = max(1.0, rate * self._limits.burst_s)
+        most = self._bucket(rate)
         if row.tokens is None:
             return most, now, rate
-        return min(most, row.tokens + rate * max(0.0, now - row.filled)), now, rate
+        return min(most, row.tokens + back + rate * max(0.0, now - row.filled)), now, rate
 
-    def _left(self, row: Any) -> int:
+    def _left(self, row: Any, charged: int) -> int:
         queries = self._limits.queries if row.queries is None else row.queries
-        return 1 << 62 if queries is None else max(0, queries - row.charged)
+        return 1 << 62 if queries is None else max(0, queries - charged)
+
+    def _room(self, row: Any, spent: int) -> int | None:
+        """The units that a client's money still buys; None: it has no such budget."""
+        money = self._limits.money if row.money is None else row.money
+        return None if money is None else self._tariff.affordable(money) - spent
+
+    def _spent(self, row: Any, spent: int) -> str:
+        money = self._limits.money if row.money is None else row.money
+        sign = self._tariff.currency
+        return (
+            f"the budget of {sign}{money:,.2f} has no room for this: "
+            f"{sign}{self._tariff.price(spent):,.2f} are spent"
+        )
 
     def give_back(self, *, idle_only: bool = True) -> None:
-        """Returns what this worker holds (and has not used for a while)."""
+        """Returns what this worker holds (and has not used for a while). What could not be returned
+        is lost to the client: whether it was can't be known."""
         now = self._clock()
         with self._lock:
             back = {
@@ -176,24 +208,14 @@ class Purses:
         back = {client: lease for client, lease in back.items() if lease.queries or lease.units}
         if not back:
             return
-        try:
-            with self._registry.writing() as connection:
-                for client, lease in sorted(back.items()):  # in one order: no deadlocks
-                    connection.execute(
-                        sa.update(clients)
-                        .where(clients.c.id == client)
-                        .values(
-                            charged=clients.c.charged - lease.queries,
-                            units=clients.c.units - lease.units,
-                            tokens=clients.c.tokens + lease.queries,
-                        )
+        with self._registry.writing() as connection:
+            for client, lease in sorted(back.items()):  # in one order: no deadlocks
+                connection.execute(
+                    sa.update(clients)
+                    .where(clients.c.id == client)
+                    .values(
+                        charged=clients.c.charged - lease.queries,
+                        units=clients.c.units - lease.units,
+                        tokens=clients.c.tokens + lease.queries,
                     )
-        except BaseException:
-            with self._lock:
-                for client, lease in back.items():
-                    held = self._held.setdefault(client, Lease(used=lease.used))
-                    held.queries += lease.queries
-                    held.units += lease.units
-            raise
-        for client, lease in back.items():
-            self._charged[client] = self._charged.get(client, 0) - lease.queries
+                )

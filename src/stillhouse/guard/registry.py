@@ -20,7 +20,8 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as Alembic
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
 from stillhouse.core.errors import RunError, UsageError
@@ -31,6 +32,7 @@ from stillhouse.guard.tables import clients, events, keys, marks, models, querie
 Role = Literal["client", "owner"]
 API_KEY = re.compile(r"sh_([0-9a-f]{12})_([0-9a-f]{64})")
 BUSY_S = 30.0  # how long SQLite waits for another writer
+STATEMENT_S = 10.0  # how long PostgreSQL may take for a statement
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class ClientRow:
 @dataclass(frozen=True)
 class Kept:
     """A question that is evidence. truth, served: answers as the service shows them; target: the
-    wrong answer that the key gave it, whether it was marked or not."""
+    wrong answer that the key gave it, whether it was marked or not; shows: the view; rate,
+    controls, scope: the settings by which it was drawn."""
 
     client: str
     query: bytes
@@ -65,6 +68,10 @@ class Kept:
     truth: dict[str, Any]
     served: dict[str, Any]
     target: str
+    shows: str
+    rate: float
+    controls: int
+    scope: str
     key: str
     model: str
     time: float
@@ -85,7 +92,13 @@ class Registry:
                 if made.database:
                     Path(made.database).parent.mkdir(parents=True, exist_ok=True)
             else:
-                options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+                waits = f"-c statement_timeout={int(1000 * STATEMENT_S)}"
+                asked = {"connect_timeout": 5, "keepalives_idle": 10, "options": waits}
+                options = {
+                    "pool_pre_ping": True,
+                    "pool_timeout": STATEMENT_S,
+                    "connect_args": asked,
+                }
             self.engine = sa.create_engine(made, hide_parameters=True, **options)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise UsageError(
@@ -108,11 +121,28 @@ class Registry:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """One transaction. Raises RunError where the database can't be reached."""
+        with self._transaction(reads=False) as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One transaction that changes nothing: on SQLite no writer waits for it."""
+        with self._transaction(reads=True) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, *, reads: bool) -> Iterator[sa.Connection]:
         try:
-            with self.engine.begin() as connection:
-                yield connection
-        except OperationalError as error:
+            with self.engine.connect().execution_options(reads=reads) as connection:
+                with connection.begin():
+                    yield connection
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise RunError(f"the registry can't be reached: {_first(error)}") from error
+
+    def ping(self) -> None:
+        """Raises RunError where the database can't be reached."""
+        with self.reading() as connection:
+            connection.execute(sa.select(1))
 
     def upgrade(self) -> None:
         """Brings the tables to this version's."""
@@ -176,7 +206,7 @@ class Registry:
 
     def clients(self, *where: Any) -> list[ClientRow]:
         """In the order they were made."""
-        with self.writing() as connection:
+        with self.reading() as connection:
             rows = connection.execute(sa.select(clients).where(*where).order_by(clients.c.created))
             return [_client(row) for row in rows]
 
@@ -185,7 +215,7 @@ class Registry:
         match = API_KEY.fullmatch(key)
         if not match:
             return None
-        with self.writing() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(clients).where(clients.c.id == match[1])).first()
         if row is None or not hmac.compare_digest(row.secret, _hashed(match[2])):
             return None
@@ -259,7 +289,7 @@ class Registry:
         """Rows of a table, oldest first; with `last`, the latest so many, newest first."""
         chosen = sa.select(table).where(*where)
         order = [table.c.id.desc()] if last else list(table.primary_key)
-        with self.writing() as connection:
+        with self.reading() as connection:
             found = connection.execute(chosen.order_by(*order).limit(last))
             return [dict(row._mapping) for row in found]  # pyright: ignore[reportPrivateUsage]
 
@@ -281,7 +311,7 @@ class Registry:
             marks.c.client, marks.c.kind
         )
         found: dict[str, dict[str, int]] = {}
-        with self.writing() as connection:
+        with self.reading() as connection:
             for client, kind, count in connection.execute(chosen):
                 found.setdefault(client, {})[kind] = count
         return found
@@ -293,8 +323,8 @@ class Registry:
             .where(queries.c.time >= moment)
             .group_by(queries.c.client)
         )
-        with self.writing() as connection:
-            return dict(connection.execute(chosen))
+        with self.reading() as connection:
+            return {client: count for client, count in connection.execute(chosen)}  # noqa: C416
 
     def event(self, kind: str, detail: str, client: str | None = None) -> None:
         with self.writing() as connection:
@@ -348,7 +378,8 @@ def _sqlite(connection: Any, _: object) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reads = connection.get_execution_options().get("reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def _shown(url: str) -> str:

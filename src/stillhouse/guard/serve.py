@@ -18,6 +18,7 @@ import torch
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stillhouse import __version__
@@ -199,8 +200,11 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
         return None if guard is None else await who(request, guard, "client")
 
     known = Depends(asking)
+    bearer = [Depends(HTTPBearer(auto_error=False, description="an API key: sh_..."))]
 
-    @app.post("/v1/predict", response_model_exclude_none=True, responses=ERRORS)
+    @app.post(
+        "/v1/predict", response_model_exclude_none=True, responses=ERRORS, dependencies=bearer
+    )
     async def predict(
         question: Question, request: Request, client: ClientRow | None = known
     ) -> Answers:
@@ -227,7 +231,7 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
             meters.answered(guard.counters)
             return Answers(answers=[Answer(**each) for each in answers])
 
-    @app.get("/v1/usage", responses={k: ERRORS[k] for k in (401, 403, 503)})
+    @app.get("/v1/usage", responses={k: ERRORS[k] for k in (401, 403, 503)}, dependencies=bearer)
     async def usage(client: ClientRow | None = known) -> Usage:
         """What the key's client was charged."""
         if guard is None or client is None:

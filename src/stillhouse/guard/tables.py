@@ -75,7 +75,7 @@ queries = Table(
     Column("odd", Boolean),
     Column("text", Text),
     Column("pair", Text),
-    Index("queries_of", "client", "time"),
+    Index("queries_of", "client", "query"),
     Index("queries_time", "time"),
 )  # fmt: skip
 
@@ -91,6 +91,10 @@ marks = Table(
     Column("truth", JSON),
     Column("served", JSON),
     Column("target", Text),
+    Column("shows", String(40), nullable=False),
+    Column("rate", Float, nullable=False),
+    Column("controls", Integer, nullable=False),
+    Column("scope", String(8), nullable=False),
     Column("key", String(12), ForeignKey("keys.id"), nullable=False),
     Column("model", String(64), ForeignKey("models.id"), nullable=False),
     UniqueConstraint("client", "query", "key", "model", name="one_decision"),

@@ -6,7 +6,7 @@ Axes: N kept questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from stillhouse.core.seeding import derive, generator
 from stillhouse.core.types import Example
 from stillhouse.guard import evidence
 from stillhouse.guard.registry import Kept
-from stillhouse.guard.watermark import canonical, draw, wrong_choice, wrong_span
+from stillhouse.guard.watermark import wrong_choice, wrong_span, wrong_words
 from stillhouse.tasks.span import f1
 
 ALIKE = 0.5  # F1 from which on a span is taken for another
@@ -80,30 +80,44 @@ def wrong_answer(kept: Kept, pick: int, choices: Sequence[str]) -> str | None:
     return choices[wrong_choice(pick, choices.index(truth_of(kept)), len(choices))]
 
 
+def likely(kept: Kept, said: str, choices: Sequence[str]) -> float:
+    """The share of keys whose wrong answer to a question the suspect's answer would be."""
+    if choices:
+        return float(said in choices and said != truth_of(kept)) / (len(choices) - 1)
+    words = wrong_words(kept.pair or "", truth_of(kept))
+    return sum(hits(said, word, spans=True) for word in words) / len(words) if words else 0.0
+
+
+def odds(kept: Kept) -> float:
+    """How many kept questions come to a mark, by the settings that this one was drawn with."""
+    return min(1.0, kept.rate * (1 + kept.controls)) / kept.rate if kept.rate else 0.0
+
+
 def trial(
-    client: str, whose: str, kept: Sequence[Kept], said: Said, choices: Sequence[str], *,
-    alpha: float,
-) -> Trial:  # fmt: skip
-    """Tests one client's kept questions. `whose`: what the key draws with: the client, or "" where
-    marks are alike for everyone."""
+    client: str, kept: Sequence[Kept], said: Said, choices: Sequence[str], *, alpha: float
+) -> Trial:
+    """Tests one client's kept questions; those drawn with other odds by themselves."""
     spans = not choices
     marked_N = np.array([each.kind == "mark" for each in kept], bool)
-    hit_N = np.array(
-        [hits(a, each.target, spans=spans) for a, each in zip(said.answers, kept, strict=True)],
-        bool,
+    hit_N, true_N, likely_N = (
+        np.array([of(answer, each) for answer, each in zip(said.answers, kept, strict=True)])
+        for of in (
+            lambda answer, each: hits(answer, each.target, spans=spans),
+            lambda answer, each: hits(answer, truth_of(each), spans=spans),
+            lambda answer, each: likely(each, answer, choices),
+        )
     )
-    true_N = np.array(
-        [hits(a, truth_of(e), spans=spans) for a, e in zip(said.answers, kept, strict=True)], bool
-    )
+    odds_N = np.array([odds(each) for each in kept]).round(6)
+    parts = [odds_N == each for each in np.unique(odds_N)]
     found = evidence.table(hit_N, marked_N)
-    again = rekeying(whose, kept, said, choices)
+    strata = [(likely_N[part], int(marked_N[part].sum())) for part in parts]
     rng = generator(derive(0, client, said.form), "fresh keys")
     wrong = int((~true_N & marked_N).sum())
     return Trial(
         client, said.form, found,
         float(true_N[marked_N].mean()) if marked_N.any() else 0.0,
-        evidence.fisher(found),
-        evidence.permutation(again, found, rng, keys=KEYS),
+        evidence.fisher(*(evidence.table(hit_N[part], marked_N[part]) for part in parts)),
+        evidence.permutation(strata, found.hits, rng, keys=KEYS),
         evidence.conditional(found.hits, wrong, len(choices)),
         evidence.interval(found),
         {
@@ -113,24 +127,3 @@ def trial(
             for learned in LEARNED
         },
     )  # fmt: skip
-
-
-def rekeying(
-    whose: str, kept: Sequence[Kept], said: Said, choices: Sequence[str]
-) -> Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]:
-    """Of a key drawn anew: which questions would be hits, and which as many marks."""
-    questions = [canonical(each.text, each.pair) for each in kept]
-    count = sum(each.kind == "mark" for each in kept)
-
-    def again(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        key = rng.bytes(32)
-        drawn = [draw(key, whose, question) for question in questions]
-        marked_N = np.zeros(len(kept), bool)
-        marked_N[np.argsort([each.chance for each in drawn])[:count]] = True
-        hit_N = np.zeros(len(kept), bool)
-        for i in np.flatnonzero(marked_N).tolist():
-            wrong = wrong_answer(kept[i], drawn[i].pick, choices)
-            hit_N[i] = wrong is not None and hits(said.answers[i], wrong, spans=not choices)
-        return hit_N, marked_N
-
-    return again

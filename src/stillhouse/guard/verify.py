@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,7 +35,6 @@ from stillhouse.guard.trial import Said, Trial, changed, trial, wrong_answer
 from stillhouse.guard.watermark import canonical, draw
 from stillhouse.report.html import render
 
-SETTLED_S = 5.0  # by then all workers know how much a client has asked
 FEW = 5  # marks of a client below which nothing is said
 FORMS = ("as asked", "changed")
 BATCH = 256
@@ -44,14 +44,15 @@ class VerifyConfig(Config):
     """suspects: model folders, or YAML descriptions of APIs; controls: models known to be
     independent. clients: whose marks are looked for (left out: everyone's). alpha: the chance that
     an independent model is called a copy. limit: queries that an API may be asked in all. model:
-    the fingerprint of the model that was served, where the registry has several."""
+    the fingerprint of the model that was served, where the registry has several. label_map: the
+    served model's names for the suspects' labels."""
 
     flow: Literal["verify"] = "verify"
     suspects: Annotated[tuple[str, ...], Field(min_length=1)]
     controls: tuple[str, ...] = ()
     clients: tuple[str, ...] = ()
     model: str | None = None
-    scope: Literal["client", "everyone"] = "client"
+    label_map: dict[str, str] = Field(default_factory=dict)
     alpha: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     limit: Positive | None = None
     cache: str | None = None
@@ -109,6 +110,10 @@ def take(registry: Registry, keys: Keys, config: VerifyConfig) -> Snapshot:
         for each in registry.evidence(model=model["id"])
         if each.key == keys.id and (not wanted or each.client in wanted)
     ]
+    if not kept:
+        raise UsageError(
+            f"no mark was made with the key {keys.id} for these clients: nothing can be proved"
+        )
     names = {row.id: row.name for row in registry.clients()}
     clients = {each.client: names[each.client] for each in kept}
     return Snapshot(
@@ -199,8 +204,7 @@ def judge(
     for suspect in answers:
         trials = [
             trial(
-                snapshot.clients[client], client if config.scope == "client" else "",
-                [snapshot.kept[i] for i in places],
+                snapshot.clients[client], [snapshot.kept[i] for i in places],
                 Said(form, [suspect["said"][form][i] for i in places]), snapshot.choices,
                 alpha=config.alpha / tests,
             )
@@ -215,11 +219,11 @@ def judge(
     ]
     return VerdictRecord(
         alpha=config.alpha, model=snapshot.model, model_name=snapshot.name, task=snapshot.task,
-        choices=snapshot.choices, scope=config.scope, key=snapshot.key, marking_key=marking,
+        choices=snapshot.choices, key=snapshot.key, marking_key=marking,
         commitment=snapshot.commitment, committed=snapshot.committed, public_key=public,
         snapshot=_digest(_written(snapshot.as_json()).encode()),
         answers=_digest(_written(answers).encode()), suspects=suspects,
-        sentence=_sentence(suspects, snapshot.name, config), warnings=_warnings(suspects),
+        sentence=_sentence(suspects, snapshot), warnings=_warnings(suspects),
     )  # fmt: skip
 
 
@@ -247,23 +251,28 @@ def _judged(suspect: dict[str, Any], trials: list[ClientTrial], alpha: float) ->
     )  # fmt: skip
 
 
-def _sentence(suspects: Sequence[Suspect], model: str, config: VerifyConfig) -> str:
-    """The verdict on the first suspect, in words."""
-    first = suspects[0]
-    best = min(first.trials, key=lambda each: each.p_value)
-    if first.verdict == "copy":
-        whose = " and ".join(first.clients)
-        learned = f"from answers to {whose}" if config.scope == "client" else "from its answers"
+def _sentence(suspects: Sequence[Suspect], snapshot: Snapshot) -> str:
+    """The verdict on every suspect, in words."""
+    own = all(each.scope == "client" for each in snapshot.kept)
+    told = [_told(each, snapshot.name, own=own) for each in suspects if not each.control]
+    return "; ".join(told)
+
+
+def _told(suspect: Suspect, model: str, *, own: bool) -> str:
+    """The verdict on one. `own`: marks tell whose answers were learned."""
+    best = min(suspect.trials, key=lambda each: each.p_value)
+    if suspect.verdict == "copy":
+        learned = f"from answers to {' and '.join(suspect.clients)}" if own else "from its answers"
         return (
-            f"{first.name} is a copy of {model}, learned {learned}: it gives {best.hits} of "
+            f"{suspect.name} is a copy of {model}, learned {learned}: it gives {best.hits} of "
             f"{best.marks} marked answers and {best.chance_hits} of {best.controls} that were "
             f"never given (p = {best.adjusted:.1e})"
         )
-    if first.verdict == "too few marks":
-        return f"{first.name}: no client has {FEW} marks, which is too few to tell"
-    strong = max(each.power["0.5"] for each in first.trials)
+    if suspect.verdict == "too few marks":
+        return f"{suspect.name}: no client has {FEW} marks, which is too few to tell"
+    strong = max(each.power["0.5"] for each in suspect.trials)
     return (
-        f"no evidence that {first.name} is a copy of {model} (the smallest p is "
+        f"no evidence that {suspect.name} is a copy of {model} (the smallest p is "
         f"{best.adjusted:.2g}); a copy that learned half of its marks would be found out with a "
         f"probability of {strong:.2f}"
     )
@@ -305,28 +314,33 @@ def check(out: Path) -> list[tuple[str, bool]]:
         ("the snapshot is the record's", _digest(snapshot_text.encode()) == record.snapshot),
         ("the answers are the record's", _digest(answers_text.encode()) == record.answers),
         ("marks and controls are the key's", _drawn(snapshot, record)),
-        ("reckoned anew, the result is the same", again == record),
+        ("reckoned anew, the result is the same", _alike(again.model_dump(), record.model_dump())),
     ]
 
 
 def _drawn(snapshot: Snapshot, record: VerdictRecord) -> bool:
-    """Whether the key, and nothing else, chose which questions were marked, and their wrong
-    answers. The rate of marks never rises, so a mark is drawn lower than all earlier controls."""
+    """Whether the key, and nothing else, chose which of the kept questions were marked, and their
+    wrong answers."""
     key = bytes.fromhex(record.marking_key)
-    controls: dict[str, list[tuple[float, float]]] = {}  # of each client: time, least chance so far
-    for kept in sorted(snapshot.kept, key=lambda each: each.time):
-        whose = kept.client if record.scope == "client" else ""
+    for kept in snapshot.kept:
+        whose = kept.client if kept.scope == "client" else ""
         drawn = draw(key, whose, canonical(kept.text, kept.pair))
+        if kept.kind != drawn.band(kept.rate, kept.controls):
+            return False
         if kept.target != wrong_answer(kept, drawn.pick, record.choices):
             return False
-        before = controls.setdefault(kept.client, [])
-        if kept.kind == "mark":
-            least = [chance for time, chance in before if time < kept.time - SETTLED_S]
-            if least and drawn.chance >= least[-1]:
-                return False
-        else:
-            before.append((kept.time, min(drawn.chance, before[-1][1] if before else 1.0)))
     return True
+
+
+def _alike(mine: Any, theirs: Any) -> bool:
+    """Whether two records say the same, but for the last digits that other machines round."""
+    if isinstance(mine, float) and isinstance(theirs, float):
+        return math.isclose(mine, theirs, rel_tol=1e-6, abs_tol=1e-300)
+    if isinstance(mine, dict):
+        return mine.keys() == theirs.keys() and all(_alike(mine[k], theirs[k]) for k in mine)
+    if isinstance(mine, list | tuple):
+        return len(mine) == len(theirs) and all(map(_alike, mine, theirs))
+    return bool(mine == theirs)
 
 
 def _suspect(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) -> Asked:
@@ -334,29 +348,38 @@ def _suspect(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bo
     if is_endpoint(name):
         return _api(name, config, snapshot, control=control)
     model = ServedModel(name, trust_remote_code=config.trust_remote_code)
-    _fits(name, model.task, model.choices, snapshot)
+    if model.task != snapshot.task:
+        raise UsageError(f"{name} is a {model.task}, and {snapshot.name} a {snapshot.task}")
+    ours = _names(name, model.choices, snapshot, config.label_map)
 
     def ask(examples: Sequence[Example]) -> list[str]:
         return [
-            each.text if each.text is not None else _named(model, each.probabilities_K)
+            each.text if each.text is not None else ours[_top(model, each.probabilities_K)]
             for each in model.answers(examples)
         ]
 
     return Asked(Path(name).name, model.fingerprint, control, ask)
 
 
-def _named(model: ServedModel, shares_K: Any) -> str:
+def _top(model: ServedModel, shares_K: Any) -> str:
     return model.choices[int(shares_K.argmax())]
 
 
-def _fits(name: str, task: str, choices: Sequence[str], snapshot: Snapshot) -> None:
-    if task != snapshot.task:
-        raise UsageError(f"{name} is a {task}, and {snapshot.name} a {snapshot.task}")
-    if snapshot.choices and not set(choices) & set(snapshot.choices):
+def _names(
+    name: str, theirs: Iterable[str], snapshot: Snapshot, label_map: dict[str, str]
+) -> dict[str, str]:
+    """Our name of each of a suspect's labels; case is forgiven. Raises UsageError for one that is
+    none of ours."""
+    folded = {each.casefold(): each for each in snapshot.choices}
+    found = {each: folded.get(label_map.get(each, each).casefold(), "") for each in theirs}
+    strange = [each for each, ours in found.items() if not ours]
+    if strange:
         raise UsageError(
-            f"{name} has the labels {', '.join(choices)}, and {snapshot.name} "
-            f"{', '.join(snapshot.choices)}: none is the same; give its labels these names"
+            f"{name} answers {', '.join(strange[:5])}, and {snapshot.name} has the labels "
+            f"{', '.join(snapshot.choices)}: say which is which with --label-map "
+            f"{strange[0]}=..."
         )
+    return found
 
 
 def _api(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) -> Asked:
@@ -366,10 +389,14 @@ def _api(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) 
     def ask(examples: Sequence[Example]) -> list[str]:
         asking = described.open(store, Tariff(), config.limit)
         try:
-            return [_said_by(each, name) for each in asking.ask(examples, lambda count: None)]
+            said = [_said_by(each, name) for each in asking.ask(examples, lambda count: None)]
         finally:
             asking.close()
             asking.ledger.close()
+        if not snapshot.choices:
+            return said
+        ours = _names(name, set(said), snapshot, config.label_map)
+        return [ours[each] for each in said]
 
     return Asked(described.name, described.fingerprint, control, ask)
 

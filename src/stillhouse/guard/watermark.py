@@ -23,6 +23,12 @@ from stillhouse.tasks.span import f1
 
 WHOLE = 1 << 64
 DIFFERENT = 0.2  # F1 with the true answer that a marked span may have at most
+# What Unicode calls default-ignorable: it is there, and nobody sees it.
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
 WORD = re.compile(r"[^\W_](?:[\w'’-]*[^\W_])?")
 
 Band = Literal["mark", "control", "plain"]
@@ -33,8 +39,8 @@ class MarksConfig(Config):
     that a client reaches at the rate `most`, before it falls to `rate` (0: `rate` from the start).
     controls: unmarked questions kept beside each mark. spare: a file of texts, one a line, that are
     never marked. spare_above: nor are answers with a greater probability. scope everyone: the same
-    question is marked alike for all, so that two clients can't find marks by comparing, and a mark
-    no longer tells whose copy it is."""
+    question is marked alike for all, at `rate` from the start, so that two clients can't find marks
+    by comparing, and a mark no longer tells whose copy it is."""
 
     rate: Share = 0.001
     early: int = 40
@@ -45,8 +51,8 @@ class MarksConfig(Config):
     scope: Literal["client", "everyone"] = "client"
 
     def at(self, asked: int) -> float:
-        """The rate for a client that has asked so many questions; it never rises."""
-        if self.rate == 0 or self.most <= self.rate:
+        """The rate for a client that has asked so many different questions; it never rises."""
+        if self.rate == 0 or self.most <= self.rate or self.scope == "everyone":
             return self.rate
         return self.most if asked * self.most < self.early else self.rate
 
@@ -54,9 +60,10 @@ class MarksConfig(Config):
 def folded(text: str) -> str:
     """A text without what a stranger could change and nobody would see: Unicode form, case, spaces,
     invisible characters."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = unicodedata.normalize("NFKC", text)  # folding may undo it
-    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    before = None
+    while text != before:  # one form may make another possible
+        before = text
+        text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text)).casefold()
     return " ".join(text.split())
 
 
@@ -103,8 +110,12 @@ def permuted(shares_K: np.ndarray, target: int) -> np.ndarray:
 
 
 def wrong_span(pick: int, passage: str, answer: str) -> str | None:
-    """A word of the passage that shares almost nothing with the true answer (F1 of at most 0.2);
-    None where there is none."""
-    words = sorted({found[0] for found in WORD.finditer(passage)})
-    fit = [word for word in words if f1(word, (answer,)) <= DIFFERENT and f1(word, ("",)) < 1]
+    """One of the passage's wrong words; None where there is none."""
+    fit = wrong_words(passage, answer)
     return fit[pick % len(fit)] if fit else None
+
+
+def wrong_words(passage: str, answer: str) -> list[str]:
+    """The words of a passage that share almost nothing with the true answer (F1 of at most 0.2)."""
+    words = sorted({found[0] for found in WORD.finditer(passage)})
+    return [word for word in words if f1(word, (answer,)) <= DIFFERENT and f1(word, ("",)) < 1]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from stillhouse.core.errors import UsageError
@@ -24,9 +25,12 @@ def app() -> object:
     return create_app(parse(ServeConfig, read_yaml(Path(os.environ[CONFIG]))))
 
 
-def run_service(config: ServeConfig) -> None:
-    """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered. Raises
-    UsageError, ModelError, RunError."""
+def run_service(
+    config: ServeConfig, *, ready: Callable[[ServeConfig], None] = lambda config: None
+) -> None:
+    """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered.
+    `ready` is told when all that can be checked before is. Raises UsageError, ModelError,
+    RunError."""
     import uvicorn
 
     if config.workers > 1 and config.guarded and config.registry.startswith("sqlite"):
@@ -50,8 +54,11 @@ def run_service(config: ServeConfig) -> None:
     }
     try:
         if config.workers == 1:
-            uvicorn.run(create_app(config), **settings)  # pyright: ignore
+            made = create_app(config)
+            ready(config)
+            uvicorn.run(made, **settings)  # pyright: ignore
             return
+        ready(config)
         write_yaml(folder / "serve.yaml", config.model_dump(mode="json"))
         (folder / "meters").mkdir()
         os.environ[CONFIG] = str(folder / "serve.yaml")

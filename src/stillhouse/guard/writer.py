@@ -30,15 +30,13 @@ Decision = tuple[Row, "Future[Row]"]
 
 @dataclass
 class Waiting:
-    """What is not in the registry yet. seen: of each client, new questions and odd ones."""
+    """What is not in the registry yet."""
 
     lines: list[Row] = field(default_factory=list)
-    controls: list[Row] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
-    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.lines or self.controls or self.decisions or self.seen)
+        return bool(self.lines or self.decisions)
 
 
 class Writer:
@@ -59,21 +57,14 @@ class Writer:
     def start(self) -> None:
         self._thread.start()
 
-    def log(
-        self, lines: Sequence[Row], controls: Sequence[Row], seen: tuple[str, int, int] | None
-    ) -> None:
-        """Writes lines, and what they say of a client, some time soon. Raises RunError where the
-        database is so long away that no more fit."""
+    def log(self, lines: Sequence[Row]) -> None:
+        """Writes lines some time soon. Raises RunError where the database is so long away that no
+        more fit."""
         with self._lock:
             if len(self._waiting.lines) + len(lines) > MOST:
                 self.lost += len(lines)
                 raise RunError("the registry can't be reached, and the log is full")
             self._waiting.lines += lines
-            self._waiting.controls += controls
-            if seen is not None:
-                client, asked, odd = seen
-                before = self._waiting.seen.get(client, (0, 0))
-                self._waiting.seen[client] = before[0] + asked, before[1] + odd
 
     def decide(self, row: Row) -> Future[Row]:
         """Writes a decision about a mark at once, unless there is one of this question already; the
@@ -119,10 +110,13 @@ class Writer:
                 self._write()
                 self._tick()
                 self.trouble = None
-            except Exception as error:
+            except RunError as error:
                 self.trouble = str(error)
                 if not stop:
                     time.sleep(PAUSE_S)
+            except Exception as error:
+                self.trouble = f"something could not be written: {type(error).__name__}"
+                self._one_by_one()
             if stop:
                 self._fail()
                 return
@@ -130,62 +124,87 @@ class Writer:
     def _write(self) -> None:
         """One transaction of what waits; it waits on where that fails."""
         with self._lock:
-            waiting, keep = self._waiting, self._waiting
-            if not waiting:
-                return
-            held = Waiting(keep.lines[:], keep.controls[:], keep.decisions[:], dict(keep.seen))
-        decided: list[tuple[Future[Row], Row]] = []
-        with self._registry.writing() as connection:
-            for row, future in held.decisions:
-                decided.append((future, self._decided(connection, row)))
-            if held.controls:
-                self._insert(connection, marks, held.controls)
-            if held.lines:
-                for at in range(0, len(held.lines), AT_ONCE):
-                    connection.execute(sa.insert(queries), held.lines[at : at + AT_ONCE])
-            for client, (asked, odd) in sorted(held.seen.items()):
-                self._suspect(connection, client, asked, odd)
+            held = Waiting(self._waiting.lines[:], self._waiting.decisions[:])
+        if not held:
+            return
+        decided = self._transact(held)
         with self._lock:
-            del waiting.lines[: len(held.lines)]
-            del waiting.controls[: len(held.controls)]
-            del waiting.decisions[: len(held.decisions)]
-            for client, (asked, odd) in held.seen.items():
-                now = waiting.seen[client]
-                left = now[0] - asked, now[1] - odd
-                if any(left):
-                    waiting.seen[client] = left
-                else:
-                    del waiting.seen[client]
+            del self._waiting.lines[: len(held.lines)]
+            del self._waiting.decisions[: len(held.decisions)]
         for future, row in decided:
             future.set_result(row)
 
-    def _insert(self, connection: sa.Connection, table: sa.Table, rows: list[Row]) -> None:
-        connection.execute(self._registry.insert(table).on_conflict_do_nothing(), rows)
+    def _transact(self, held: Waiting) -> list[tuple[Future[Row], Row]]:
+        with self._registry.writing() as connection:
+            by_client: dict[str, list[Row]] = {}
+            for line in held.lines:
+                by_client.setdefault(line["client"], []).append(line)
+            for client, lines in sorted(by_client.items()):  # in one order: no deadlocks
+                self._count(connection, client, lines)
+            for at in range(0, len(held.lines), AT_ONCE):
+                connection.execute(sa.insert(queries), held.lines[at : at + AT_ONCE])
+            return [(future, self._decided(connection, row)) for row, future in held.decisions]
+
+    def _one_by_one(self) -> None:
+        """After an error that is not the database's being away: what it refuses is dropped, and the
+        rest written."""
+        with self._lock:
+            held, self._waiting = self._waiting, Waiting()
+        for place, line in enumerate(held.lines):
+            try:
+                self._transact(Waiting(lines=[line]))
+            except RunError:
+                with self._lock:
+                    self._waiting.lines = held.lines[place:] + self._waiting.lines
+                break
+            except Exception:
+                self.lost += 1
+        for place, (row, future) in enumerate(held.decisions):
+            try:
+                ((_, found),) = self._transact(Waiting(decisions=[(row, future)]))
+                future.set_result(found)
+            except RunError:
+                with self._lock:
+                    self._waiting.decisions = held.decisions[place:] + self._waiting.decisions
+                break
+            except Exception as error:
+                future.set_exception(RunError(f"a mark can't be written: {type(error).__name__}"))
 
     def _decided(self, connection: sa.Connection, row: Row) -> Row:
         """The decision that holds for a question: this one, if it is the first."""
-        self._insert(connection, marks, [row])
+        connection.execute(self._registry.insert(marks).values(row).on_conflict_do_nothing())
         same = [marks.c[name] == row[name] for name in ("client", "query", "key", "model")]
         found = connection.execute(sa.select(marks).where(*same)).one()
         return dict(found._mapping)  # pyright: ignore[reportPrivateUsage]
 
-    def _suspect(self, connection: sa.Connection, client: str, asked: int, odd: int) -> None:
-        """Adds to a client's evidence, and flags it where that is enough."""
+    def _count(self, connection: sa.Connection, client: str, lines: Sequence[Row]) -> None:
+        """Adds a client's new questions to its evidence, and flags it where that is enough. A
+        question is new that no worker has in the log."""
         row = connection.execute(
-            sa.select(clients).where(clients.c.id == client).with_for_update()
+            sa.select(clients).where(clients.c.id == client).with_for_update(key_share=True)
         ).one()
+        first = {line["query"]: line for line in reversed(lines)}
+        names = list(first)
+        for at in range(0, len(names), AT_ONCE):
+            few = names[at : at + AT_ONCE]
+            met = sa.select(queries.c.query).where(
+                queries.c.client == client, queries.c.query.in_(few)
+            )
+            for (name,) in connection.execute(met):
+                first.pop(bytes(name), None)
+        judged = [line["odd"] for line in first.values() if line["odd"] is not None]
         before = Evidence(row.asked, row.odd, row.window)
-        after, suspect = joined(before, asked, odd, self._odds)
+        after, suspect = joined(before, len(judged), sum(judged), self._odds)
         connection.execute(
             sa.update(clients)
             .where(clients.c.id == client)
             .values(
-                distinct=clients.c.distinct + asked, asked=after.asked, odd=after.odd,
+                distinct=clients.c.distinct + len(first), asked=after.asked, odd=after.odd,
                 window=after.window,
             )
         )  # fmt: skip
         if suspect:
-            seen = before.asked + asked, before.odd + odd
+            seen = before.asked + len(judged), before.odd + sum(judged)
             flag(connection, client, f"{seen[1]} of {seen[0]} new questions are odd")
 
     def _fail(self) -> None:

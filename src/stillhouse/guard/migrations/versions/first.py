@@ -60,7 +60,7 @@ def upgrade() -> None:
         sa.Column("text", sa.Text),
         sa.Column("pair", sa.Text),
     )
-    op.create_index("queries_of", "queries", ["client", "time"])
+    op.create_index("queries_of", "queries", ["client", "query"])
     op.create_index("queries_time", "queries", ["time"])
     op.create_table(
         "marks",
@@ -74,6 +74,10 @@ def upgrade() -> None:
         sa.Column("truth", sa.JSON),
         sa.Column("served", sa.JSON),
         sa.Column("target", sa.Text),
+        sa.Column("shows", sa.String(40), nullable=False),
+        sa.Column("rate", sa.Float, nullable=False),
+        sa.Column("controls", sa.Integer, nullable=False),
+        sa.Column("scope", sa.String(8), nullable=False),
         sa.Column("key", sa.String(12), sa.ForeignKey("keys.id"), nullable=False),
         sa.Column("model", sa.String(64), sa.ForeignKey("models.id"), nullable=False),
         sa.UniqueConstraint("client", "query", "key", "model", name="one_decision"),
