@@ -22,14 +22,22 @@ class Running:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    several: bool
 
     def workers(self) -> list[int]:
-        """The processes that serve (of one worker: the process itself)."""
+        """The processes that serve: the supervisor's children, or where there is one worker the
+        process itself."""
+        if not self.several:
+            return [self.process.pid]
         children = psutil.Process(self.process.pid).children()
-        found = [c.pid for c in children if "spawn_main" in " ".join(c.cmdline())]
-        return found or [self.process.pid]
+        found: list[int] = []
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):  # killed just now
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+        return found
 
-    def wait(self, *, seconds: float = 60.0) -> None:
+    def wait(self, *, seconds: float = 240.0) -> None:
         """Until it answers."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -43,7 +51,7 @@ class Running:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
 @contextlib.contextmanager
@@ -59,7 +67,8 @@ def service(
         process = subprocess.Popen(
             command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment
         )
-    running = Running(process, f"http://127.0.0.1:{port}", log)
+    several = "--workers" in options
+    running = Running(process, f"http://127.0.0.1:{port}", log, several)
     try:
         running.wait()
         yield running
@@ -68,7 +77,7 @@ def service(
             children = psutil.Process(process.pid).children()
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(30)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 for each in [*children, process]:
                     each.kill()

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as Alembic
+from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -108,8 +109,8 @@ class Registry:
         self.url = made
         self.is_sqlite = made.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            sa.event.listen(self.engine, "connect", _sqlite)
-            sa.event.listen(self.engine, "begin", _begin)
+            event.listen(self.engine, "connect", _sqlite)
+            event.listen(self.engine, "begin", _begin)
 
     def __repr__(self) -> str:
         return f"Registry({self.url.render_as_string()})"
@@ -325,10 +326,6 @@ class Registry:
         )
         with self.reading() as connection:
             return {client: count for client, count in connection.execute(chosen)}  # noqa: C416
-
-    def event(self, kind: str, detail: str, client: str | None = None) -> None:
-        with self.writing() as connection:
-            _event(connection, kind, detail, client)
 
     def judged(self, suspect: str, sentence: str, record: bytes, signature: str) -> None:
         """Writes down a verdict."""

@@ -11,6 +11,7 @@ import binascii
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stillhouse import __version__
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.terms import Config, Positive
@@ -183,7 +183,7 @@ def create_app(config: ServeConfig) -> FastAPI:
             await asyncio.to_thread(worker.guard.close)
 
     app = FastAPI(
-        title="Stillhouse", version=__version__, lifespan=living,
+        title="Stillhouse", version=version("stillhouse"), lifespan=living,
         description=f"{worker.model.name}, behind its guard.",
     )  # fmt: skip
     app.add_middleware(Bounded, most=config.body_bytes)

@@ -81,8 +81,10 @@ class Snapshot:
 
     @classmethod
     def of_json(cls, held: dict[str, Any]) -> Snapshot:
-        kept = [Kept(**row | {"query": bytes.fromhex(row["query"])}) for row in held["kept"]]
-        return cls(**held | {"kept": kept})
+        rows: list[dict[str, Any]] = held["kept"]
+        kept = [Kept(**{**row, "query": bytes.fromhex(row["query"])}) for row in rows]
+        rest: dict[str, Any] = {name: held[name] for name in held if name != "kept"}
+        return cls(kept=kept, **rest)
 
 
 def take(registry: Registry, keys: Keys, config: VerifyConfig) -> Snapshot:
