@@ -56,6 +56,7 @@ def _line(
         hour=last[0].get(row.id, 0),
         day=last[1].get(row.id, 0),
         charged=row.charged,
+        asked=row.distinct,
         most=limits.queries if row.queries is None else row.queries,
         money=tariff.price(row.units),
         most_money=limits.money if row.money is None else row.money,

@@ -179,7 +179,7 @@ class Registry:
                     queries=queries, money=money, per_s=per_s,
                 )
             )  # fmt: skip
-            _event(connection, "created", f"{role} {name}", found)
+            _event(connection, "created", role, found)
         return self.client(found), f"sh_{found}_{secret}"
 
     def revoke(self, name: str) -> None:
@@ -192,7 +192,7 @@ class Registry:
                 .where(clients.c.id == row.id, clients.c.revoked.is_(None))
                 .values(revoked=now)
             )
-            _event(connection, "revoked", row.name, row.id)
+            _event(connection, "revoked", "", row.id)
 
     def client(self, found: str) -> ClientRow:
         (row,) = self.clients(clients.c.id == found)
@@ -236,7 +236,7 @@ class Registry:
                 .where(clients.c.id == row.id)
                 .values(flagged=None, asked=0, odd=0, window=clients.c.window + 1)
             )
-            _event(connection, "unflagged", row.name, row.id)
+            _event(connection, "unflagged", "", row.id)
 
     def forget(self, name: str) -> int:
         """Deletes all that a client asked, its evidence included; how many rows went. Raises

@@ -12,7 +12,7 @@ from stillhouse.report.html import environment
 
 @dataclass(frozen=True)
 class ClientLine:
-    """One client. hour, day: questions in the last; copy: the share of the model's score that a
+    """One client. hour, day: questions in the last; asked: different ones; copy: the share of the model's score that a
     copy from its questions would have; used: of the measured curve."""
 
     name: str
@@ -20,6 +20,7 @@ class ClientLine:
     hour: int
     day: int
     charged: int
+    asked: int
     most: int | None
     money: float
     most_money: float | None
