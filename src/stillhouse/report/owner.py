@@ -12,8 +12,8 @@ from stillhouse.report.html import environment
 
 @dataclass(frozen=True)
 class ClientLine:
-    """One client. hour, day: questions in the last; asked: different ones; copy: the share of the model's score that a
-    copy from its questions would have; used: of the measured curve."""
+    """One client. hour, day: questions in the last; asked: different ones; copy: the share of the
+    model's score that a copy from its questions would have; used: of the measured curve."""
 
     name: str
     state: Literal["active", "flagged", "revoked"]
