@@ -46,8 +46,16 @@ class Cluster:
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder}"
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-o", options, "-w",
-                  "-l", str(self.folder / "log"), "start")  # fmt: skip
+        command = ("-D", str(self.folder / "data"), "-o", options, "-w", "-t", "120",
+                   "-l", str(self.folder / "log"), "start")  # fmt: skip
+        for attempt in range(5):  # after a hard stop the socket may be taken a little longer
+            try:
+                self._run("pg_ctl", *command)
+                return
+            except subprocess.CalledProcessError:
+                if attempt == 4:
+                    raise RuntimeError((self.folder / "log").read_text()) from None
+                time.sleep(2)
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")
