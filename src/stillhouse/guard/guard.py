@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,7 +126,6 @@ class Counters:
     questions: int = 0
     marks: int = 0
     odd: int = 0
-    denied: dict[int, int] = field(default_factory=dict)
 
 
 class Guard:
@@ -350,8 +349,7 @@ class Guard:
             "time": now, "client": row.id, "query": name, "kind": band, "text": example.text,
             "pair": example.pair, "truth": plain, "served": wrong if band == "mark" else plain,
             "target": target, "shows": view.name, "rate": rate, "controls": settings.controls,
-            "scope": settings.scope,
-            "key": self.keys.id, "model": self.about.fingerprint,
+            "scope": settings.scope, "key": self.keys.id, "model": self.about.fingerprint,
         }  # fmt: skip
         if band == "plain":  # it could have been a mark before: that it is none now is for good
             nothing = dict.fromkeys(("text", "pair", "truth", "served", "target"))
