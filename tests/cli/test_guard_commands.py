@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tiny
@@ -25,6 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save(path / "model", seed=3)
     tiny.save(path / "other", seed=9)
     tiny.reviews(path / "reviews.csv", count=200)
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(tiny.PLAIN[:26], n)) for n in rng.integers(5, 20, 600)]
+    (path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
@@ -83,6 +87,7 @@ def test_learning_says_how_good_the_check_is(call: Call, folder: Path) -> None:
     code, out, err = call(
         "guard", "learn", "--model", folder / "model", "--data", folder / "reviews.csv",
         "--out", folder / "check", "--cache", folder / "cache", "--set", "lr=0.01",
+        "--corpus", folder / "text.txt",
     )  # fmt: skip
     assert code == 0, err
     assert "AUC" in out

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from stillhouse.guard import suspicion
 from stillhouse.guard.suspicion import WINDOW, Evidence, Odds, capital, is_suspect, joined
 
 ODDS = Odds(alpha=0.01, tolerance=0.1)
@@ -42,11 +43,16 @@ def test_the_bet_is_fair_at_the_tolerance_and_loses_below(rate: float) -> None:
         assert rate * won + (1 - rate) * lost <= now * (1 + 1e-9)
 
 
-def test_honest_clients_are_flagged_no_more_often_than_alpha() -> None:
-    """Looked at after every question, over two windows, at the tolerance itself."""
-    rng = np.random.default_rng(0)
-    flagged = [flagged_at(rng.random(1500) < 0.1) is not None for _ in range(600)]
-    assert np.mean(flagged) <= 0.01 + 3 * (0.01 * 0.99 / 600) ** 0.5
+def test_honest_clients_are_flagged_no_more_often_than_alpha(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looked at after every question, over four windows, at the tolerance itself."""
+    monkeypatch.setattr(suspicion, "WINDOW", 60)
+    monkeypatch.setattr(suspicion, "RATES", 4)
+    odds, rng = Odds(alpha=0.1, tolerance=0.2), np.random.default_rng(0)
+    flagged = [flagged_at(rng.random(240) < 0.2, odds) is not None for _ in range(250)]
+    assert np.mean(flagged) <= 0.1 + 3 * (0.1 * 0.9 / 250) ** 0.5
+    assert np.mean(flagged) > 0  # the bet is not so timid that nothing ever happens
 
 
 def test_a_thief_is_flagged_soon() -> None:
