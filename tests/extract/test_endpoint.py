@@ -166,6 +166,19 @@ def test_an_answer_that_does_not_fit_is_shown(
         assert server.requests == 1
 
 
+@pytest.mark.parametrize("share", ["n/a", None, "nan", "inf", [], {"p": 1}])
+def test_a_share_that_is_no_number_is_shown(tmp_path: Path, share: Any) -> None:
+    """Also NaN and infinity, which some JSON has, in quotes or without."""
+
+    def broken(text: str, pair: str | None) -> dict[str, Any]:
+        return {"scores": {"good": 0.5, "bad": share}}
+
+    read = {"answers": "out", "probabilities": "scores"}
+    with serving(broken) as server, client(tmp_path, server, read=read) as (asking, _):
+        with pytest.raises(DataError, match="a probability is no number"):
+            asking.ask(QUERIES)
+
+
 def test_lists_of_labels_and_of_shares_belong_together(tmp_path: Path) -> None:
     def listed(text: str, pair: str | None) -> dict[str, Any]:
         return {"all": [{"name": k, "p": v} for k, v in answer(text, pair)["scores"].items()]}

@@ -149,6 +149,16 @@ def test_what_is_not_used_goes_back(registry: Registry) -> None:
     assert not purse.held(row.id, 1, 1)
 
 
+def test_what_goes_back_may_be_asked_at_the_same_rate(registry: Registry) -> None:
+    clock = Clock()
+    row, _ = registry.create_client("ann")
+    first, second = (purses(registry, clock, per_s=10.0, burst_s=10.0) for _ in range(2))
+    first.take(row.id, 1, 1)
+    assert registry.client(row.id).charged > 20
+    first.give_back(idle_only=False)
+    assert spend(second, row.id) == 99
+
+
 def test_a_refund_is_no_charge(registry: Registry) -> None:
     row, _ = registry.create_client("ann", queries=5)
     purse = purses(registry)
