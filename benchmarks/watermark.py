@@ -1,7 +1,8 @@
 """What marks prove: thieves of a marked model, independent models, and thieves who fight back.
 
 command    python benchmarks/watermark.py --teacher sst2-teacher --data $STILLHOUSE_DATA --out marks
-           the larger one: --queries 67349 --tasks sst2 sick squad --victims audits/victims
+           of pairs and spans: --tasks sick squad --victims audits/victims --parts table
+           the larger one: --queries 67349 --fight 10
 hardware   two CPU cores; see docs/results.md for the time it took
 result     see docs/results.md, "Marks"
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,10 @@ from stillhouse.tasks.base import Task
 
 KEYS = Keys(bytes(range(32)))
 NONE = {"rate": 0.0, "most": 0.0}
-RATES = {"0.1 %": {"rate": 0.001, "early": 0}, "adaptive": {}}
+RATES = {
+    "0.1 %": {"rate": 0.001, "early": 0}, "adaptive": {},
+    "3 %": {"rate": 0.03, "most": 0.03, "early": 0},
+}  # fmt: skip
 LR = {"squad": 2e-4}
 PARTS = ("table", "alarms", "thieves")
 
@@ -207,14 +211,14 @@ def table(world: World) -> list[dict[str, Any]]:
     honest = list(world.made.splits.reported)
     for view in views:
         marked = {
-            n: world.told(f"{view}-{n[:3]}", pool, view=view, marks=m) for n, m in RATES.items()
+            n: world.told(f"{view}-{n[:3]}", pool, view=view, marks=RATES[n]) for n in args.rates
         }
         plain = world.told(f"{view}-unmarked", pool, view=view, marks=NONE)
         costs = {}
-        for name, marks in RATES.items():  # of an honest client who asks the reported rows
+        for name in args.rates:  # of an honest client who asks the reported rows
             rows_of = world.told(
                 f"{view}-honest-{name[:3]}", Pool(world.made.splits.reported.parts), view=view,
-                marks=marks,
+                marks=RATES[name],
             )  # fmt: skip
             said = [_answer(rows_of.answers, i, world) for i in range(len(honest))]
             costs[name] = _scored(world, said)
@@ -251,23 +255,31 @@ def _row(
 
 
 def alarms(world: World) -> list[dict[str, Any]]:
-    """Models that never saw a marked answer, each tried for the marks of a client of its own."""
+    """Models that never saw an answer of this one, each tried for the marks of a client of its own:
+    every one learned other rows of the owner's data, with the labels people gave them."""
     args, rows = world.args, []
+    labelled = world.made.splits.labelled
     for number in range(args.independent):
-        pool = world.queries(1000 + number, args.small)
-        plain = world.told(f"independent-{number}", pool, view="probabilities", marks=NONE)
-        copy = world.copy(f"independent-{number}", plain, epochs=3.0, seed=number)
+        chosen = generator(0, "independent", number).permutation(len(labelled))[: args.small]
+        pool = at(labelled, np.sort(chosen))
+        gold = from_json(
+            [{"label": world.model.choices[label]} for label in pool.labels.tolist()],
+            world.model.choices,
+        )
+        said = Client(f"independent-{number}", "", pool, gold, [])
+        copy = world.copy(said.name, said, epochs=3.0, seed=number)
         asked = world.queries(2000 + number, args.queries)
         client = world.told(f"client-{number}", asked, view="probabilities", marks={})
-        rows.append({"number": number, **world.tried(ServedModel(copy), client)})
+        score = json.loads((copy / "score.json").read_text(encoding="utf-8"))["score"]
+        rows.append({"number": number, "score": score, **world.tried(ServedModel(copy), client)})
     return rows
 
 
 def thieves(world: World) -> list[dict[str, Any]]:
     """Thieves who know of marks and fight them: what that costs them, and whether it helps."""
     args = world.args
-    pool = world.queries(0, args.queries)
-    client = world.told("thief", pool, view="probabilities", marks={})
+    pool, epochs = world.queries(0, args.queries), args.fight
+    client = world.told("probabilities-ada", pool, view="probabilities", marks={})
     rows: list[dict[str, Any]] = []
 
     def add(name: str, copy: Path, *, say: Any = None, against: Client = client) -> None:
@@ -276,10 +288,9 @@ def thieves(world: World) -> list[dict[str, Any]]:
         rows.append({"thief": name, "score": score, **found})
         print(rows[-1], flush=True)
 
-    usual = world.copy("usual", client, epochs=10.0)
-    add("10 epochs", usual)
-    add("3 epochs", world.copy("three", client, epochs=3.0))
-    add("early stopping, 1 epoch", world.copy("one", client, epochs=1.0))
+    usual = world.copy(f"probabilities-ada-{epochs:g}", client, epochs=epochs)
+    add(f"{epochs:g} epochs", usual)
+    add("early stopping, 1 epoch", world.copy("probabilities-ada-1", client, epochs=1.0))
     model = ServedModel(usual)
     known = {(e.text, e.pair) for e in pool}
 
@@ -295,15 +306,15 @@ def thieves(world: World) -> list[dict[str, Any]]:
     relabelled = from_json([_shown(model, t) for t in model.answers(list(again))], model.choices)
     add(
         "double extraction",
-        world.copy("double", client, epochs=3.0, pool=again, answers=relabelled),
+        world.copy("double", client, epochs=epochs, pool=again, answers=relabelled),
     )
     dropped = _rewritten(world, pool, "dropped")
-    add("word dropout", world.copy("dropped", client, epochs=10.0, pool=dropped))
+    add("word dropout", world.copy("dropped", client, epochs=epochs, pool=dropped))
     half = args.queries // 2
     other = world.told("unmarked-half", world.queries(78, half), view="probabilities", marks=NONE)
     mixed, both = _joined(world, (at(pool, np.arange(half)), client.answers.first(half)),
                           (other.pool, other.answers))  # fmt: skip
-    add("diluted by half", world.copy("diluted", client, epochs=10.0, pool=mixed, answers=both))
+    add("diluted by half", world.copy("diluted", client, epochs=epochs, pool=mixed, answers=both))
     several = [
         world.told(
             f"colluding-{n}", at(pool, np.arange(args.queries)), view="probabilities", marks={}
@@ -312,18 +323,20 @@ def thieves(world: World) -> list[dict[str, Any]]:
     ]
     votes = np.median([c.answers.probabilities_NK for c in several], axis=0)
     agreed = Answers(several[0].answers.choices, votes / votes.sum(-1, keepdims=True))
-    voted = world.copy("voted", several[0], epochs=10.0, answers=agreed)
+    voted = world.copy("voted", several[0], epochs=epochs, answers=agreed)
     add("three clients compare answers", voted, against=several[0])
     parts = [at(pool, np.arange(n, args.queries, 3)) for n in range(3)]
     split = [
         world.told(f"split-{n}", p, view="probabilities", marks={}) for n, p in enumerate(parts)
     ]
     mixed, both = _joined(world, *((c.pool, c.answers) for c in split))
-    shared = world.copy("split", split[0], epochs=10.0, pool=mixed, answers=both)
+    shared = world.copy("split", split[0], epochs=epochs, pool=mixed, answers=both)
     for number, each in enumerate(split):
         add(f"three clients share the queries, client {number + 1}", shared, against=each)
     private = private_copy(world, client, args)
-    add(f"DP-SGD, noise {args.noise:g}", private)
+    few = {(e.text, e.pair) for e in at(pool, np.arange(args.private))}
+    asked = replace(client, kept=[k for k in client.kept if (k.text, k.pair) in few])
+    add(f"DP-SGD, noise {args.noise:g}, {args.private:,} queries", private, against=asked)
     return rows
 
 
@@ -362,8 +375,9 @@ def _joined(world: World, *parts: tuple[Pool, Answers]) -> tuple[Pool, Answers]:
 
 
 def private_copy(world: World, client: Client, args: argparse.Namespace) -> Path:
-    """A copy trained by DP-SGD (Abadi et al. 2016): each example's gradient clipped to norm 1,
-    Gaussian noise on their sum; plain SGD with momentum, three epochs, float32."""
+    """A copy trained privately (Abadi et al. 2016): each example's gradient clipped to norm 1,
+    Gaussian noise on their sum; Adam, three epochs, float32. Its batches are drawn without
+    replacement, so no epsilon is claimed."""
     folder = world.out / "copies" / "private"
     if (folder / "score.json").exists():
         return folder
@@ -447,6 +461,8 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=1000, help="of independent models")
     parser.add_argument("--independent", type=int, default=20)
     parser.add_argument("--epochs", type=float, nargs="+", default=[3.0, 10.0])
+    parser.add_argument("--fight", type=float, default=3.0, help="epochs of those who fight back")
+    parser.add_argument("--rates", nargs="+", default=["0.1 %", "adaptive"], choices=RATES)
     parser.add_argument("--views", nargs="+", default=["probabilities", "label"])
     parser.add_argument("--private", type=int, default=2000, help="queries of the DP-SGD thief")
     parser.add_argument("--noise", type=float, default=0.5)

@@ -128,8 +128,13 @@ def test_questions_are_of_their_paragraphs_words(corpus: QueryCorpus, kind: Kind
     assert lengths <= set(corpus.paragraphs.lengths_S.tolist())
 
 
-def test_questions_of_yes_or_no_are_in_lower_case(corpus: QueryCorpus) -> None:
-    found = asked(corpus, "wiki", "yes-no", count=300)
+def test_questions_of_yes_or_no_are_in_lower_case(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = [" ".join(f"W{i}" for i in rng.integers(0, 300, 30)) + " ." for _ in range(300)]
+    (tmp_path / "loud.txt").write_text("\n".join(lines), encoding="utf-8")
+    loud = read_corpus(str(tmp_path / "loud.txt"), tmp_path, Silent())
+    found = asked(loud, "wiki", "yes-no", count=300)
+    assert any("W" in (each.pair or "") for each in found)
     assert all(each.text == each.text.lower() and "?" not in each.text for each in found)
     assert {each.text.split()[0] for each in found} == set(YES_NO_STARTERS)
     assert len(YES_NO_STARTERS) == 11

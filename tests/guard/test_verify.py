@@ -136,6 +136,25 @@ def test_of_many_suspects_one_small_p_is_no_copy(make: Made, keys: Keys) -> None
     assert beside.suspects[0].trials[0].adjusted >= min(1, 2 * alone)
 
 
+def test_what_is_little_among_many_is_no_verdict(make: Made, keys: Keys) -> None:
+    """A p-value that would do alone doesn't among sixty."""
+    guard = stolen(make, "ann")
+    snapshot = take(guard.registry, keys, config())
+
+    def weak(seed: int) -> dict[str, Any]:
+        found = answers_of(snapshot, 0.12, error=0.1, seed=seed)
+        found["said"]["changed"] = found["said"]["as asked"]
+        return found
+
+    def p_of(seed: int) -> float:
+        return judged(guard, keys, weak(seed)).suspects[0].trials[0].adjusted
+
+    seed = next(seed for seed in range(300) if 1e-4 < p_of(seed) < 5e-4)
+    assert judged(guard, keys, weak(seed)).suspects[0].verdict == "copy"
+    others = [answers_of(snapshot, 0.0, seed=s, name=str(s)) for s in range(15)]
+    assert judged(guard, keys, weak(seed), *others).suspects[0].verdict == "no evidence"
+
+
 def test_few_marks_are_called_few(make: Made, keys: Keys) -> None:
     guard = make(about=ABOUT, marks={"rate": 0.02, "early": 0, "controls": 4})
     client = guard.registry.create_client("ann")[0].id
