@@ -136,6 +136,7 @@ def test_the_same_command_finds_the_run_done_and_another_is_refused(
     assert "student" in err
 
 
+@pytest.mark.slow
 def test_config_yaml_repeats_the_run(call: Call, small: Path, tmp_path: Path) -> None:
     code, out, _ = call(
         "distill", "--config", small / "config.yaml", "--out", tmp_path / "again", "--json"
@@ -148,6 +149,7 @@ def test_config_yaml_repeats_the_run(call: Call, small: Path, tmp_path: Path) ->
     assert second.gain == first.gain
 
 
+@pytest.mark.slow
 def test_labelled_answers_are_not_asked_for_again(
     call: Call, teacher: Path, reviews: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +196,7 @@ def test_evaluate_compares_two_models(
     )
 
 
+@pytest.mark.slow
 def test_bench_export_and_report(call: Call, small: Path, teacher: Path, tmp_path: Path) -> None:
     code, out, _ = call("bench", teacher, small, "--tokens", 8, "--json")
     costs = json.loads(out)
@@ -208,6 +211,7 @@ def test_bench_export_and_report(call: Call, small: Path, teacher: Path, tmp_pat
     assert "<svg" in (tmp_path / "both.html").read_text()
 
 
+@pytest.mark.slow
 def test_finetune_makes_a_teacher(
     call: Call, reviews: Path, folders: Callable, tmp_path: Path
 ) -> None:

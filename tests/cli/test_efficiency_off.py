@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import stillhouse as sh
 from stillhouse.core.progress import Silent
 
 
+@pytest.mark.slow
 def test_no_speed_no_export(distil: Callable, tmp_path: Path) -> None:
     config = distil().model_dump()
     for key in ("flow", "teacher", "data", "student"):

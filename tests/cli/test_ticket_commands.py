@@ -29,6 +29,7 @@ def searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("searches")
 
 
+@pytest.mark.slow
 def test_a_ticket_is_found_and_moved(
     call: Call, searches: Path, teacher: Path, reviews: Path, cache: Path
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_ticket_is_found_and_moved(
     assert "a page of its own: name one folder" in err
 
 
+@pytest.mark.slow
 def test_a_model_is_cut_and_taught_again(
     call: Call, tmp_path: Path, teacher: Path, reviews: Path, cache: Path
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_model_is_cut_and_taught_again(
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_recipes_of_both_kinds_run(
     call: Call, tmp_path: Path, teacher: Path, reviews: Path, cache: Path,
     monkeypatch: pytest.MonkeyPatch,

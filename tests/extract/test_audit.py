@@ -199,7 +199,8 @@ def test_what_one_answer_to_all_scores_is_told(folder: Path, record: AuditRecord
 
 def test_a_pools_columns_are_its_own(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.csv").write_text("Review Body\nfine film\n", encoding="utf-8")
-    queries = {"kinds": ["pool"], "pool": str(tmp_path / "odd.csv"), "of": 1}
+    queries = {"kinds": ["pool"], "pool": str(tmp_path / "odd.csv"), "of": 1,
+               "corpus": str(folder / "text.txt")}  # fmt: skip
     with pytest.raises(DataError, match="a pool's columns are called text and pair"):
         Audit(config(folder, queries=queries), Silent())
 

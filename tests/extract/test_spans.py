@@ -85,6 +85,7 @@ def test_thieves_learn_from_texts(record: AuditRecord) -> None:
     assert max(copy.agreement for copy in record.copies) > 0.15
 
 
+@pytest.mark.slow
 def test_the_same_behind_an_api_is_the_same_curve(
     folder: Path, tmp_path: Path, record: AuditRecord
 ) -> None:

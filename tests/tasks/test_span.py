@@ -293,6 +293,7 @@ def test_a_model_learns_where_answers_are(teacher: Path) -> None:
     assert type(model).__name__ == "BertForQuestionAnswering"
 
 
+@pytest.mark.slow
 def test_spans_are_distilled_from_a_live_teacher(teacher: Path, tmp_path: Path) -> None:
     run_ = sh.distill(
         teacher / "teacher",

@@ -5,7 +5,7 @@ kept questions were marked was drawn by the key alone, so given what the suspect
 every choice of as many of them is as likely, and Fisher's test is exact, for any model, task or
 traffic.
 
-Axes: N kept questions.
+Axes: N kept questions, M of them marked, K keys, H numbers of hits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 LEAST = 1e-300  # what a p-value is at least
+BLOCK = 2**20  # random numbers at a time
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,21 @@ def fisher(*strata: Table) -> float:
     """P(as many hits among the marks, or more), given all hits, no less than 1e-300. Of several
     strata, in which marks were drawn with other odds: of the sum of their hits, exactly (the
     conditional test of Mantel and Haenszel). 1 where there are no marks."""
+    hits = sum(each.hits for each in strata)
+    if not hits:
+        return 1.0
+    if len(strata) == 1:  # to the last digit, however small
+        (one,) = strata
+        total, all_hits = one.marks + one.controls, one.hits + one.chance_hits
+        tail = float(stats.hypergeom.sf(one.hits - 1, total, all_hits, one.marks))
+        return min(1.0, max(tail, LEAST))
     law = np.ones(1)
     for each in strata:
         total, all_hits = each.marks + each.controls, each.hits + each.chance_hits
         law = np.convolve(
             law, stats.hypergeom.pmf(np.arange(each.marks + 1), total, all_hits, each.marks)
         )
-    hits = sum(each.hits for each in strata)
-    if len(strata) == 1 and strata[0].marks:  # to the last digit, however small
-        (one,) = strata
-        total, all_hits = one.marks + one.controls, one.hits + one.chance_hits
-        tail = float(stats.hypergeom.sf(one.hits - 1, total, all_hits, one.marks))
-    else:
-        tail = float(law[hits:].sum())
-    return min(1.0, max(tail, LEAST)) if hits else 1.0
+    return min(1.0, max(float(law[hits:].sum()), LEAST))
 
 
 def permutation(
@@ -77,14 +79,15 @@ def permutation(
     """P(a fresh key finds as many hits): other questions marked, with other wrong answers. strata:
     of each, how likely a question's answer would be the wrong one of a fresh key, and how many are
     marked."""
-    as_many = 1
-    for _ in range(keys):
-        found = 0
-        for likely_N, marks in strata:
-            drawn = rng.choice(len(likely_N), marks, replace=False, shuffle=False)
-            found += int((rng.random(marks) < likely_N[drawn]).sum())
-        as_many += found >= hits
-    return as_many / (keys + 1)
+    found_K = np.zeros(keys, np.int64)
+    for likely_N, marks in strata:
+        most = max(1, BLOCK // max(1, len(likely_N)))
+        for start in range(0, keys if marks else 0, most):
+            few = slice(start, min(keys, start + most))
+            order_KN = rng.random((few.stop - start, len(likely_N))).argpartition(marks - 1, axis=1)
+            drawn_KM = order_KN[:, :marks]
+            found_K[few] += (rng.random(drawn_KM.shape) < likely_N[drawn_KM]).sum(1)
+    return (1 + int((found_K >= hits).sum())) / (keys + 1)
 
 
 def interval(found: Table, level: float = 0.95) -> tuple[float, float]:
@@ -114,10 +117,10 @@ def power(marks: int, controls: int, chance: float, learned: float, alpha: float
         return 0.0
     share = learned + (1 - learned) * chance
     others = round(chance * controls)
-    for hits in range(marks + 1):
-        if fisher(Table(marks, hits, controls, others)) <= alpha:
-            return float(stats.binom.sf(hits - 1, marks, share))
-    return 0.0
+    hits_H = np.arange(1, marks + 1)
+    p_H = stats.hypergeom.sf(hits_H - 1, marks + controls, hits_H + others, marks)
+    enough_H = np.flatnonzero(p_H <= alpha)
+    return float(stats.binom.sf(hits_H[enough_H[0]] - 1, marks, share)) if len(enough_H) else 0.0
 
 
 def conditional(hits: int, wrong: int, choices: int) -> float:

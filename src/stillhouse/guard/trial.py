@@ -99,14 +99,10 @@ def trial(
     """Tests one client's kept questions; those drawn with other odds by themselves."""
     spans = not choices
     marked_N = np.array([each.kind == "mark" for each in kept], bool)
-    hit_N, true_N, likely_N = (
-        np.array([of(answer, each) for answer, each in zip(said.answers, kept, strict=True)])
-        for of in (
-            lambda answer, each: hits(answer, each.target, spans=spans),
-            lambda answer, each: hits(answer, truth_of(each), spans=spans),
-            lambda answer, each: likely(each, answer, choices),
-        )
-    )
+    pairs = list(zip(said.answers, kept, strict=True))
+    hit_N = np.array([hits(answer, each.target, spans=spans) for answer, each in pairs], bool)
+    true_N = np.array([hits(answer, truth_of(each), spans=spans) for answer, each in pairs], bool)
+    likely_N = np.array([likely(each, answer, choices) for answer, each in pairs], float)
     odds_N = np.array([odds(each) for each in kept]).round(6)
     parts = [odds_N == each for each in np.unique(odds_N)]
     found = evidence.table(hit_N, marked_N)
