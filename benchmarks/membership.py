@@ -8,7 +8,8 @@ result     see docs/results.md, "The membership check"
 After Krishna et al. 2020 sec. 6.1: a linear head on the frozen model's last layer, its logits, or
 both, learned from the owner's rows and WIKI queries; AUC and accuracy on WIKI, RANDOM and SHUFFLE,
 and the share caught at 1 % and 0.1 % of honest rows. Then streams: how many questions until clients
-are flagged (pure and diluted thieves), and honest ones, with the owner's data and with others'.
+are flagged (pure and diluted thieves), and honest ones, with the owner's data and with others':
+of a check that knows the owner's data alone, and of one that was shown some of the others' texts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.console import Terminal
-from stillhouse.core.rundir import write_json
+from stillhouse.core.rundir import write_json, write_text
 from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
@@ -34,6 +35,7 @@ from stillhouse.guard.learning import LearnConfig, learn_check
 from stillhouse.guard.suspicion import Evidence, Odds, joined
 
 FEATURES = ("both", "last", "logits")
+OTHERS = (("mnli", "premise"), ("sick", "text"))
 STREAMS = 200  # clients of each kind
 
 
@@ -67,15 +69,29 @@ def said(found: Sequence[int | None]) -> dict[str, Any]:
     }
 
 
-def streams(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def others(args: argparse.Namespace) -> tuple[dict[str, list[Example]], Path]:
+    """What honest clients with other data ask, and a file of texts of these that no client asks."""
+    asked: dict[str, list[Example]] = {}
+    shown: list[str] = []
+    for other, column in OTHERS:
+        config = parse(DataConfig, {"path": str(args.data / other)})
+        theirs = load(config, args.out / "cache" / "rows")
+        rows = list(dict.fromkeys(e.text for e in theirs.reported))[:1000]
+        asked[f"{other} ({column}s)"] = [Example(text) for text in rows]
+        first = list(dict.fromkeys(e.text for e in theirs.labelled.at(np.arange(args.shown))))
+        shown += [" ".join(text.split()) for text in first if text not in set(rows)]
+    write_text(args.out / "customers.txt", "\n".join(shown))
+    return asked, args.out / "customers.txt"
+
+
+def streams(
+    args: argparse.Namespace, folder: Path, asked: dict[str, list[Example]]
+) -> dict[str, Any]:
     model = ServedModel(args.teacher, head=Head.load(folder))
     store = args.out / "cache"
     corpus = read_corpus(str(args.data / "wikitext2"), store, Terminal())
     splits = load(parse(DataConfig, {"path": str(args.data / "sst2")}), store / "rows")
-    honest = {"the owner's reported rows": list(splits.reported)}
-    for other, column in (("mnli", "premise"), ("sick", "text")):
-        theirs = load(parse(DataConfig, {"path": str(args.data / other)}), store / "rows")
-        honest[f"{other} ({column}s)"] = [Example(e.text) for e in list(theirs.reported)[:1000]]
+    honest = {"the owner's reported rows": list(splits.reported), **asked}
     odds = Odds(alpha=args.alpha, tolerance=args.tolerance)
     found: dict[str, Any] = {"alpha": odds.alpha, "tolerance": odds.tolerance}
     own_N = odd(model, honest["the owner's reported rows"])
@@ -99,23 +115,28 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--shown", type=int, default=4000, help="rows of each other data set")
     parser.add_argument("--alpha", type=float, default=1e-3)
     parser.add_argument("--tolerance", type=float, default=0.1)
     args = parser.parse_args()
+    asked, customers = others(args)
     found: dict[str, Any] = {}
-    for features in FEATURES:
+    for name in (*FEATURES, "customers"):
+        data = {"path": str(args.data / "sst2")}
         values = {
-            "model": str(args.teacher), "data": {"path": str(args.data / "sst2")},
-            "corpus": str(args.data / "wikitext2"), "features": features, "rows": args.rows,
-            "cache": str(args.out / "cache"),
+            "model": str(args.teacher), "rows": args.rows, "cache": str(args.out / "cache"),
+            "data": data | ({"unlabelled": str(customers)} if name == "customers" else {}),
+            "corpus": str(args.data / "wikitext2"),
+            "features": "both" if name == "customers" else name,
         }  # fmt: skip
-        learned = learn_check(parse(LearnConfig, values), args.out / features, progress=Terminal())
-        found[features] = learned.as_json()
-        print(features, found[features], flush=True)
-    found["streams"] = streams(args, args.out / "both")
+        learned = learn_check(parse(LearnConfig, values), args.out / name, progress=Terminal())
+        found[name] = learned.as_json()
+        print(name, found[name], flush=True)
+    for name in ("both", "customers"):
+        found[f"streams, {name}"] = streams(args, args.out / name, asked)
+        for client, each in found[f"streams, {name}"].items():
+            print(f"| {name} | {client} | {each} |")
     write_json(args.out / "membership.json", found)
-    for name, each in found["streams"].items():
-        print(f"| {name} | {each} |")
 
 
 if __name__ == "__main__":

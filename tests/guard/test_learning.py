@@ -48,6 +48,23 @@ def test_made_up_questions_are_told_from_the_owners(folder: Path) -> None:
     assert held["qualities"][0]["auc"] == pytest.approx(wiki.auc)
 
 
+def test_customers_it_has_met_are_not_odd(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    asked = [" ".join(rng.choice(tiny.PLAIN[:20], 25)) for _ in range(900)]
+    (folder / "customers.txt").write_text("\n".join(asked[:600]), encoding="utf-8")
+    data = {"path": str(folder / "reviews.csv"), "unlabelled": str(folder / "customers.txt")}
+
+    def odd(name: str, **changes: object) -> float:
+        found = learnt(folder, name, **changes)
+        assert found.qualities[0].auc > 0.95
+        model = ServedModel(folder / "model", head=Head.load(folder / name))
+        theirs = [t.odd for t in model.answers([Example(text) for text in asked[600:]])]
+        return float(np.mean([o is not None and o > 0 for o in theirs]))
+
+    assert odd("strangers") > 0.3
+    assert odd("customers", data=data) < 0.1
+
+
 def test_the_same_seed_learns_the_same(folder: Path) -> None:
     one, two = learnt(folder, "one").head, learnt(folder, "two").head
     assert torch.equal(one.states_TH, two.states_TH)

@@ -324,6 +324,9 @@ def learn(
     out: options.Out,
     model: Annotated[str | None, typer.Option("--model", help="the model that is served")] = None,
     data: options.Data = None,
+    customers: Annotated[
+        str | None, typer.Option("--customers", help="a file of texts that honest customers ask")
+    ] = None,
     corpus: Annotated[
         str | None, typer.Option("--corpus", help="text that made-up questions come from")
     ] = None,
@@ -353,6 +356,7 @@ def learn(
         {
             "model": model,
             **options.columns(data, text_column, pair_column, label_column),
+            "data.unlabelled": customers,
             "corpus": corpus,
             "features": features,
             "cache": cache,

@@ -36,9 +36,9 @@ MET: tuple[Kind, ...] = ("wiki", "random")
 
 
 class LearnConfig(Config):
-    """data: the owner's; corpus: text that made-up questions come from (left out: the documentation
-    strings of Python's library). rows: of the data, at most. beyond: the share of honest questions,
-    kept out of training, that are to look odd."""
+    """data: the owner's, its unlabelled rows what honest customers ask; corpus: text that made-up
+    questions come from (left out: the documentation strings of Python's library). rows: of either,
+    at most. beyond: the share of honest questions, kept out of training, that are to look odd."""
 
     flow: str = "learn"
     model: str
@@ -101,7 +101,7 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
         return queries(source, count)
 
     reported = [Example(e.text, e.pair) for e in splits.reported]
-    real = _rows(splits.labelled, config.rows, config.seed)
+    real = _rows([splits.labelled, splits.unlabelled], config.rows, config.seed)
     kept_out = max(1, len(real) // 10)
     if len(real) < 100:
         raise DataError(f"{len(real)} rows are too few to learn a check from: give 100 and more")
@@ -129,10 +129,11 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
     return learned
 
 
-def _rows(pool: Pool, most: int | None, seed: int) -> list[Example]:
-    """The owner's rows in a random order, without labels."""
-    order = generator(seed, "check rows").permutation(len(pool))[:most]
-    return [Example(each.text, each.pair) for each in pool.at(order)]
+def _rows(pools: Sequence[Pool], most: int | None, seed: int) -> list[Example]:
+    """Rows of each, at most so many, in a random order, without labels."""
+    rng = generator(seed, "check rows")
+    rows = [e for pool in pools for e in pool.at(rng.permutation(len(pool))[:most])]
+    return [Example(rows[i].text, rows[i].pair) for i in rng.permutation(len(rows))]
 
 
 def _train(
