@@ -104,7 +104,7 @@ def test_an_independent_model_is_not(make: Made, keys: Keys) -> None:
     for seed in range(5):
         record = judged(guard, keys, answers_of(snapshot, 0.0, error=0.4, seed=seed))
         assert record.suspects[0].verdict == "no evidence"
-        assert "no evidence that suspect is a copy" in record.sentence
+        assert "No evidence that suspect is a copy" in record.sentence
 
 
 def test_p_values_of_independent_models_are_uniform_or_larger(make: Made, keys: Keys) -> None:
@@ -333,7 +333,7 @@ def test_every_suspect_is_in_the_sentence(make: Made, keys: Keys) -> None:
     snapshot = take(guard.registry, keys, config())
     honest = answers_of(snapshot, 0.0, name="honest")
     found = judged(guard, keys, honest, answers_of(snapshot, 0.8, name="thief"))
-    assert "no evidence that honest" in found.sentence
+    assert "No evidence that honest" in found.sentence
     assert "thief is a copy" in found.sentence
 
 

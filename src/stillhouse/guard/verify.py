@@ -257,7 +257,8 @@ def _sentence(suspects: Sequence[Suspect], snapshot: Snapshot) -> str:
     """The verdict on every suspect, in words."""
     own = all(each.scope == "client" for each in snapshot.kept)
     told = [_told(each, snapshot.name, own=own) for each in suspects if not each.control]
-    return "; ".join(told)
+    said = "; ".join(told)
+    return "N" + said[1:] if said.startswith("no evidence that ") else said
 
 
 def _told(suspect: Suspect, model: str, *, own: bool) -> str:

@@ -29,22 +29,29 @@ class Row:
     adjusted: str
     rekeyed: str
     conditional: str
-    power: str
+    power: list[str]
 
 
 @dataclass(frozen=True)
 class VerdictPage:
+    """conditional: whether that test says anything. shares: learned ones, that powers are of."""
+
     record: VerdictRecord
     figures: Sequence[Figure]
     rows: Sequence[Row]
     committed: str
+    conditional: bool
+    shares: list[str]
 
 
 def build(record: VerdictRecord) -> VerdictPage:
+    trials = [each for suspect in record.suspects for each in suspect.trials]
     return VerdictPage(
         record, [_figure(record)],
         [_row(suspect, each) for suspect in record.suspects for each in suspect.trials],
         datetime.datetime.fromtimestamp(record.committed, datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        any(each.conditional < 1 for each in trials),
+        [f"{100 * float(of):g}{fmt.THIN}%" for of in trials[0].power] if trials else [],
     )  # fmt: skip
 
 
@@ -56,7 +63,7 @@ def _row(suspect: Suspect, each: ClientTrial) -> Row:
         f"{fmt.signed(each.effect)} ({fmt.score(low)} to {fmt.score(high)})",
         fmt.tiny(each.p_value), fmt.tiny(each.adjusted), fmt.tiny(each.rekeyed),
         fmt.tiny(each.conditional),
-        ", ".join(f"{fmt.percent(float(of))}: {found:.2f}" for of, found in each.power.items()),
+        [f"{found:.2f}" for found in each.power.values()],
     )  # fmt: skip
 
 
