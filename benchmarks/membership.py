@@ -78,7 +78,7 @@ def others(args: argparse.Namespace) -> tuple[dict[str, list[Example]], Path]:
         theirs = load(config, args.out / "cache" / "rows")
         rows = list(dict.fromkeys(e.text for e in theirs.reported))[:1000]
         asked[f"{other} ({column}s)"] = [Example(text) for text in rows]
-        first = list(dict.fromkeys(e.text for e in theirs.labelled.at(np.arange(args.shown))))
+        first = list(dict.fromkeys(e.text for e in list(theirs.labelled)[: args.shown]))
         shown += [" ".join(text.split()) for text in first if text not in set(rows)]
     write_text(args.out / "customers.txt", "\n".join(shown))
     return asked, args.out / "customers.txt"

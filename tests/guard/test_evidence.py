@@ -73,6 +73,12 @@ def test_fresh_keys_find_what_fisher_finds() -> None:
     assert p == pytest.approx(fisher(Table(10, 2, 100, 2)), abs=0.015)
 
 
+def test_fresh_keys_draw_without_replacement() -> None:
+    """Of 4 questions, 2 of them answered wrongly, 2 marks are both of these by 1 in 6."""
+    p = permutation([(np.array([1.0, 1, 0, 0]), 2)], 2, np.random.default_rng(1), keys=4000)
+    assert p == pytest.approx(1 / 6, abs=0.02)
+
+
 def test_fresh_keys_choose_other_wrong_answers_too() -> None:
     """Of three choices a wrong answer is a fresh key's by half: Binomial(10, 1 / 2) >= 8."""
     p = permutation([(np.full(20, 0.5), 10)], 8, np.random.default_rng(1), keys=4000)
