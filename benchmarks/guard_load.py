@@ -45,7 +45,7 @@ ROWS = 100_000
 
 
 def text(rng: random.Random) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randint(4, 20)))
+    return " ".join(rng.choices(WORDS, k=rng.randint(8, 20)))
 
 
 def filled(registry: Registry, client: str, count: int) -> None:
@@ -61,13 +61,15 @@ def filled(registry: Registry, client: str, count: int) -> None:
             connection.execute(sa.insert(queries), rows[at : at + 5000])
 
 
-def asked(url: str, key: str | None, *, clients: int, seconds: float) -> dict[str, float]:
-    """Requests a second, and quantiles of their times in milliseconds."""
+def asked(
+    url: str, key: str | None, *, clients: int, seconds: float, turn: int
+) -> dict[str, float]:
+    """Requests a second, and quantiles of their times in milliseconds. Every question is new."""
     stop = time.monotonic() + seconds
     times: list[list[float]] = [[] for _ in range(clients)]
 
     def work(number: int) -> None:
-        rng = random.Random(number)
+        rng = random.Random(f"{turn}, {number}")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(timeout=30) as client:
             while time.monotonic() < stop:
@@ -104,12 +106,11 @@ def latency(args: argparse.Namespace, cluster: postgres.Cluster) -> dict[str, An
         for clients in args.clients:
             turns: dict[str, list[dict[str, float]]] = {"guarded": [], "plain": []}
             for each, secret in ((guarded, key), (plain, None)):  # warm
-                asked(each.url, secret, clients=clients, seconds=3)
-            for _ in range(args.turns):
-                turns["plain"].append(asked(plain.url, None, clients=clients, seconds=args.seconds))
-                turns["guarded"].append(
-                    asked(guarded.url, key, clients=clients, seconds=args.seconds)
-                )
+                asked(each.url, secret, clients=clients, seconds=3, turn=-clients)
+            for turn in range(args.turns):
+                how = {"clients": clients, "seconds": args.seconds, "turn": turn + 1000 * clients}
+                turns["plain"].append(asked(plain.url, None, **how))
+                turns["guarded"].append(asked(guarded.url, key, **how))
             found[f"{clients} clients"] = {
                 name: {k: statistics.median(t[k] for t in each) for k in each[0]}
                 for name, each in turns.items()

@@ -323,7 +323,8 @@ def thieves(world: World) -> list[dict[str, Any]]:
     other = world.told("unmarked-half", world.queries(78, half), view="probabilities", marks=NONE)
     mixed, both = _joined(world, (at(pool, np.arange(half)), client.answers.first(half)),
                           (other.pool, other.answers))  # fmt: skip
-    add("diluted by half", world.copy("diluted", client, epochs=epochs, pool=mixed, answers=both))
+    diluted = world.copy("diluted", client, epochs=epochs, pool=mixed, answers=both)
+    add("diluted by half", diluted, against=_asked_of(client, at(pool, np.arange(half))))
     several = [
         world.told(
             f"colluding-{n}", at(pool, np.arange(args.queries)), view="probabilities", marks={}
@@ -343,10 +344,15 @@ def thieves(world: World) -> list[dict[str, Any]]:
     for number, each in enumerate(split):
         add(f"three clients share the queries, client {number + 1}", shared, against=each)
     private = private_copy(world, client, args)
-    few = {(e.text, e.pair) for e in at(pool, np.arange(args.private))}
-    asked = replace(client, kept=[k for k in client.kept if (k.text, k.pair) in few])
+    asked = _asked_of(client, at(pool, np.arange(args.private)))
     add(f"DP-SGD, noise {args.noise:g}, {args.private:,} queries", private, against=asked)
     return rows
+
+
+def _asked_of(client: Client, pool: Pool) -> Client:
+    """As if it had asked these questions only."""
+    few = {(e.text, e.pair) for e in pool}
+    return replace(client, kept=[k for k in client.kept if (k.text, k.pair) in few])
 
 
 def _rewritten(world: World, pool: Pool, name: str) -> Pool:

@@ -386,15 +386,19 @@ def learn(
 @guard.command("check-verdict")
 def check_verdict(
     folder: Annotated[Path, typer.Argument(help="a verification's folder")],
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", help="the owner's, known from elsewhere")
+    ] = None,
 ) -> None:
-    """Check a verdict by itself: signature, commitment, and the result reckoned anew.
+    """Check a verdict by itself: signature, commitment, and the result reckoned anew. It shows that
+    nothing was changed since, not that its owner was honest.
 
     Example: stillhouse guard check-verdict verdict
     """
     _needed()
     from stillhouse.guard.verify import check
 
-    found = check(folder)
+    found = check(folder, public_key=public_key)
     for name, good in found:
         console.out.print(f"{'ok  ' if good else 'FAIL'}  {name}", markup=False)
     if not all(good for _, good in found):

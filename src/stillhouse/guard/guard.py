@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
@@ -27,7 +28,7 @@ from stillhouse.guard.exposure import Curve
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import About, Truth
 from stillhouse.guard.purses import LimitsConfig, Purses
-from stillhouse.guard.registry import ClientRow, Registry
+from stillhouse.guard.registry import API_KEY, ClientRow, Registry
 from stillhouse.guard.suspicion import Odds
 from stillhouse.guard.watermark import (
     Draw,
@@ -39,10 +40,12 @@ from stillhouse.guard.watermark import (
     wrong_choice,
     wrong_span,
 )
-from stillhouse.guard.writer import Row, Writer
+from stillhouse.guard.writer import PASSED, Row, Writer
 
 DECIDED_S = 10.0  # how long an answer waits for its mark to be written
 FRESH_S = 1.0  # how old what a worker knows of clients may be
+RETAIN_S = 3600.0  # how often old lines of the log are deleted
+ACCENTS = 30  # combining characters in a row, as in Unicode's stream-safe form
 
 OnFlag = Literal["log", "throttle", "label", "random"]
 
@@ -101,21 +104,24 @@ class GuardConfig(Config):
 @dataclass(frozen=True)
 class Before:
     """A decision about a question: mark, control or passed (neither, for good), what was served if
-    it was kept, and in which view."""
+    it was kept, in which view, and how the question was written."""
 
     kind: str
     served: Row | None
     shows: str
+    asked: tuple[str | None, str | None]
 
 
 @dataclass
 class Plan:
     """What becomes of one question: its answer, or where it is kept as evidence the decision to
-    wait for, and `wrong`, its answer if that is a mark. shows: the view of both."""
+    wait for, and `wrong`, its answer if that is a mark. shows: the view of both; asked: the
+    question as it was written."""
 
     answer: Row
     wrong: Row | None = None
     shows: str = ""
+    asked: tuple[str | None, str | None] = (None, None)
     decision: Future[Row] | None = None
 
 
@@ -148,17 +154,24 @@ class Guard:
         self._before: dict[bytes, Before] = {}
         self._known: dict[str, tuple[float, ClientRow]] = {}
         self._by_key: dict[str, tuple[float, ClientRow | None]] = {}
-        self._pinged = 0.0
+        self._pinged, self._retained = 0.0, -math.inf
         registry.upgrade()
         registry.commit_to(keys)
         registry.serves(
             about.fingerprint, about.name, about.task, about.choices, self._view.name,
             None if curve is None else dict(curve.as_json()),
         )  # fmt: skip
-        for kept in registry.evidence(model=about.fingerprint):  # whatever the settings are now
-            if kept.key == keys.id:
-                self._before[kept.query] = Before(kept.kind, kept.served, kept.shows)
+        self._recall()
         self._writer.start()
+
+    def _recall(self) -> None:
+        """Learns what was decided before, whatever the settings are now."""
+        kept = self.registry.evidence(model=self.about.fingerprint)
+        self._before = {
+            each.query: Before(each.kind, each.served, each.shows, (each.text, each.pair))
+            for each in kept
+            if each.key == self.keys.id
+        }
 
     def close(self) -> None:
         """Writes what waits, and gives back what clients were charged ahead."""
@@ -185,6 +198,8 @@ class Guard:
 
     def who(self, key: str) -> ClientRow | None:
         """Whose API key it is. What was found is believed for a second."""
+        if not API_KEY.fullmatch(key):
+            return None
         now = time.monotonic()
         held = self._by_key.get(key)
         if held is None or now - held[0] > FRESH_S:
@@ -194,16 +209,21 @@ class Guard:
         return held[1]
 
     def knows(self, key: str) -> bool:
-        """Whether `who` answers from memory."""
+        """Whether `who` answers without the registry."""
         held = self._by_key.get(key)
-        return held is not None and time.monotonic() - held[0] <= FRESH_S
+        if held is None:
+            return not API_KEY.fullmatch(key)
+        return time.monotonic() - held[0] <= FRESH_S
 
     def client(self, found: str) -> ClientRow:
         """A client as it was at most a second ago."""
         now = time.monotonic()
         held = self._known.get(found)
         if held is None or now - held[0] > FRESH_S:
-            held = self._known[found] = now, self.registry.client(found)
+            row = self.registry.client(found)
+            if held is not None and row.distinct < held[1].distinct:  # it was forgotten meanwhile
+                self._recall()
+            held = self._known[found] = now, row
         return held[1]
 
     # what is asked
@@ -222,7 +242,10 @@ class Guard:
                     f"question {number} has {length:,} characters, {sizes.characters:,} are allowed"
                 )
             if not _is_text(each.text + (each.pair or "")):
-                raise DataError(f"question {number} holds what is no text (NUL, or half a pair)")
+                raise DataError(
+                    f"question {number} holds what is no text (NUL, half a pair, or more than "
+                    f"{ACCENTS} accents on a letter)"
+                )
 
     def cost(self, examples: Sequence[Example]) -> int:
         """The units of the price list."""
@@ -298,22 +321,27 @@ class Guard:
 
     def decided(self, plan: Plan, decision: Row) -> Row:
         """A question's answer by the decision that holds."""
-        before = Before(decision["kind"], decision["served"], decision["shows"])
+        before = Before(
+            decision["kind"], decision["served"], decision["shows"],
+            (decision["text"], decision["pair"]),
+        )  # fmt: skip
         self._before[bytes(decision["query"])] = before
         return self._again(before, plan)
 
     def _again(self, before: Before, plan: Plan) -> Row:
         """A kept question's answer as it was given first, to the last digit; where more or less is
-        shown today, the same answer in today's form."""
+        shown today, the same answer in today's form. Written otherwise, its own answer, wrong if
+        the question is marked: of no question have two forms the same digits."""
         self.counters.marks += before.kind == "mark"
         if before.served is None:
             return plan.answer
-        if before.shows == plan.shows:
-            return before.served
+        if before.asked == plan.asked:
+            if before.shows == plan.shows:
+                return before.served
+            if before.kind == "mark" and plan.answer.keys() == {"label"}:
+                return {"label": before.served["label"]}
         if before.kind != "mark":
             return plan.answer
-        if plan.answer.keys() == {"label"}:
-            return {"label": before.served["label"]}
         return plan.wrong if plan.wrong is not None else plan.answer
 
     def _plan(
@@ -334,7 +362,8 @@ class Guard:
         if name in self._before:
             marked = self._wrong(example, truth, drawn)
             wrong = None if marked is None else shown(marked[1], view, self.about.choices)
-            return Plan(self._again(self._before[name], Plan(plain, wrong, view.name)))
+            asked = (example.text, example.pair)
+            return Plan(self._again(self._before[name], Plan(plain, wrong, view.name, asked)))
         rate = settings.at(row.distinct)
         band = drawn.band(rate, settings.controls)
         possible = max(settings.rate, settings.most if rate else 0.0)
@@ -352,9 +381,9 @@ class Guard:
             "scope": settings.scope, "key": self.keys.id, "model": self.about.fingerprint,
         }  # fmt: skip
         if band == "plain":  # it could have been a mark before: that it is none now is for good
-            nothing = dict.fromkeys(("text", "pair", "truth", "served", "target"))
-            kept |= nothing | {"kind": "passed"}
-        return Plan(plain, wrong, view.name, self._writer.decide(kept))
+            kept |= PASSED
+        asked = (example.text, example.pair)
+        return Plan(plain, wrong, view.name, asked, self._writer.decide(kept))
 
     def _spared(self, truth: Truth, question: bytes) -> bool:
         """Whether a question is never marked."""
@@ -399,9 +428,12 @@ class Guard:
 
     def _tick(self) -> None:
         """Between batches of the log: what clients don't use goes back, and whether the registry
-        is there is seen even where nothing is written."""
+        is there is seen even where nothing is written; now and then, the log's old lines go."""
         self._purses.give_back()
-        now = time.monotonic()
+        now, days = time.monotonic(), self.config.keep.days
+        if days is not None and now - self._retained > RETAIN_S:
+            self._retained = now
+            self.registry.retain(days)
         if now - self._pinged > FRESH_S:
             self.registry.ping()
             self._pinged = now
@@ -436,11 +468,20 @@ def shown(truth: Truth, view: View, names: Sequence[str]) -> Row:
 
 
 def _is_text(text: str) -> bool:
-    """Whether a database keeps it: no NUL, no half of a surrogate pair."""
+    """Whether a database keeps it, no NUL and no half of a surrogate pair, and folding it takes no
+    long: Unicode's stream-safe form."""
     try:
-        return b"\x00" not in text.encode()
+        whole = b"\x00" not in text.encode()
     except UnicodeEncodeError:
         return False
+    if text.isascii():
+        return whole
+    run = 0
+    for each in text:
+        run = run + 1 if unicodedata.combining(each) else 0
+        if run > ACCENTS:
+            return False
+    return whole
 
 
 def _spare_list(path: str | None) -> frozenset[bytes]:

@@ -1,4 +1,5 @@
-"""Counters of a service as Prometheus text, added up over workers. No client is named in them."""
+"""Counters of a service as Prometheus text, added up over workers. No client is named in them, and
+no mark or odd question is counted: whoever looks between two questions would learn which was."""
 
 from __future__ import annotations
 
@@ -16,8 +17,6 @@ from prometheus_client import (
     multiprocess,
 )
 
-from stillhouse.guard.guard import Counters
-
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # where workers keep theirs
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -30,10 +29,6 @@ class Meters:
     def __init__(self) -> None:
         self._held = CollectorRegistry()
         self._questions = Counter("stillhouse_questions", "questions answered", registry=self._held)
-        self._marks = Counter("stillhouse_marks", "marked answers given", registry=self._held)
-        self._odd = Counter(
-            "stillhouse_odd_questions", "new questions that looked odd", registry=self._held
-        )
         self._refused = Counter(
             "stillhouse_refused", "requests that were refused", ["status"], registry=self._held
         )
@@ -41,14 +36,12 @@ class Meters:
             "stillhouse_request_seconds", "from a whole request to its answer", buckets=BUCKETS,
             registry=self._held,
         )  # fmt: skip
-        self._told = Counters()
+        self._told = 0
 
-    def answered(self, now: Counters) -> None:
-        """Takes over what the guard counted since the last time."""
-        self._questions.inc(now.questions - self._told.questions)
-        self._marks.inc(now.marks - self._told.marks)
-        self._odd.inc(now.odd - self._told.odd)
-        self._told = Counters(now.questions, now.marks, now.odd)
+    def answered(self, questions: int) -> None:
+        """Takes over how many questions the guard has counted so far."""
+        self._questions.inc(questions - self._told)
+        self._told = questions
 
     def refused(self, status: int) -> None:
         self._refused.labels(str(status)).inc()

@@ -88,7 +88,8 @@ class GuardMiddleware:
     def _is_asked(self, scope: Message) -> bool:
         """Whether a request is one of the guarded."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return path == self._outside.path and scope["method"] in ("POST", "PUT")
+        same = path.rstrip("/") == self._outside.path.rstrip("/")  # frameworks forgive one more
+        return same and scope["method"] in ("POST", "PUT")
 
     async def _guarded(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await self._read(receive)
@@ -215,6 +216,12 @@ class GuardMiddleware:
                 one.pop(name, None)
 
 
+OF_THE_BODY = {
+    b"content-length", b"etag", b"last-modified", b"digest", b"content-digest", b"repr-digest",
+    b"content-md5", b"signature", b"signature-input", b"server-timing",
+}  # fmt: skip
+
+
 class Held:
     """A response that has not been sent."""
 
@@ -228,8 +235,9 @@ class Held:
             self.body += message.get("body", b"")
 
     async def send(self, send: Send) -> None:
-        """With the service's own headers, and the length that it has now."""
-        kept = [each for each in self.headers if each[0].lower() != b"content-length"]
+        """With the service's own headers, but for those of the body that it had, and the length
+        that it has now."""
+        kept = [each for each in self.headers if each[0].lower() not in OF_THE_BODY]
         headers = [*kept, (b"content-length", str(len(self.body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})

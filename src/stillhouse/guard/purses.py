@@ -7,6 +7,7 @@ questions a worker, and never more than a budget.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -95,8 +96,13 @@ class Purses:
             self._hold(client, queries - count, more - units)
 
     def refund(self, client: str, count: int, units: int) -> None:
-        """Gives a charge back: to what is held here, and with that to the registry in time."""
+        """Gives a charge back: to what is held here, and if that is more than a lease, with all of
+        it to the registry as soon as this worker looks after it."""
         self._hold(client, count, units)
+        with self._lock:
+            lease = self._held.get(client)
+            if lease is not None and lease.queries > LEASE:
+                lease.used = -math.inf
 
     def _hold(self, client: str, count: int, units: int) -> None:
         with self._lock:

@@ -247,6 +247,11 @@ class Registry:
                 connection.execute(sa.delete(table).where(table.c.client == row.id)).rowcount
                 for table in (queries, marks)
             )
+            connection.execute(
+                sa.update(clients)
+                .where(clients.c.id == row.id)
+                .values(distinct=0, asked=0, odd=0, window=clients.c.window + 1)
+            )
             _event(connection, "forgotten", f"{gone} rows", row.id)
         return gone
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -36,8 +35,6 @@ from stillhouse.guard.model import ServedModel
 from stillhouse.guard.owner import owner_page
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.registry import ClientRow, Registry
-
-RETAIN_S = 3600.0
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -173,11 +170,7 @@ def create_app(config: ServeConfig) -> FastAPI:
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
         app.state.batcher = Batcher(worker.model.answers, rows=config.rows)
-        tasks = [asyncio.create_task(_retain(worker.guard, config))]
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await app.state.batcher.close()
         if worker.guard is not None:
             await asyncio.to_thread(worker.guard.close)
@@ -228,7 +221,7 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
             except BaseException:
                 guard.refund(client.id, examples)
                 raise
-            meters.answered(guard.counters)
+            meters.answered(guard.counters.questions)
             return Answers(answers=[Answer(**each) for each in answers])
 
     @app.get("/v1/usage", responses={k: ERRORS[k] for k in (401, 403, 503)}, dependencies=bearer)
@@ -388,12 +381,3 @@ class Bounded:
 
 class TooLong(BaseException):  # past the handlers of the service, which would make it a 500
     pass
-
-
-async def _retain(guard: Guard | None, config: ServeConfig) -> None:
-    """Deletes what is older than the policy keeps, every hour."""
-    days = config.guard.keep.days
-    while guard is not None and days is not None:
-        with contextlib.suppress(RunError):  # the registry is away: in an hour again
-            await asyncio.to_thread(guard.registry.retain, days)
-        await asyncio.sleep(RETAIN_S)

@@ -273,11 +273,13 @@ def _told(suspect: Suspect, model: str, *, own: bool) -> str:
         )
     if suspect.verdict == "too few marks":
         return f"{suspect.name}: no client has {FEW} marks, which is too few to tell"
-    strong = max(each.power["0.5"] for each in suspect.trials)
+    strong = [each.power["0.5"] for each in suspect.trials]
+    low, high = f"{min(strong):.2f}", f"{max(strong):.2f}"
+    chance = high if low == high else f"{low} to {high}, depending on the client"
     return (
         f"no evidence that {suspect.name} is a copy of {model} (the smallest p is "
-        f"{best.adjusted:.2g}); a copy that learned half of its marks would be found out with a "
-        f"probability of {strong:.2f}"
+        f"{best.adjusted:.2g}); a copy that learned half of a client's marks would be found out "
+        f"with a probability of {chance}"
     )
 
 
@@ -295,9 +297,10 @@ def _warnings(suspects: Sequence[Suspect]) -> list[str]:
     return found
 
 
-def check(out: Path) -> list[tuple[str, bool]]:
-    """Whether a verdict's folder holds together, by itself: signature, commitment, digests, and the
-    same result reckoned anew. Raises UsageError."""
+def check(out: Path, *, public_key: str | None = None) -> list[tuple[str, bool]]:
+    """Whether a verdict's folder holds together, by itself: signature (by `public_key`, if that is
+    known from elsewhere), commitment, digests, and the same result reckoned anew. Raises
+    UsageError."""
     record = VerdictRecord.open(out, "verification")
     try:
         signature = (out / "record.sig").read_text(encoding="ascii").strip()
@@ -311,7 +314,11 @@ def check(out: Path) -> list[tuple[str, bool]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{out} is no whole verdict: {error}") from None
     committed = commitment_to(bytes.fromhex(record.marking_key))
+    known = [] if public_key is None else [
+        ("the public key is the known one", record.public_key == public_key.lower())
+    ]  # fmt: skip
     return [
+        *known,
         ("the record is signed by its public key", is_signed(body, signature, record.public_key)),
         ("the marking key is the committed one", committed == record.commitment),
         ("the snapshot is the record's", _digest(snapshot_text.encode()) == record.snapshot),

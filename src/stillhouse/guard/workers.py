@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +41,6 @@ def run_service(
         registry.close()
     threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
     config = config.model_copy(update={"threads": threads})
-    folder = Path(tempfile.mkdtemp(prefix="stillhouse-serve-"))
     settings = {
         "host": config.host,
         "port": config.port,
@@ -52,22 +49,22 @@ def run_service(
         "log_level": "warning",
         "server_header": False,
     }
-    try:
-        if config.workers == 1:
-            made = create_app(config)
-            ready(config)
-            uvicorn.run(made, **settings)  # pyright: ignore
-            return
+    if config.workers == 1:
+        made = create_app(config)
         ready(config)
+        uvicorn.run(made, **settings)  # pyright: ignore
+        return
+    ready(config)
+    with tempfile.TemporaryDirectory(prefix="stillhouse-", ignore_cleanup_errors=True) as held:
+        folder = Path(held)
         write_yaml(folder / "serve.yaml", config.model_dump(mode="json"))
         (folder / "meters").mkdir()
         os.environ[CONFIG] = str(folder / "serve.yaml")
         os.environ[SHARED] = str(folder / "meters")
-        uvicorn.run(
-            "stillhouse.guard.workers:app", factory=True, workers=config.workers,
-            timeout_worker_healthcheck=60, **settings,  # pyright: ignore
-        )  # fmt: skip
-    finally:
-        os.environ.pop(CONFIG, None)
-        with contextlib.suppress(OSError):
-            shutil.rmtree(folder)
+        try:
+            uvicorn.run(
+                "stillhouse.guard.workers:app", factory=True, workers=config.workers,
+                timeout_worker_healthcheck=60, **settings,  # pyright: ignore
+            )  # fmt: skip
+        finally:
+            os.environ.pop(CONFIG, None)

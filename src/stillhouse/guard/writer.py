@@ -24,6 +24,9 @@ PAUSE_S = 0.2
 MOST = 20_000  # lines that wait for the database
 AT_ONCE = 1_000  # lines of one statement
 
+KEPT = ("text", "pair", "truth", "served", "target")
+PASSED = dict.fromkeys(KEPT) | {"kind": "passed"}  # a question that is no evidence, for good
+
 Row = dict[str, Any]
 Decision = tuple[Row, "Future[Row]"]
 
@@ -49,7 +52,7 @@ class Writer:
         self._registry, self._odds, self._tick = registry, odds, tick
         self._waiting = Waiting()
         self._lock = threading.Condition()
-        self._wake, self._stop = False, False
+        self._wake, self._stop, self._busy = False, False, False
         self.lost = 0  # lines that found no room
         self.trouble: str | None = None
         self._thread = threading.Thread(target=self._run, name="guard-writer", daemon=True)
@@ -92,7 +95,7 @@ class Writer:
         until = time.monotonic() + timeout_s
         while True:
             with self._lock:
-                if not self._waiting:
+                if not self._waiting and not self._busy:
                     return
                 self._wake = True
                 self._lock.notify()
@@ -139,26 +142,19 @@ class Writer:
             by_client: dict[str, list[Row]] = {}
             for line in held.lines:
                 by_client.setdefault(line["client"], []).append(line)
-            for client, lines in sorted(by_client.items()):  # in one order: no deadlocks
+            in_order = sorted(held.decisions, key=lambda each: each[0]["query"])  # no deadlocks
+            decided = [(future, self._decided(connection, row)) for row, future in in_order]
+            for client, lines in sorted(by_client.items()):
                 self._count(connection, client, lines)
             for at in range(0, len(held.lines), AT_ONCE):
                 connection.execute(sa.insert(queries), held.lines[at : at + AT_ONCE])
-            return [(future, self._decided(connection, row)) for row, future in held.decisions]
+            return decided
 
     def _one_by_one(self) -> None:
         """After an error that is not the database's being away: what it refuses is dropped, and the
         rest written."""
         with self._lock:
-            held, self._waiting = self._waiting, Waiting()
-        for place, line in enumerate(held.lines):
-            try:
-                self._transact(Waiting(lines=[line]))
-            except RunError:
-                with self._lock:
-                    self._waiting.lines = held.lines[place:] + self._waiting.lines
-                break
-            except Exception:
-                self.lost += 1
+            held, self._waiting, self._busy = self._waiting, Waiting(), True
         for place, (row, future) in enumerate(held.decisions):
             try:
                 ((_, found),) = self._transact(Waiting(decisions=[(row, future)]))
@@ -169,9 +165,28 @@ class Writer:
                 break
             except Exception as error:
                 future.set_exception(RunError(f"a mark can't be written: {type(error).__name__}"))
+        for place, line in enumerate(held.lines):
+            try:
+                self._transact(Waiting(lines=[line]))
+            except RunError:
+                with self._lock:
+                    self._waiting.lines = held.lines[place:] + self._waiting.lines
+                break
+            except Exception:
+                self.lost += 1
+        with self._lock:
+            self._busy = False
 
     def _decided(self, connection: sa.Connection, row: Row) -> Row:
-        """The decision that holds for a question: this one, if it is the first."""
+        """The decision that holds for a question: this one, if it is the first. What the client has
+        asked before, under other settings or of another model, is evidence of nothing: that it was
+        not marked then is known, and its answer stays."""
+        if row["kind"] != "passed":
+            asked = sa.select(queries.c.query).where(
+                queries.c.client == row["client"], queries.c.query == row["query"]
+            )
+            if connection.execute(asked.limit(1)).first() is not None:
+                row = row | PASSED
         connection.execute(self._registry.insert(marks).values(row).on_conflict_do_nothing())
         same = [marks.c[name] == row[name] for name in ("client", "query", "key", "model")]
         found = connection.execute(sa.select(marks).where(*same)).one()
