@@ -15,7 +15,7 @@ from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import About, ServedModel, Truth
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.tables import queries
-from stillhouse.guard.watermark import canonical, draw
+from stillhouse.guard.watermark import MarksConfig, canonical, draw
 
 ALL = {"marks": {"rate": 1.0}}  # every question is marked
 SOME = {"marks": {"rate": 0.1, "early": 0, "controls": 4}}
@@ -51,6 +51,79 @@ def test_the_same_question_has_the_same_answer_however_it_is_written(make: Made)
     assert 5 < first.count("negative") < 60
     again = [a["label"] for a in ask(guard, ann, *(f"  {t.upper()} " for t in texts))]
     assert again == first
+
+
+def test_forms_of_a_kept_question_have_digits_of_their_own(make: Made) -> None:
+    """Else whoever asks twice, in two forms, sees which questions are kept."""
+    guard = make(**SOME)
+    ann = client(guard)
+    texts = [f"film number {i}" for i in range(200)]
+
+    def told(examples: list[Example]) -> list[Truth]:
+        shares = [0.9 if e.text.islower() else 0.8 for e in examples]
+        return [Truth(probabilities_K=np.array([1 - share, share])) for share in shares]
+
+    first = guard.answer(ann, [Example(t) for t in texts], told)
+    again = guard.answer(ann, [Example(t.upper()) for t in texts], told)
+    kept = {each.text: each.kind for each in guard.registry.evidence()}
+    assert set(kept.values()) == {"mark", "control"}
+    for text, one, two in zip(texts, first, again, strict=True):
+        assert max(one["probabilities"].values()) == pytest.approx(0.9)
+        assert max(two["probabilities"].values()) == pytest.approx(0.8), kept.get(text)
+        assert one["label"] == two["label"]
+
+
+def test_what_was_asked_before_is_not_kept_at_a_higher_rate(make: Made) -> None:
+    """Its answer stays, and it is neither mark nor control: that it was no mark is known."""
+    guard = make(marks={"rate": 0.01, "early": 0, "most": 0.01, "controls": 1})
+    ann = client(guard)
+    texts = [f"film {i}" for i in range(300)]
+    first = ask(guard, ann, *texts)
+    guard.flush()
+    before = {each.text for each in guard.registry.evidence()}
+    guard.config = guard.config.model_copy(update={"marks": MarksConfig(rate=0.3, controls=1)})
+    guard._known.clear()  # as after a second
+    assert ask(guard, ann, *texts) == first
+    assert {each.text for each in guard.registry.evidence()} == before
+    ask(guard, ann, *(f"book {i}" for i in range(100)))
+    new = [each for each in guard.registry.evidence() if each.text.startswith("book")]
+    assert 20 < sum(each.kind == "mark" for each in new) < 45
+
+
+def test_a_forgotten_clients_marks_are_written_again(make: Made) -> None:
+    guard = make(**ALL)
+    ann = client(guard)
+    ask(guard, ann, "a film", "a book")
+    guard.flush()
+    assert guard.registry.forget("ann") == 4
+    guard._known[ann] = (-1e9, guard._known[ann][1])  # as after a second
+    ask(guard, ann, "a film")
+    assert [each.text for each in guard.registry.evidence()] == ["a film"]
+
+
+def test_what_is_no_key_is_not_remembered(make: Made) -> None:
+    guard = make()
+    for number in range(100):
+        assert guard.knows("x" * 1000 + str(number))
+        assert guard.who("x" * 1000 + str(number)) is None
+    assert not guard._by_key
+
+
+def test_too_many_accents_are_no_text(make: Made) -> None:
+    """Folding them takes the square of their number."""
+    guard = make()
+    guard.check([Example("a" + "\u0315\u0300" * 15)])
+    with pytest.raises(DataError, match="accents"):
+        guard.check([Example("film", "a" + "\u0315\u0300" * 16)])
+
+
+def test_old_lines_go_by_themselves(make: Made) -> None:
+    guard = make(keep={"texts": True, "days": 1e-9})
+    ask(guard, client(guard), "a film")
+    guard.flush()
+    guard._retained = -np.inf
+    guard._tick()
+    assert guard.registry.rows(queries) == []
 
 
 def test_a_mark_is_to_the_last_digit_what_it_was(make: Made) -> None:

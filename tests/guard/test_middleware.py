@@ -34,7 +34,8 @@ def foreign() -> FastAPI:
         if texts == ["strange"]:
             return {"other": 1}
         one = {"best": "positive", "scores": {"negative": 0.2, "positive": 0.8}, "id": 7}
-        return {"results": [one for _ in texts], "took": 3}
+        headers = {"etag": "of-the-truth", "x-own": "kept"}
+        return JSONResponse({"results": [one for _ in texts], "took": 3}, headers=headers)
 
     @app.get("/other")
     async def other() -> str:
@@ -55,6 +56,18 @@ def test_answers_are_marked_and_the_rest_is_as_it_was(make: Made) -> None:
     wrong = {"best": "negative", "scores": {"negative": 0.8, "positive": 0.2}, "id": 7}
     assert found == {"results": [wrong, wrong], "took": 3}
     assert asked.get("/other").json() == "as before"
+
+
+def test_headers_of_the_true_body_do_not_leave(make: Made) -> None:
+    asked, key = client(make(**MARKED))
+    found = asked.post("/score", json={"input": "a film"}, headers=key)
+    assert "etag" not in found.headers
+    assert found.headers["x-own"] == "kept"
+
+
+def test_a_slash_more_is_guarded_too(make: Made) -> None:
+    asked, _ = client(make(**MARKED))
+    assert asked.post("/score/", json={"input": "a film"}).status_code == 401
 
 
 def test_one_question(make: Made) -> None:

@@ -168,6 +168,15 @@ def test_a_refund_is_no_charge(registry: Registry) -> None:
     assert registry.client(row.id).charged == 0
 
 
+def test_a_refund_of_more_than_a_lease_is_not_held(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", queries=1000)
+    purse = purses(registry)
+    purse.take(row.id, 256, 256)
+    purse.refund(row.id, 256, 256)
+    purse.give_back()
+    assert registry.client(row.id).charged == 0
+
+
 def test_what_could_not_go_back_is_lost_not_doubled(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

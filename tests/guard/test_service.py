@@ -209,6 +209,8 @@ def test_health_metrics_and_openapi(service: Service, ann: dict[str, str]) -> No
     text = service.client.get("/metrics").text
     assert "stillhouse_questions_total" in text
     assert "stillhouse_request_seconds_bucket" in text
+    assert "mark" not in text  # whoever looks between two questions would learn which was
+    assert "odd" not in text
     schema = service.client.get("/openapi.json").json()
     assert schema["components"]["schemas"]["Question"]["examples"]
     assert "429" in schema["paths"]["/v1/predict"]["post"]["responses"]

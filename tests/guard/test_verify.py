@@ -244,6 +244,9 @@ def tiny_model(folders: Callable[..., Path]) -> Any:
 def test_a_verdict_holds_together(verdict: tuple[Path, Registry]) -> None:
     out, registry = verdict
     assert all(good for _, good in check(out))
+    public = VerdictRecord.open(out, "verification").public_key
+    assert check(out, public_key=public)[0] == ("the public key is the known one", True)
+    assert not check(out, public_key="00" * 32)[0][1]
     (row,) = registry.rows(verdicts)
     assert row["signature"] == (out / "record.sig").read_text().strip()
     page = (out / "report.html").read_text()

@@ -316,7 +316,7 @@ def keys(
         held = _registry(registry)
         held.commit_to(made)
         held.close()
-    typer.echo(f"{out}: key {made.id}, commitment {made.commitment}")
+    typer.echo(f"{out}: key {made.id}, commitment {made.commitment}, public key {made.public}")
 
 
 @guard.command("learn")
