@@ -77,7 +77,7 @@ def test_what_was_asked_before_is_not_kept_at_a_higher_rate(make: Made) -> None:
     """Its answer stays, and it is neither mark nor control: that it was no mark is known."""
     guard = make(marks={"rate": 0.01, "early": 0, "most": 0.01, "controls": 1})
     ann = client(guard)
-    texts = [f"film {i}" for i in range(300)]
+    texts = [f"film {i}" for i in range(250)]
     first = ask(guard, ann, *texts)
     guard.flush()
     before = {each.text for each in guard.registry.evidence()}
@@ -97,6 +97,7 @@ def test_a_forgotten_clients_marks_are_written_again(make: Made) -> None:
     guard.flush()
     assert guard.registry.forget("ann") == 4
     guard._known[ann] = (-1e9, guard._known[ann][1])  # as after a second
+    guard._purses.give_back(idle_only=False)
     ask(guard, ann, "a film")
     assert [each.text for each in guard.registry.evidence()] == ["a film"]
 

@@ -221,7 +221,7 @@ class Guard:
         held = self._known.get(found)
         if held is None or now - held[0] > FRESH_S:
             row = self.registry.client(found)
-            if held is not None and row.distinct < held[1].distinct:  # it was forgotten meanwhile
+            if held is not None and row.evidence.window != held[1].evidence.window:  # forgotten?
                 self._recall()
             held = self._known[found] = now, row
         return held[1]
