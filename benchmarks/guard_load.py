@@ -191,7 +191,7 @@ def soak(args: argparse.Namespace, cluster: postgres.Cluster, owner: Keys) -> di
             thread.join()
         time.sleep(3)
     model = ServedModel(args.teacher)
-    without = overcharged = 0
+    without, lost = 0, list[int]()
     for (row, _), told, paid in zip(made, load.told, load.paid, strict=True):
         kept = {e.text for e in registry.evidence(client=row.id) if e.kind == "mark"}
         likely = [t for t in told if draw(owner.marking, row.id, canonical(t)).chance < 0.02]
@@ -200,13 +200,17 @@ def soak(args: argparse.Namespace, cluster: postgres.Cluster, owner: Keys) -> di
             assert truth.probabilities_K is not None
             true = model.choices[int(truth.probabilities_K.argmax())]
             without += told[each] != true and each not in kept
-        overcharged += registry.client(row.id).charged - paid
+        lost.append(registry.client(row.id).charged - paid)
     registry.close()
+    bound = (kills + args.workers) * (LEASE + 16)  # of each client: leases, and what was under way
+    assert without == load.changed == 0, (without, load.changed)
+    assert min(lost) >= 0, f"not charged: {lost}"
+    assert max(lost) <= bound, f"charged in vain: {lost}, {bound} at most"
     return {
         "seconds": args.soak, "questions": sum(load.paid), "statuses": load.statuses,
         "kills": kills, "restarts": restarts, "marked_without_record": without,
-        "answers_that_changed": load.changed, "charged_and_not_answered": overcharged,
-        "bound": (kills + args.workers) * len(made) * (LEASE + 16), "memory": held,
+        "answers_that_changed": load.changed, "charged_and_not_answered": lost, "bound": bound,
+        "memory": held,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from guarded import Made
 
 import tiny
 from stillhouse.core.settings import parse
+from stillhouse.guard import registry as registry_module
 from stillhouse.guard.guard import Guard, GuardConfig
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import ServedModel
@@ -23,6 +25,13 @@ SECRET = bytes(range(32))
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     return ServedModel(tiny.save(tmp_path_factory.mktemp("served"), seed=3), precision="float32")
+
+
+@pytest.fixture(autouse=True)
+def ids(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Clients' ids, which draw marks, are the same in every run of a test."""
+    rng = random.Random(request.node.nodeid)
+    monkeypatch.setattr(registry_module.secrets, "token_hex", lambda n: rng.randbytes(n).hex())
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from scipy import stats
 from stillhouse.guard.evidence import (
     Table,
     conditional,
+    difference,
     fisher,
     holm,
-    interval,
     permutation,
     power,
     table,
@@ -48,7 +48,7 @@ def test_nothing_is_no_evidence() -> None:
     assert fisher(Table(0, 0, 10, 3)) == 1.0
     assert fisher(Table(5, 0, 0, 0)) == 1.0
     assert fisher(Table(5, 0, 50, 0)) == 1.0
-    assert interval(Table(0, 0, 3, 1)) == (-1.0, 1.0)
+    assert difference(Table(0, 0, 3, 1)) == (0.0, (-1.0, 1.0))
     assert power(0, 10, 0.1, 0.5, 1e-3) == 0.0
 
 
@@ -110,8 +110,30 @@ def test_a_p_value_is_never_nothing() -> None:
 
 def test_interval_by_newcombe() -> None:
     """Newcombe 1998, Table II (a): 56/70 minus 48/80, method 10: 0.0524 to 0.3339."""
-    low, high = interval(Table(70, 56, 80, 48))
+    found, (low, high) = difference(Table(70, 56, 80, 48))
+    assert found == pytest.approx(0.2)
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+def test_of_strata_the_difference_is_within_them() -> None:
+    """Shares that differ between periods are no effect of marks: 0.1 and -0.02, weighed alike."""
+    found, (low, high) = difference(Table(50, 45, 5, 4), Table(5, 0, 50, 1))
+    assert found == pytest.approx(0.04)
+    assert low < 0 < high
+    assert difference(Table(50, 45, 5, 4), Table(0, 0, 50, 1))[0] == pytest.approx(0.1)
+
+
+def test_intervals_of_strata_hold_the_difference_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(4)
+    held = []
+    for _ in range(1500):
+        strata = [
+            Table(m, int(rng.binomial(m, p + 0.15)), c, int(rng.binomial(c, p)))
+            for m, c, p in ((30, 250, 0.1), (20, 60, 0.5))
+        ]
+        _, (low, high) = difference(*strata)
+        held.append(low <= 0.15 <= high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
 
 
 def test_power_is_how_often_copies_are_found() -> None:

@@ -38,11 +38,6 @@ class Table:
     def chance(self) -> float:
         return self.chance_hits / self.controls if self.controls else 0.0
 
-    @property
-    def effect(self) -> float:
-        """The difference of both shares."""
-        return self.share - self.chance
-
 
 def table(hit_N: np.ndarray, marked_N: np.ndarray) -> Table:
     """From booleans, a kept question each."""
@@ -90,17 +85,33 @@ def permutation(
     return (1 + int((found_K >= hits).sum())) / (keys + 1)
 
 
-def interval(found: Table, level: float = 0.95) -> tuple[float, float]:
-    """Of the difference of the shares, Newcombe 1998 method 10 (from Wilson's intervals)."""
-    if not found.marks or not found.controls:
-        return -1.0, 1.0
-    low1, high1 = wilson(found.hits, found.marks, level)
-    low2, high2 = wilson(found.chance_hits, found.controls, level)
-    p1, p2 = found.share, found.chance
-    return (
-        found.effect - math.hypot(p1 - low1, high2 - p2),
-        found.effect + math.hypot(high1 - p1, p2 - low2),
-    )
+def difference(*strata: Table, level: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """Of the shares of marks and of controls, and its interval: Newcombe 1998 method 10 (from
+    Wilson's intervals); of several strata that of Mantel and Haenszel, with the variance of Sato
+    1989."""
+    whole = [each for each in strata if each.marks and each.controls]
+    if not whole:
+        return 0.0, (-1.0, 1.0)
+    if len(whole) == 1:
+        (one,) = whole
+        low1, high1 = wilson(one.hits, one.marks, level)
+        low2, high2 = wilson(one.chance_hits, one.controls, level)
+        p1, p2 = one.share, one.chance
+        found = p1 - p2
+        return found, (found - math.hypot(p1 - low1, high2 - p2),
+                       found + math.hypot(high1 - p1, p2 - low2))  # fmt: skip
+    weights = [each.marks * each.controls / (each.marks + each.controls) for each in whole]
+    pairs = list(zip(weights, whole, strict=True))
+    found = sum(w * (each.share - each.chance) for w, each in pairs) / sum(weights)
+    of_p = of_q = 0.0
+    for each in whole:
+        n1, n0, x1, x0 = each.marks, each.controls, each.hits, each.chance_hits
+        n = n1 + n0
+        of_p += (n1**2 * x0 - n0**2 * x1 + n1 * n0 * (n0 - n1) / 2) / n**2
+        of_q += (x1 * (n0 - x0) + x0 * (n1 - x1)) / (2 * n)
+    spread = float(stats.norm.ppf(0.5 + level / 2))
+    half = spread * math.sqrt(max(0.0, found * of_p + of_q)) / sum(weights)
+    return found, (max(-1.0, found - half), min(1.0, found + half))
 
 
 def wilson(hits: int, of: int, level: float = 0.95) -> tuple[float, float]:

@@ -44,6 +44,7 @@ class Trial:
     p_value: float
     rekeyed: float
     conditional: float
+    effect: float
     interval: tuple[float, float]
     power: dict[str, float]
 
@@ -106,16 +107,17 @@ def trial(
     odds_N = np.array([odds(each) for each in kept]).round(6)
     parts = [odds_N == each for each in np.unique(odds_N)]
     found = evidence.table(hit_N, marked_N)
+    tables = [evidence.table(hit_N[part], marked_N[part]) for part in parts]
     strata = [(likely_N[part], int(marked_N[part].sum())) for part in parts]
     rng = generator(derive(0, client, said.form), "fresh keys")
     wrong = int((~true_N & marked_N).sum())
     return Trial(
         client, said.form, found,
         float(true_N[marked_N].mean()) if marked_N.any() else 0.0,
-        evidence.fisher(*(evidence.table(hit_N[part], marked_N[part]) for part in parts)),
+        evidence.fisher(*tables),
         evidence.permutation(strata, found.hits, rng, keys=KEYS),
         evidence.conditional(found.hits, wrong, len(choices)),
-        evidence.interval(found),
+        *evidence.difference(*tables),
         {
             f"{learned:g}": evidence.power(
                 found.marks, found.controls, found.chance, learned, alpha

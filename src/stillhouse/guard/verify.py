@@ -234,13 +234,13 @@ def _row(found: Trial, adjusted: float) -> ClientTrial:
     return ClientTrial(
         client=found.client, form=found.form, marks=table.marks, hits=table.hits,
         controls=table.controls, chance_hits=table.chance_hits, true=found.true,
-        effect=table.effect, interval=found.interval, p_value=found.p_value, adjusted=adjusted,
+        effect=found.effect, interval=found.interval, p_value=found.p_value, adjusted=adjusted,
         rekeyed=found.rekeyed, conditional=found.conditional, power=found.power,
     )  # fmt: skip
 
 
 def _judged(suspect: dict[str, Any], trials: list[ClientTrial], alpha: float) -> Suspect:
-    guilty = [each for each in trials if each.adjusted <= alpha and each.effect > 0]
+    guilty = [each for each in trials if each.adjusted <= alpha]
     verdict: Verdict = "no evidence"
     if guilty:
         verdict = "copy"
