@@ -136,6 +136,12 @@ def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: 
         (["serve", "nowhere", "--shows", "nothing"], "nothing"),
         (["verify"], "--suspect"),
         (["clients", "list", "--registry", "nonsense"], "no registry at"),
+        (["clients", "list", "--registry", "sqlite:///typo.db"], "there is no registry typo.db"),
+        (["clients", "forget", "ann", "--registry", "sqlite:///some.db"], "ann"),
+        (["clients", "create", "ann", "--registry", "sqlite:///text.txt"], "is no registry"),
+        (["clients", "create", "ann", "--per-s", "nan"], "finite"),
+        (["clients", "create", "a\nb"], "one line"),
+        (["serve", "nowhere", "--host", "192.0.2.1"], "192.0.2.1:8000 can't be served at"),
         (["guard", "check-verdict", "nowhere"], "no finished verification"),
         (["guard", "learn", "--out", "x"], "--model"),
         (["verify", "--suspect", "x", "--key", "nowhere.key"], "nowhere.key"),
@@ -145,6 +151,8 @@ def test_wrong_calls_are_one_line(
     words: list[str], said: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Registry("sqlite:///some.db").upgrade()
+    (tmp_path / "text.txt").write_text("no database" * 100)
     code, _, err = call(*words)
     assert code == 2
     assert said in err

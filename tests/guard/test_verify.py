@@ -179,6 +179,15 @@ def test_an_independent_control_that_comes_out_a_copy_is_warned_of(make: Made, k
     assert "no independent model" in judged(guard, keys, answers_of(snapshot, 0)).warnings[0]
 
 
+def test_the_model_itself_is_no_copy_and_that_is_said(make: Made, keys: Keys) -> None:
+    guard = stolen(make, "ann")
+    snapshot = take(guard.registry, keys, config())
+    itself = answers_of(snapshot, 0) | {"fingerprint": snapshot.model}
+    found = judged(guard, keys, itself)
+    assert found.suspects[0].verdict == "no evidence"
+    assert "is the served model itself" in found.warnings[0]
+
+
 def test_spans(make: Made, keys: Keys) -> None:
     guard = make(about=SPANS, marks={"rate": 0.2, "early": 0, "controls": 3})
     client = guard.registry.create_client("ann")[0].id

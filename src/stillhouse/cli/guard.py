@@ -216,7 +216,7 @@ def create(
 
     Example: stillhouse clients create "Ann's shop" --queries 5000
     """
-    held = _registry(registry)
+    held = _registry(registry, new=True)
     if per_s is not None and per_s <= 0:
         raise UsageError(f"--per-s is above 0, got {per_s}")
     row, secret = held.create_client(
@@ -289,9 +289,10 @@ def forget(
 
     Example: stillhouse clients forget "Ann's shop"
     """
+    held = _registry(registry)
+    held.named(name)
     if not yes:
         typer.confirm(f"Delete everything that {name} asked?", abort=True, err=True)
-    held = _registry(registry)
     gone = held.forget(name)
     held.close()
     typer.echo(f"{name}: {gone:,} rows deleted", err=True)
@@ -313,7 +314,7 @@ def keys(
 
     made = new_keys(out)
     if registry is not None:
-        held = _registry(registry)
+        held = _registry(registry, new=True)
         held.commit_to(made)
         held.close()
     typer.echo(f"{out}: key {made.id}, commitment {made.commitment}, public key {made.public}")
@@ -381,6 +382,12 @@ def learn(
         "guard.check.tolerance (0.1) must stay above that.",
         soft_wrap=True,
     )
+    if all(each.at_line <= 0.1 for each in found.qualities if each.kind != "shuffled"):
+        console.out.print(
+            "It tells made-up questions so badly that at this tolerance it would flag nobody: give "
+            "more rows, or another corpus.",
+            soft_wrap=True,
+        )
 
 
 @guard.command("check-verdict")
@@ -405,10 +412,14 @@ def check_verdict(
         raise typer.Exit(1)
 
 
-def _registry(url: str) -> Any:
+def _registry(url: str, *, new: bool = False) -> Any:
+    """Raises UsageError for a file that there is not, unless it may be `new`."""
     _needed()
     from stillhouse.guard.registry import Registry
 
+    place = url.removeprefix("sqlite:///")
+    if not new and place != url and place != ":memory:" and not Path(place).exists():
+        raise UsageError(f"there is no registry {place}: name it with --registry")
     held = Registry(url)
     held.upgrade()
     return held

@@ -1,5 +1,6 @@
 """A model served behind a guard: answers metered, logged, a few of them marked; and the proof."""
 
+from stillhouse.core.types import Example
 from stillhouse.guard.client import GuardedModel
 from stillhouse.guard.guard import Guard, GuardConfig
 from stillhouse.guard.keys import Keys, new_keys, read_keys
@@ -10,6 +11,7 @@ from stillhouse.guard.registry import Registry
 
 __all__ = [
     "About",
+    "Example",
     "Guard",
     "GuardConfig",
     "GuardMiddleware",

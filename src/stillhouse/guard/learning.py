@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from stillhouse.core.config import DataConfig
-from stillhouse.core.errors import DataError
+from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import write_json
 from stillhouse.core.seeding import derive, generator, shape_seed
@@ -32,6 +32,7 @@ from stillhouse.guard.membership import Features, Head
 from stillhouse.guard.model import ServedModel
 
 BATCH, CHUNK = 32, 512
+LEAST = 100  # rows
 MET: tuple[Kind, ...] = ("wiki", "random")
 
 
@@ -93,6 +94,14 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
         config.model, max_length=config.max_length, trust_remote_code=config.trust_remote_code
     )
     splits = load(config.data, store / "rows")
+    real = _rows([splits.labelled, splits.unlabelled], config.rows, config.seed)
+    if len(real) < LEAST:
+        raise DataError(
+            f"{len(real)} rows to learn a check from are too few (reported and held-out rows don't "
+            f"count): give {LEAST} and more"
+        )
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: give --out a folder")
     corpus = read_corpus(config.corpus, store, progress)
     form = usual_form("span" if served.task == "span" else "auto", splits)
 
@@ -101,10 +110,7 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
         return queries(source, count)
 
     reported = [Example(e.text, e.pair) for e in splits.reported]
-    real = _rows([splits.labelled, splits.unlabelled], config.rows, config.seed)
     kept_out = max(1, len(real) // 10)
-    if len(real) < 100:
-        raise DataError(f"{len(real)} rows are too few to learn a check from: give 100 and more")
     whole = made_up("wiki", len(real) + len(reported), "training")
     fake, fresh = whole[: len(real)], whole[len(real) :]  # no text is in both
     head = _train(config, served, real[kept_out:], fake[kept_out:], progress)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import time
@@ -21,7 +22,13 @@ from alembic import command
 from alembic.config import Config as Alembic
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
@@ -31,6 +38,7 @@ from stillhouse.guard.suspicion import Evidence
 from stillhouse.guard.tables import clients, events, keys, marks, models, queries, verdicts
 
 Role = Literal["client", "owner"]
+LONGEST_NAME = 200
 API_KEY = re.compile(r"sh_([0-9a-f]{12})_([0-9a-f]{64})")
 BUSY_S = 30.0  # how long SQLite waits for another writer
 STATEMENT_S = 10.0  # how long PostgreSQL may take for a statement
@@ -139,6 +147,10 @@ class Registry:
                     yield connection
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise RunError(f"the registry can't be reached: {_first(error)}") from error
+        except DatabaseError as error:
+            if type(error) is not DatabaseError:  # of a row, not of the whole
+                raise
+            raise UsageError(f"{self.url.database} is no registry: {_first(error)}") from None
 
     def ping(self) -> None:
         """Raises RunError where the database can't be reached."""
@@ -167,7 +179,11 @@ class Registry:
         per_s: float | None = None,
     ) -> tuple[ClientRow, str]:
         """A new client and its API key, which is nowhere else. Raises UsageError for a name that is
-        taken."""
+        taken or none, and for limits that are no numbers."""
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise UsageError(f"a client's name is one line of 1 to {LONGEST_NAME} characters")
+        if any(each is not None and not math.isfinite(each) for each in (money, per_s)):
+            raise UsageError("a client's budget and rate are finite numbers: leave out for none")
         found, secret = secrets.token_hex(6), secrets.token_hex(32)
         with self.writing() as connection:
             taken = sa.select(clients.c.id).where(clients.c.name == name)

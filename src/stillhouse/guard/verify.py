@@ -225,7 +225,7 @@ def judge(
         commitment=snapshot.commitment, committed=snapshot.committed, public_key=public,
         snapshot=_digest(_written(snapshot.as_json()).encode()),
         answers=_digest(_written(answers).encode()), suspects=suspects,
-        sentence=_sentence(suspects, snapshot), warnings=_warnings(suspects),
+        sentence=_sentence(suspects, snapshot), warnings=_warnings(suspects, snapshot.model),
     )  # fmt: skip
 
 
@@ -283,9 +283,14 @@ def _told(suspect: Suspect, model: str, *, own: bool) -> str:
     )
 
 
-def _warnings(suspects: Sequence[Suspect]) -> list[str]:
+def _warnings(suspects: Sequence[Suspect], model: str) -> list[str]:
     controls = [each for each in suspects if each.control]
-    found: list[str] = []
+    found = [
+        f"{each.name} is the served model itself, weights and all: marks are in models only that "
+        "learned from its answers"
+        for each in suspects
+        if each.fingerprint == model
+    ]
     if not controls:
         found.append("no independent model was tried beside the suspect: give some with --control")
     for each in controls:

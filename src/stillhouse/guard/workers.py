@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,16 @@ def run_service(
         raise UsageError(
             f"{config.workers} workers need PostgreSQL: --registry postgresql://..., or --workers 1"
         )
-    if config.guarded:  # what is wrong is told before a worker starts
+    try:  # what is wrong is told before a worker starts
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        with socket.create_server((config.host, config.port), family=family):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{config.host}:{config.port} can't be served at ({error.strerror}): give --host or "
+            "--port"
+        ) from None
+    if config.guarded:
         registry = Registry(config.registry)
         registry.upgrade()
         registry.close()
