@@ -183,6 +183,23 @@ def test_no_secret_is_in_the_services_log(model: Path, owner: Keys, tmp_path: Pa
     registry.close()
 
 
+def test_answers_of_several_workers_wait_for_no_acknowledgement(
+    model: Path, owner: Keys, tmp_path: Path
+) -> None:
+    """Nagle's algorithm and a delayed ACK would make every answer take 40 ms."""
+    options = ("--workers", "2", "--set", "guarded=false")
+    with (
+        service(model, "sqlite://", tmp_path / "owner.key", tmp_path, *options) as running,
+        httpx.Client() as client,
+    ):
+        times = []
+        for _ in range(60):
+            started = time.perf_counter()
+            client.get(f"{running.url}/health")
+            times.append(time.perf_counter() - started)
+    assert sorted(times[20:])[10] < 0.03  # a new connection is acknowledged at once
+
+
 def test_several_workers_on_sqlite_are_refused(model: Path, owner: Keys, tmp_path: Path) -> None:
     from stillhouse.core.errors import UsageError
     from stillhouse.guard.serve import ServeConfig
