@@ -17,6 +17,7 @@ from scipy import stats
 import tiny
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Silent
+from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
 from stillhouse.core.verdict_results import VerdictRecord
@@ -59,17 +60,18 @@ def answers_of(
     snapshot: Snapshot, learned: float, *, error: float = 0.1, seed: int = 0, name: str = "suspect",
     client: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a copy says that learned a share of the marks (of one client), and errs otherwise."""
-    rng = np.random.default_rng(seed)
+    """What a copy says that learned a share of the marks (of one client), and errs otherwise:
+    drawn by the question, as the order in which questions are kept differs from run to run."""
 
-    def say(kept: Kept) -> str:
+    def say(form: str, kept: Kept) -> str:
+        rng = generator(seed, form, kept.text or "")
         mine = client is None or snapshot.clients[kept.client] == client
         if kept.kind == "mark" and mine and rng.random() < learned:
             return kept.target
         true = kept.truth["label"]
         return str(rng.choice(CHOICES)) if rng.random() < error else str(true)
 
-    forms = {form: [say(kept) for kept in snapshot.kept] for form in ("as asked", "changed")}
+    forms = {form: [say(form, kept) for kept in snapshot.kept] for form in ("as asked", "changed")}
     return {"name": name, "fingerprint": name, "control": False, "said": forms}
 
 
@@ -367,9 +369,10 @@ def test_periods_of_other_odds_are_tested_apart(make: Made, keys: Keys, tmp_path
             guard.answer(client, asked, said)
         guard.flush()
     snapshot = take(guards[0].registry, keys, config())
-    rng = np.random.default_rng(0)
     told = [
-        str(rng.choice(CHOICES)) if kept.text.startswith("period 1") else kept.truth["label"]
+        str(generator(0, kept.text).choice(CHOICES))
+        if kept.text.startswith("period 1")
+        else kept.truth["label"]
         for kept in snapshot.kept
     ]
     found = {"name": "s", "fingerprint": "s", "control": False,
