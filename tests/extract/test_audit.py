@@ -20,7 +20,9 @@ from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
+from stillhouse.data.sources import Pool
 from stillhouse.evaluation.evaluate import score_rows
+from stillhouse.extract.answers import Answers
 from stillhouse.extract.audit import audit
 from stillhouse.extract.client import OverBudget
 from stillhouse.extract.config import AuditConfig
@@ -32,6 +34,7 @@ from stillhouse.extract.runs import AuditRun, expected, run_audit
 from stillhouse.extract.setup import Audit, victim_of
 from stillhouse.extract.sweep import lines
 from stillhouse.extract.thief import Thief, read
+from stillhouse.flows.stages import Trained
 from stillhouse.models.load import load_classifier, load_tokenizer
 
 
@@ -163,6 +166,42 @@ def test_reported_rows_are_never_asked(folder: Path, tmp_path: Path) -> None:
         asked = [example.text for example in leaky.stream("wiki", 0, count)]
         assert asked == [text for text in drawn if text not in reported][:count]
     assert "wiki queries that are reported rows are not asked: leaky.txt has some" in leaky.notes
+
+
+def test_reported_rows_of_a_pool_are_told_and_never_asked(folder: Path, tmp_path: Path) -> None:
+    reported = [example.text for example in Audit(config(folder), Silent()).splits.reported]
+    others = [f"own film {i}" for i in range(8)]
+    (tmp_path / "leaky.txt").write_text("\n".join([*reported[:5], *others]), encoding="utf-8")
+    queries = {"kinds": ["pool"], "pool": str(tmp_path / "leaky.txt"), "of": 8}
+    leaky = Audit(config(folder, queries=queries), Silent())
+    assert {example.text for example in leaky.stream("pool", 0, 8)} == set(others)
+    assert "5 of the pool's texts are reported on: they are not asked" in leaky.notes
+
+
+def test_a_thief_learns_from_what_its_view_shows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Answers] = {}
+    learn = Thief.learn
+
+    def spied(
+        self: Thief, title: str, seed: int, queries: Pool, answers: Answers, *rest: Any
+    ) -> Trained:
+        told[title] = answers
+        return learn(self, title, seed, queries, answers, *rest)
+
+    monkeypatch.setattr(Thief, "learn", spied)
+    views = ["probabilities", "probabilities:1", "label"]
+    queries = {"budgets": [0.25], "of": 80, "corpus": str(folder / "text.txt"), "kinds": ["wiki"]}
+    audit(config(folder, queries=queries, views=views), tmp_path / "run", progress=Silent())
+    whole, rounded, label = (told[f"wiki-{view.replace(':', '-')}-0-0.25"] for view in views)
+    assert whole.probabilities_NK is not None
+    assert rounded.probabilities_NK is not None
+    assert (rounded.probabilities_NK == whole.probabilities_NK.round(1)).all()
+    assert (rounded.probabilities_NK != whole.probabilities_NK).any()
+    assert label.probabilities_NK is None
+    assert label.labels_N is not None
+    assert (label.labels_N == whole.probabilities_NK.argmax(1)).all()
 
 
 def test_what_is_asked_is_said_before(folder: Path, tmp_path: Path) -> None:

@@ -66,6 +66,20 @@ def test_every_query_is_answered_once(tmp_path: Path) -> None:
         assert ledger.spent.characters == sum(len(e.text) for e in QUERIES)
 
 
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [({"url": "http://127.0.0.1:9/other"}, True), ({"body": {"texts": "{texts}", "v": 2}}, True),
+     ({"method": "PUT"}, True), ({"parallel": 4}, False),
+     ({"read": {"answers": "x", "label": "y"}}, False)],
+)  # fmt: skip
+def test_another_question_is_another_answer(change: dict[str, Any], *, other: bool) -> None:
+    """What was paid for is kept by whom it was asked of, and how; not by pace or reading."""
+    url = "http://127.0.0.1:9/"
+    usual = described(url)
+    changed = described(**{"url": url, **change})
+    assert (changed.identity != usual.identity) is other
+
+
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_trouble_is_overcome_and_paid_for(tmp_path: Path, parallel: int) -> None:
     trouble = ["", "429", "500", "slow", "cut", "no json", "429"]

@@ -158,7 +158,7 @@ def test_a_corpus_too_small_for_the_budget_says_how_far_it_goes(corpus: QueryCor
 
 def test_text_is_cleaned_as_published(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(
-        " = Title = \n"
+        " = A title with more words than the shortest sentence has = \n"
         " He said 1 @,@ 000 @-@ odd ( very odd ) things , often ; it was 3 @.@ 5 . "
         "She 's gone now too . No . \n"
         "Plain text has ends. Like this one here! And is this third one?\n"
