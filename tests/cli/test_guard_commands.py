@@ -12,10 +12,11 @@ import pytest
 import tiny
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
-from stillhouse.guard.guard import Guard, GuardConfig
+from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import read_keys
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
+from stillhouse.guard.settings import GuardConfig
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -14,10 +14,11 @@ from guarded import Made
 import tiny
 from stillhouse.core.settings import parse
 from stillhouse.guard import registry as registry_module
-from stillhouse.guard.guard import Guard, GuardConfig
+from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
+from stillhouse.guard.settings import GuardConfig
 
 SECRET = bytes(range(32))
 

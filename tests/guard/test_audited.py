@@ -21,13 +21,14 @@ from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.guard.client import GuardedModel
-from stillhouse.guard.guard import Guard, GuardConfig
+from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import new_keys, read_keys
 from stillhouse.guard.learning import LearnConfig, learn_check
 from stillhouse.guard.membership import Head
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.serve import ServeConfig, create_app
+from stillhouse.guard.settings import GuardConfig
 
 POLICIES: dict[str, dict[str, Any]] = {
     "probabilities": {},

@@ -15,7 +15,7 @@ from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import About, ServedModel, Truth
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.tables import queries
-from stillhouse.guard.watermark import MarksConfig, canonical, draw
+from stillhouse.guard.watermark import canonical, draw
 
 ALL = {"marks": {"rate": 1.0}}  # every question is marked
 SOME = {"marks": {"rate": 0.1, "early": 0, "controls": 4}}
@@ -81,11 +81,10 @@ def test_what_was_asked_before_is_not_kept_at_a_higher_rate(make: Made) -> None:
     first = ask(guard, ann, *texts)
     guard.flush()
     before = {each.text for each in guard.registry.evidence()}
-    guard.config = guard.config.model_copy(update={"marks": MarksConfig(rate=0.3, controls=1)})
-    guard._known.clear()  # as after a second
-    assert ask(guard, ann, *texts) == first
+    later = make(marks={"rate": 0.3, "early": 0, "controls": 1})
+    assert ask(later, ann, *texts) == first
     assert {each.text for each in guard.registry.evidence()} == before
-    ask(guard, ann, *(f"book {i}" for i in range(100)))
+    ask(later, ann, *(f"book {i}" for i in range(100)))
     new = [each for each in guard.registry.evidence() if each.text.startswith("book")]
     assert 20 < sum(each.kind == "mark" for each in new) < 45
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from stillhouse.guard.guard import Guard, exposed
+from stillhouse.guard.guard import Guard
 from stillhouse.guard.registry import ClientRow
 from stillhouse.guard.tables import events, verdicts
 from stillhouse.report.owner import ClientLine, OwnerPage, render_owner
@@ -22,13 +21,12 @@ def owner_page(guard: Guard) -> str:
     rows = [row for row in registry.clients() if row.role == "client"]
     counts, last = registry.counts(), (registry.since(now - HOUR_S), registry.since(now - DAY_S))
     names = {row.id: row.name for row in registry.clients()}
-    curve = None if guard.curve is None else dict(guard.curve.as_json())
     return render_owner(
         OwnerPage(
             model=guard.about.name,
             task=guard.about.task,
             shows=guard.config.view(guard.about.task).name,
-            clients=[_line(row, guard, counts, last, curve) for row in rows],
+            clients=[_line(row, guard, counts, last) for row in rows],
             events=[
                 (row["time"], names.get(row["client"], ""), row["kind"], row["detail"])
                 for row in registry.rows(events, last=LATEST)
@@ -46,10 +44,9 @@ def owner_page(guard: Guard) -> str:
 
 def _line(
     row: ClientRow, guard: Guard, counts: Mapping[str, Mapping[str, int]],
-    last: Sequence[Mapping[str, int]], curve: Mapping[str, Any] | None,
+    last: Sequence[Mapping[str, int]],
 ) -> ClientLine:  # fmt: skip
-    tariff, limits = guard.config.tariff, guard.config.limits
-    known = exposed(curve, row.distinct)
+    tariff, limits, curve = guard.config.tariff, guard.config.limits, guard.curve
     return ClientLine(
         name=row.name,
         state="revoked" if row.revoked else "flagged" if row.flagged else "active",
@@ -63,8 +60,8 @@ def _line(
         currency=tariff.currency,
         odd=row.evidence.odd,
         judged=row.evidence.asked,
-        copy=None if known is None else known[0],
-        used=None if known is None else known[1],
+        copy=None if curve is None else curve.share(row.distinct),
+        used=None if curve is None else curve.used(row.distinct),
         marks=counts.get(row.id, {}).get("mark", 0),
         controls=counts.get(row.id, {}).get("control", 0),
     )

@@ -27,14 +27,16 @@ from stillhouse.core.terms import Config, Positive
 from stillhouse.core.types import Example
 from stillhouse.guard.batcher import Batcher
 from stillhouse.guard.exposure import Curve
-from stillhouse.guard.guard import DECIDED_S, Guard, GuardConfig, Plan, shown
+from stillhouse.guard.guard import DECIDED_S, Guard
 from stillhouse.guard.keys import read_keys
+from stillhouse.guard.marking import Plan, shown
 from stillhouse.guard.membership import Head
 from stillhouse.guard.meters import Meters
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.owner import owner_page
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.registry import ClientRow, Registry
+from stillhouse.guard.settings import GuardConfig
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -221,7 +223,7 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
             except BaseException:
                 guard.refund(client.id, examples)
                 raise
-            meters.answered(guard.counters.questions)
+            meters.answered(guard.questions)
             return Answers(answers=[Answer(**each) for each in answers])
 
     @app.get("/v1/usage", responses={k: ERRORS[k] for k in (401, 403, 503)}, dependencies=bearer)
