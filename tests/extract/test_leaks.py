@@ -108,6 +108,13 @@ def test_a_frozen_encoder_is_found_however_sure_its_head_is(spread: float) -> No
     assert frozen_encoder(answers, {"its pooler": features}, "public", rng(2)).leaks
 
 
+def test_a_head_is_judged_by_answers_that_it_was_not_fitted_to() -> None:
+    features = rng().normal(size=(80, 30))
+    found = frozen_encoder(shown(rng(1).normal(size=(80, 2))), {"pooler": features}, "x", rng(2))
+    assert not found.leaks
+    assert "explains the answers (0% of" in found.finding
+
+
 def test_too_few_answers_are_not_an_all_clear() -> None:
     features = rng().normal(size=(74, 30))
     answers = shown(features @ rng(1).normal(size=(30, 3)))
