@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -49,7 +51,7 @@ def test_nothing_is_no_evidence() -> None:
     assert fisher(Table(5, 0, 0, 0)) == 1.0
     assert fisher(Table(5, 0, 50, 0)) == 1.0
     assert difference(Table(0, 0, 3, 1)) == (0.0, (-1.0, 1.0))
-    assert power(0, 10, 0.1, 0.5, 1e-3) == 0.0
+    assert power(Table(0, 0, 10, 1), learned=0.5, alpha=1e-3) == 0.0
 
 
 def test_a_model_that_never_saw_a_mark_is_rarely_accused() -> None:
@@ -136,19 +138,26 @@ def test_intervals_of_strata_hold_the_difference_as_often_as_they_say() -> None:
     assert np.mean(held) == pytest.approx(0.95, abs=0.02)
 
 
-def test_power_is_how_often_copies_are_found() -> None:
+@pytest.mark.parametrize(
+    "strata", [[Table(30, 0, 300, 30)], [Table(20, 0, 200, 2), Table(30, 0, 30, 15)]]
+)
+def test_power_is_how_often_copies_are_found(strata: list[Table]) -> None:
+    """Where odds differ, of periods tested apart: not what all of them together would have."""
     rng = np.random.default_rng(2)
-    marks, controls, chance, learned, alpha = 30, 300, 0.1, 0.3, 1e-3
-    share = learned + (1 - learned) * chance
-    found = [
-        fisher(Table(marks, int(rng.binomial(marks, share)), controls, 30)) <= alpha
-        for _ in range(2000)
-    ]
-    assert power(marks, controls, chance, learned, alpha) == pytest.approx(np.mean(found), abs=0.03)
+    learned, alpha = 0.3, 1e-3
+
+    def copied(each: Table) -> Table:
+        share = learned + (1 - learned) * each.chance
+        return replace(each, hits=int(rng.binomial(each.marks, share)))
+
+    found = [fisher(*map(copied, strata)) <= alpha for _ in range(2000)]
+    expected = pytest.approx(np.mean(found), abs=0.04)
+    assert power(*strata, learned=learned, alpha=alpha) == expected
 
 
 def test_more_marks_are_more_power() -> None:
-    found = [power(n, 10 * n, 0.1, 0.5, 1e-6) for n in (10, 25, 50, 100)]
+    strata = [Table(n, 0, 10 * n, n) for n in (10, 25, 50, 100)]
+    found = [power(each, learned=0.5, alpha=1e-6) for each in strata]
     assert found == sorted(found)
     assert found[-1] > 0.99
 

@@ -169,6 +169,35 @@ def test_a_mark_in_a_narrower_view_shows_no_more(make: Made) -> None:
     assert answer["probabilities"] == {"negative": 0.88, "positive": 0.12}
 
 
+def test_a_mark_shown_as_a_label_is_the_mark_that_it_was(make: Made) -> None:
+    """Even where the model, asked anew, would say otherwise by a hair."""
+    guard = make(**ALL)
+    ann = client(guard)
+    (first,) = ask(guard, ann, "a film", share=0.501)
+    guard.flush()
+    (again,) = ask(make(shows="label", **ALL), ann, "a film", share=0.499)
+    assert again == {"label": first["label"]}
+
+
+def test_what_another_worker_marked_at_a_higher_rate_is_marked(make: Made) -> None:
+    texts = [f"film {i}" for i in range(60)]
+    late = make(marks={"rate": 0.001, "early": 0, "most": 0.5, "controls": 1})
+    early = make(marks={"rate": 0.001, "early": 40, "most": 0.5, "controls": 1})
+    ann = client(early)
+    first = ask(early, ann, *texts)
+    assert [a["label"] for a in first].count("negative") > 10
+    assert ask(late, ann, *texts) == first
+
+
+def test_a_question_is_odd_from_even_odds_on(make: Made) -> None:
+    guard = make()
+    ann = client(guard)
+    for number, odd in enumerate((-0.1, 0.1, 3.0)):
+        ask(guard, ann, f"film {number}", odd=odd)
+    guard.flush()
+    assert guard.registry.client(ann).evidence.odd == 2
+
+
 def test_controls_wait_and_are_repeated_as_marks_are(make: Made) -> None:
     """Neither how long an answer takes nor its last digits tell a mark."""
     guard = make(marks={"rate": 0.01, "early": 0, "controls": 80})

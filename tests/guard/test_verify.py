@@ -25,9 +25,11 @@ from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import About, Truth
 from stillhouse.guard.registry import Kept, Registry
+from stillhouse.guard.settings import VerifyConfig
+from stillhouse.guard.snapshot import Snapshot, take
 from stillhouse.guard.tables import verdicts
 from stillhouse.guard.trial import changed
-from stillhouse.guard.verify import Snapshot, VerifyConfig, check, judge, run_verify, take
+from stillhouse.guard.verify import check, judge, run_verify
 
 CHOICES = ["contradiction", "entailment", "neutral"]
 ABOUT = About("model-1", "our model", "classification", CHOICES)
@@ -81,13 +83,13 @@ def config(*suspects: str, **changes: Any) -> VerifyConfig:
 
 def judged(guard: Guard, keys: Keys, *answers: dict[str, Any], **changes: Any) -> VerdictRecord:
     asked = config(**changes)
-    snapshot = take(guard.registry, keys, asked)
+    snapshot = take(guard.registry, keys)
     return judge(snapshot, answers, asked, keys.marking.hex(), keys.public)
 
 
 def test_a_copy_is_found_out(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     record = judged(guard, keys, answers_of(snapshot, 0.6))
     (suspect,) = record.suspects
     assert suspect.verdict == "copy"
@@ -102,7 +104,7 @@ def test_a_copy_is_found_out(make: Made, keys: Keys) -> None:
 
 def test_an_independent_model_is_not(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     for seed in range(5):
         record = judged(guard, keys, answers_of(snapshot, 0.0, error=0.4, seed=seed))
         assert record.suspects[0].verdict == "no evidence"
@@ -111,7 +113,7 @@ def test_an_independent_model_is_not(make: Made, keys: Keys) -> None:
 
 def test_p_values_of_independent_models_are_uniform_or_larger(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann", controls=10)
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     answers = [answers_of(snapshot, 0.0, error=0.9, seed=s, name=str(s)) for s in range(60)]
     found = judged(guard, keys, *answers)
     p_values = [each.trials[0].p_value for each in found.suspects]
@@ -123,14 +125,14 @@ def test_p_values_of_independent_models_are_uniform_or_larger(make: Made, keys: 
 
 def test_whose_answers_were_learned_is_told(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann", "bob")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     record = judged(guard, keys, answers_of(snapshot, 0.7, client="bob"))
     assert record.suspects[0].clients == ["bob"]
 
 
 def test_of_many_suspects_one_small_p_is_no_copy(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     weak = answers_of(snapshot, 0.08, error=0.1, seed=1)
     alone = judged(guard, keys, weak).suspects[0].trials[0].p_value
     beside = judged(guard, keys, weak, *(answers_of(snapshot, 0, seed=s) for s in range(30)))
@@ -141,7 +143,7 @@ def test_of_many_suspects_one_small_p_is_no_copy(make: Made, keys: Keys) -> None
 def test_what_is_little_among_many_is_no_verdict(make: Made, keys: Keys) -> None:
     """A p-value that would do alone doesn't among sixty."""
     guard = stolen(make, "ann")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
 
     def weak(seed: int) -> dict[str, Any]:
         found = answers_of(snapshot, 0.12, error=0.1, seed=seed)
@@ -162,7 +164,7 @@ def test_few_marks_are_called_few(make: Made, keys: Keys) -> None:
     client = guard.registry.create_client("ann")[0].id
     guard.answer(client, [Example(f"film {i}") for i in range(60)], said)
     guard.flush()
-    whole = take(guard.registry, keys, config())
+    whole = take(guard.registry, keys)
     kinds = ["mark"] * 2 + ["control"] * 4  # whichever were drawn
     few = [replace(k, kind=kind) for k, kind in zip((whole.kept * 6)[:6], kinds, strict=True)]
     snapshot = replace(whole, kept=few)
@@ -174,7 +176,7 @@ def test_few_marks_are_called_few(make: Made, keys: Keys) -> None:
 
 def test_an_independent_control_that_comes_out_a_copy_is_warned_of(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     control = answers_of(snapshot, 0.8, name="other") | {"control": True}
     found = judged(guard, keys, answers_of(snapshot, 0.8), control)
     assert "said to be independent" in found.warnings[0]
@@ -183,7 +185,7 @@ def test_an_independent_control_that_comes_out_a_copy_is_warned_of(make: Made, k
 
 def test_the_model_itself_is_no_copy_and_that_is_said(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     itself = answers_of(snapshot, 0) | {"fingerprint": snapshot.model}
     found = judged(guard, keys, itself)
     assert found.suspects[0].verdict == "no evidence"
@@ -200,7 +202,7 @@ def test_spans(make: Made, keys: Keys) -> None:
     for at in range(0, 300, 100):
         guard.answer(client, asked[at : at + 100], lambda es: [Truth(text="Ann Lee") for _ in es])
     guard.flush()
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     assert all(kept.target not in ("Ann", "Lee") for kept in snapshot.kept)
     told = [
         k.target if k.kind == "mark" and i % 2 else "Ann Lee" for i, k in enumerate(snapshot.kept)
@@ -316,7 +318,7 @@ def test_a_finished_verdict_is_read(
 def test_a_wrong_key_proves_nothing(verdict: tuple[Path, Registry]) -> None:
     _, registry = verdict
     with pytest.raises(UsageError, match="not the one that served"):
-        take(registry, Keys(bytes(32)), config())
+        take(registry, Keys(bytes(32)))
 
 
 def test_a_suspect_of_other_labels_is_refused(
@@ -333,18 +335,18 @@ def test_a_suspect_of_other_labels_is_refused(
 def test_no_marks_no_verdict(make: Made, keys: Keys) -> None:
     guard = make()
     with pytest.raises(UsageError, match="nothing can be proved"):
-        take(guard.registry, keys, config())
+        take(guard.registry, keys)
 
 
 def test_a_client_without_marks_is_told(verdict: tuple[Path, Registry], keys: Keys) -> None:
     verdict[1].create_client("bob")
     with pytest.raises(UsageError, match="no mark was made"):
-        take(verdict[1], keys, config(clients=["bob"]))
+        take(verdict[1], keys, clients=["bob"])
 
 
 def test_every_suspect_is_in_the_sentence(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     honest = answers_of(snapshot, 0.0, name="honest")
     found = judged(guard, keys, honest, answers_of(snapshot, 0.8, name="thief"))
     assert "No evidence that honest" in found.sentence
@@ -353,7 +355,7 @@ def test_every_suspect_is_in_the_sentence(make: Made, keys: Keys) -> None:
 
 def test_marks_for_everyone_name_nobody(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann", scope="everyone")
-    snapshot = take(guard.registry, keys, config())
+    snapshot = take(guard.registry, keys)
     found = judged(guard, keys, answers_of(snapshot, 0.8))
     assert "learned from its answers" in found.sentence
 
@@ -368,7 +370,7 @@ def test_periods_of_other_odds_are_tested_apart(make: Made, keys: Keys, tmp_path
             asked = [Example(f"period {number} film {i}") for i in range(at, at + 100)]
             guard.answer(client, asked, said)
         guard.flush()
-    snapshot = take(guards[0].registry, keys, config())
+    snapshot = take(guards[0].registry, keys)
     told = [
         str(generator(0, kept.text).choice(CHOICES))
         if kept.text.startswith("period 1")

@@ -85,6 +85,25 @@ def test_lines_come_in_their_order(registry: Registry, writer: Writer, ann: str)
     assert held == list(range(2500))
 
 
+def test_what_comes_while_others_are_written_is_written_next(
+    registry: Registry, writer: Writer, ann: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = registry.writing
+    late = [line(ann, number) for number in range(1, 6)]
+
+    def writing() -> Any:
+        if late:
+            writer.log([late.pop(0)])
+        return real()
+
+    monkeypatch.setattr(registry, "writing", writing)
+    writer.log([line(ann, 0)])
+    while late:
+        writer.flush()
+    writer.flush()
+    assert len(registry.rows(queries)) == 6
+
+
 def test_closing_writes_what_waits(registry: Registry, ann: str, keys: Keys) -> None:
     writer = Writer(registry, Odds())
     writer.start()

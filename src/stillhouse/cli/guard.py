@@ -158,7 +158,8 @@ def verify(
     _needed()
     from stillhouse.guard.keys import read_keys
     from stillhouse.guard.registry import Registry
-    from stillhouse.guard.verify import VerifyConfig, run_verify
+    from stillhouse.guard.settings import VerifyConfig
+    from stillhouse.guard.verify import run_verify
 
     values = options.settings(
         config,

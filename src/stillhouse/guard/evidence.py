@@ -5,20 +5,22 @@ kept questions were marked was drawn by the key alone, so given what the suspect
 every choice of as many of them is as likely, and Fisher's test is exact, for any model, task or
 traffic.
 
-Axes: N kept questions, M of them marked, K keys, H numbers of hits.
+Axes: N kept questions, M of them marked, K keys, H numbers of hits, C copies, S strata, U
+different copies.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 LEAST = 1e-300  # what a p-value is at least
 BLOCK = 2**20  # random numbers at a time
+COPIES = 1000  # drawn for the power of several strata
 
 
 @dataclass(frozen=True)
@@ -120,18 +122,29 @@ def wilson(hits: int, of: int, level: float = 0.95) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def power(marks: int, controls: int, chance: float, learned: float, alpha: float) -> float:
+def power(*strata: Table, learned: float, alpha: float) -> float:
     """The probability that a copy is found out which has learned a share of its marks, and else
-    hits by `chance`, at a p-value of `alpha`. Exact, but for taking the controls' hits as
-    expected."""
-    if not marks:
+    hits as it does controls, at a p-value of `alpha`. Exact but for taking the controls' hits as
+    they came; of several strata from a thousand drawn copies."""
+    whole = [each for each in strata if each.marks]
+    if not whole:
         return 0.0
-    share = learned + (1 - learned) * chance
-    others = round(chance * controls)
-    hits_H = np.arange(1, marks + 1)
-    p_H = stats.hypergeom.sf(hits_H - 1, marks + controls, hits_H + others, marks)
-    enough_H = np.flatnonzero(p_H <= alpha)
-    return float(stats.binom.sf(hits_H[enough_H[0]] - 1, marks, share)) if len(enough_H) else 0.0
+    shares = [learned + (1 - learned) * each.chance for each in whole]
+    if len(whole) == 1:
+        (one,), (share,) = whole, shares
+        hits_H = np.arange(1, one.marks + 1)
+        total = one.marks + one.controls
+        p_H = stats.hypergeom.sf(hits_H - 1, total, hits_H + one.chance_hits, one.marks)
+        enough_H = np.flatnonzero(p_H <= alpha)
+        return float(stats.binom.sf(enough_H[0], one.marks, share)) if len(enough_H) else 0.0
+    rng = np.random.default_rng(0)  # whoever reckons anew draws the same copies
+    drawn_CS = rng.binomial([each.marks for each in whole], shares, (COPIES, len(whole)))
+    found_US, times_U = np.unique(drawn_CS, axis=0, return_counts=True)
+    out = 0
+    for hits_S, times in zip(found_US, times_U, strict=True):
+        tables = [replace(each, hits=int(hits)) for each, hits in zip(whole, hits_S, strict=True)]
+        out += int(times) * (fisher(*tables) <= alpha)
+    return out / COPIES
 
 
 def conditional(hits: int, wrong: int, choices: int) -> float:

@@ -1,4 +1,4 @@
-"""How a model is guarded, as its owner writes it down."""
+"""What an owner writes down: how a model is guarded, and who is tried for copying it."""
 
 from __future__ import annotations
 
@@ -66,3 +66,22 @@ class GuardConfig(Config):
         if found.shows not in fits:
             raise UsageError(f"a {task} has no {found.shows} to show: one of {', '.join(fits)}")
         return found
+
+
+class VerifyConfig(Config):
+    """suspects: model folders, or YAML descriptions of APIs; controls: models known to be
+    independent. clients: whose marks are looked for (left out: everyone's). alpha: the chance that
+    an independent model is called a copy. limit: queries that an API may be asked in all. model:
+    the fingerprint of the model that was served, where the registry has several. label_map: the
+    served model's names for the suspects' labels."""
+
+    flow: Literal["verify"] = "verify"
+    suspects: Annotated[tuple[str, ...], Field(min_length=1)]
+    controls: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+    model: str | None = None
+    label_map: dict[str, str] = Field(default_factory=dict)
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    limit: Positive | None = None
+    cache: str | None = None
+    trust_remote_code: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,8 @@ ALIKE = 0.5  # F1 from which on a span is taken for another
 LEARNED = (0.2, 0.5, 0.9)  # shares of its marks that a copy may have learned, for the power
 KEYS = 999  # fresh ones
 
-Form = str  # "as asked", "changed"
+Form = Literal["as asked", "changed"]
+FORMS: tuple[Form, ...] = ("as asked", "changed")
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,7 @@ def trial(
         evidence.conditional(found.hits, wrong, len(choices)),
         *evidence.difference(*tables),
         {
-            f"{learned:g}": evidence.power(
-                found.marks, found.controls, found.chance, learned, alpha
-            )
+            f"{learned:g}": evidence.power(*tables, learned=learned, alpha=alpha)
             for learned in LEARNED
         },
     )  # fmt: skip

@@ -4,137 +4,29 @@ that are known to be none; a record and a page, signed, that anybody can check f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from stillhouse.core.console import Terminal
-from stillhouse.core.errors import DataError, UsageError
+from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import claim, manifest, write_json, write_text
 from stillhouse.core.settings import read_yaml
-from stillhouse.core.terms import Config, Positive
-from stillhouse.core.types import Example
 from stillhouse.core.verdict_results import ClientTrial, Suspect, Verdict, VerdictRecord
-from stillhouse.extract.prices import Tariff
-from stillhouse.extract.victim import Described, is_endpoint
-from stillhouse.flows.common import store_root
 from stillhouse.guard import evidence
 from stillhouse.guard.keys import Keys, commitment_to, is_signed
-from stillhouse.guard.model import ServedModel
-from stillhouse.guard.registry import Kept, Registry
-from stillhouse.guard.tables import keys as key_table
-from stillhouse.guard.tables import models as model_table
-from stillhouse.guard.trial import Said, Trial, changed, trial, wrong_answer
+from stillhouse.guard.registry import Registry
+from stillhouse.guard.settings import VerifyConfig
+from stillhouse.guard.snapshot import Snapshot, digest, take, written
+from stillhouse.guard.suspects import candidate, said_by
+from stillhouse.guard.trial import FORMS, Said, Trial, trial, wrong_answer
 from stillhouse.guard.watermark import canonical, draw
 from stillhouse.report.html import render
 
 FEW = 5  # marks of a client below which nothing is said
-FORMS = ("as asked", "changed")
-BATCH = 256
-
-
-class VerifyConfig(Config):
-    """suspects: model folders, or YAML descriptions of APIs; controls: models known to be
-    independent. clients: whose marks are looked for (left out: everyone's). alpha: the chance that
-    an independent model is called a copy. limit: queries that an API may be asked in all. model:
-    the fingerprint of the model that was served, where the registry has several. label_map: the
-    served model's names for the suspects' labels."""
-
-    flow: Literal["verify"] = "verify"
-    suspects: Annotated[tuple[str, ...], Field(min_length=1)]
-    controls: tuple[str, ...] = ()
-    clients: tuple[str, ...] = ()
-    model: str | None = None
-    label_map: dict[str, str] = Field(default_factory=dict)
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    limit: Positive | None = None
-    cache: str | None = None
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What of the registry a verdict stands on."""
-
-    key: str
-    commitment: str
-    committed: float
-    model: str
-    name: str
-    task: str
-    choices: list[str]
-    clients: dict[str, str]  # names by id
-    kept: list[Kept]
-
-    def as_json(self) -> dict[str, Any]:
-        found = asdict(self)
-        for row in found["kept"]:
-            row["query"] = row["query"].hex()
-        return found
-
-    @classmethod
-    def of_json(cls, held: dict[str, Any]) -> Snapshot:
-        rows: list[dict[str, Any]] = held["kept"]
-        kept = [Kept(**{**row, "query": bytes.fromhex(row["query"])}) for row in rows]
-        rest: dict[str, Any] = {name: held[name] for name in held if name != "kept"}
-        return cls(kept=kept, **rest)
-
-
-def take(registry: Registry, keys: Keys, config: VerifyConfig) -> Snapshot:
-    """The registry's evidence. Raises UsageError where there is none for this key."""
-    rows = registry.rows(key_table, key_table.c.id == keys.id)
-    if not rows:
-        raise UsageError(
-            f"the registry has no commitment to the key {keys.id}: it is not the one that served"
-        )
-    if rows[0]["commitment"] != keys.commitment:
-        raise UsageError("the registry's commitment is to another key than this one")
-    served = registry.rows(model_table)
-    if config.model is not None:
-        served = [row for row in served if row["id"].startswith(config.model)]
-    with_evidence = [row for row in served if registry.evidence(model=row["id"])]
-    if not with_evidence:
-        raise UsageError("the registry has no marks (of this model): nothing can be proved")
-    if len(with_evidence) > 1:
-        listed = ", ".join(f"{row['name']} ({row['id'][:8]})" for row in with_evidence)
-        raise UsageError(f"several models have marks: say which with --set model=: {listed}")
-    (model,) = with_evidence
-    wanted = {registry.named(name).id for name in config.clients}
-    kept = [
-        each
-        for each in registry.evidence(model=model["id"])
-        if each.key == keys.id and (not wanted or each.client in wanted)
-    ]
-    if not kept:
-        raise UsageError(
-            f"no mark was made with the key {keys.id} for these clients: nothing can be proved"
-        )
-    names = {row.id: row.name for row in registry.clients()}
-    clients = {each.client: names[each.client] for each in kept}
-    return Snapshot(
-        keys.id, keys.commitment, rows[0]["created"], model["id"], model["name"], model["task"],
-        model["choices"], clients, kept,
-    )  # fmt: skip
-
-
-Ask = Callable[[Sequence[Example]], list[str]]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A suspect: its name, what stands for it, and how it is asked."""
-
-    name: str
-    fingerprint: str
-    control: bool
-    ask: Ask
 
 
 def run_verify(
@@ -144,9 +36,9 @@ def run_verify(
     """The verification, to its folder: record.json, record.sig, snapshot.json, answers.json,
     report.html. A finished one is read. Raises UsageError, DataError, ModelError, RunError."""
     progress = progress or Terminal()
-    snapshot = take(registry, keys, config)
-    text = _written(snapshot.as_json())
-    content = {"snapshot": _digest(text.encode())}
+    snapshot = take(registry, keys, model=config.model, clients=config.clients)
+    text = written(snapshot.as_json())
+    content = {"snapshot": digest(text.encode())}
     claim(out, config.model_dump(mode="json"), content)
     if (out / "record.json").is_file():
         progress.note(f"{out} is finished already")
@@ -155,42 +47,26 @@ def run_verify(
     write_text(out / "snapshot.json", text)
     progress.note(f"only {', '.join(config.suspects)} and the controls are asked")
     asked = [
-        *(_suspect(name, config, snapshot, control=False) for name in config.suspects),
-        *(_suspect(name, config, snapshot, control=True) for name in config.controls),
+        *(candidate(name, config, snapshot, control=False) for name in config.suspects),
+        *(candidate(name, config, snapshot, control=True) for name in config.controls),
     ]
     answers = [
         {
             "name": each.name, "fingerprint": each.fingerprint, "control": each.control,
-            "said": _said(each, snapshot, progress),
+            "said": said_by(each, snapshot, progress),
         }
         for each in asked
     ]  # fmt: skip
-    held = _written(answers)
+    held = written(answers)
     write_text(out / "answers.json", held)
     record = judge(snapshot, answers, config, keys.marking.hex(), keys.public)
-    body = _written(record.model_dump(mode="json", by_alias=True))
+    body = written(record.model_dump(mode="json", by_alias=True))
     signature = keys.sign(body.encode())
     write_text(out / "record.sig", signature + "\n")
     write_text(out / "record.json", body)
     render([out], out / "report.html")
     registry.judged(", ".join(config.suspects), record.sentence, body.encode(), signature)
     return record
-
-
-def _said(each: Asked, snapshot: Snapshot, progress: Progress) -> dict[str, list[str]]:
-    """What a suspect says of all kept questions, form by form."""
-    found: dict[str, list[str]] = {}
-    whole = [Example(kept.text, kept.pair) for kept in snapshot.kept]
-    forms = {"as asked": whole, "changed": [changed(e, 0) for e in whole]}
-    for form, examples in forms.items():
-        with progress.stage(f"asking {each.name}, {form}", len(examples), "questions") as step:
-            said: list[str] = []
-            for at in range(0, len(examples), BATCH):
-                few = examples[at : at + BATCH]
-                said += each.ask(few)
-                step(len(few))
-        found[form] = said
-    return found
 
 
 def judge(
@@ -223,8 +99,8 @@ def judge(
         alpha=config.alpha, model=snapshot.model, model_name=snapshot.name, task=snapshot.task,
         choices=snapshot.choices, key=snapshot.key, marking_key=marking,
         commitment=snapshot.commitment, committed=snapshot.committed, public_key=public,
-        snapshot=_digest(_written(snapshot.as_json()).encode()),
-        answers=_digest(_written(answers).encode()), suspects=suspects,
+        snapshot=digest(written(snapshot.as_json()).encode()),
+        answers=digest(written(answers).encode()), suspects=suspects,
         sentence=_sentence(suspects, snapshot), warnings=_warnings(suspects, snapshot.model),
     )  # fmt: skip
 
@@ -326,8 +202,8 @@ def check(out: Path, *, public_key: str | None = None) -> list[tuple[str, bool]]
         *known,
         ("the record is signed by its public key", is_signed(body, signature, record.public_key)),
         ("the marking key is the committed one", committed == record.commitment),
-        ("the snapshot is the record's", _digest(snapshot_text.encode()) == record.snapshot),
-        ("the answers are the record's", _digest(answers_text.encode()) == record.answers),
+        ("the snapshot is the record's", digest(snapshot_text.encode()) == record.snapshot),
+        ("the answers are the record's", digest(answers_text.encode()) == record.answers),
         ("marks and controls are the key's", _drawn(snapshot, record)),
         ("reckoned anew, the result is the same", _alike(again.model_dump(), record.model_dump())),
     ]
@@ -356,80 +232,3 @@ def _alike(mine: Any, theirs: Any) -> bool:
     if isinstance(mine, list | tuple):
         return len(mine) == len(theirs) and all(map(_alike, mine, theirs))
     return bool(mine == theirs)
-
-
-def _suspect(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) -> Asked:
-    """A model's folder or an API's description. Raises UsageError, ModelError."""
-    if is_endpoint(name):
-        return _api(name, config, snapshot, control=control)
-    model = ServedModel(name, trust_remote_code=config.trust_remote_code)
-    if model.task != snapshot.task:
-        raise UsageError(f"{name} is a {model.task}, and {snapshot.name} a {snapshot.task}")
-    ours = _names(name, model.choices, snapshot, config.label_map)
-
-    def ask(examples: Sequence[Example]) -> list[str]:
-        return [
-            each.text if each.text is not None else ours[_top(model, each.probabilities_K)]
-            for each in model.answers(examples)
-        ]
-
-    return Asked(Path(name).name, model.fingerprint, control, ask)
-
-
-def _top(model: ServedModel, shares_K: Any) -> str:
-    return model.choices[int(shares_K.argmax())]
-
-
-def _names(
-    name: str, theirs: Iterable[str], snapshot: Snapshot, label_map: dict[str, str]
-) -> dict[str, str]:
-    """Our name of each of a suspect's labels; case is forgiven. Raises UsageError for one that is
-    none of ours."""
-    folded = {each.casefold(): each for each in snapshot.choices}
-    found = {each: folded.get(label_map.get(each, each).casefold(), "") for each in theirs}
-    strange = [each for each, ours in found.items() if not ours]
-    if strange:
-        raise UsageError(
-            f"{name} answers {', '.join(strange[:5])}, and {snapshot.name} has the labels "
-            f"{', '.join(snapshot.choices)}: say which is which with --label-map "
-            f"{strange[0]}=..."
-        )
-    return found
-
-
-def _api(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) -> Asked:
-    described = Described(Path(name))
-    store = store_root(config.cache)
-
-    def ask(examples: Sequence[Example]) -> list[str]:
-        asking = described.open(store, Tariff(), config.limit)
-        try:
-            said = [_said_by(each, name) for each in asking.ask(examples, lambda count: None)]
-        finally:
-            asking.close()
-            asking.ledger.close()
-        if not snapshot.choices:
-            return said
-        ours = _names(name, set(said), snapshot, config.label_map)
-        return [ours[each] for each in said]
-
-    return Asked(described.name, described.fingerprint, control, ask)
-
-
-def _said_by(found: dict[str, Any], name: str) -> str:
-    """An API's answer as a name or a text."""
-    if "text" in found:
-        return str(found["text"])
-    if "label" in found:
-        return str(found["label"])
-    if "probabilities" in found:
-        return max(found["probabilities"], key=found["probabilities"].__getitem__)
-    raise DataError(f"{name} answers with values: marks are of labels and spans")
-
-
-def _written(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
