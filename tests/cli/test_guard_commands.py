@@ -59,7 +59,11 @@ def test_a_client_from_its_key_to_its_end(call: Call, url: str) -> None:
     assert key not in out
     code, out, _ = call("clients", "list", "--registry", url, "--json")
     assert json.loads(out)[0]["queries"] == 5
-    assert call("clients", "revoke", "Ann's shop", "--registry", url)[0] == 0
+    assert "was not flagged" in call("clients", "unflag", "Ann's shop", "--registry", url)[2]
+    assert call("clients", "revoke", "Ann's shop", "--registry", url) == (
+        0, "", "Ann's shop: revoked\n",
+    )  # fmt: skip
+    assert "revoked before" in call("clients", "revoke", "Ann's shop", "--registry", url)[2]
     held = Registry(url)
     assert held.identify(key) is None
     held.close()

@@ -1,45 +1,18 @@
-"""The commands of a guarded service: serve, clients, keys, the membership check, verification."""
+"""The commands of a guarded service: serve, keys, the membership check, verification."""
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from stillhouse.cli import console, options
+from stillhouse.cli.registry import REGISTRY, Key, Url, needed, registry_at
 from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import parse
 
-REGISTRY = "sqlite:///stillhouse-guard.db"
-
-Url = Annotated[
-    str, typer.Option("--registry", help="sqlite:///FILE, or postgresql://USER@HOST/NAME")
-]
-Key = Annotated[
-    Path | None,
-    typer.Option("--key", help="the owner's key file (default: $STILLHOUSE_GUARD_KEY)"),
-]
-
-clients = typer.Typer(help="Who may ask a guarded model.", no_args_is_help=True)
-guard = typer.Typer(
-    help="The owner's key, the membership check, and verdicts.", no_args_is_help=True
-)
-
-
-def _needed() -> None:
-    """Raises UsageError where what the guard stands on is not installed."""
-    try:
-        import alembic
-        import cryptography
-        import fastapi
-        import prometheus_client
-        import sqlalchemy
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the guard needs {error.name}: pip install 'stillhouse[guard]'") from None
-    del alembic, cryptography, fastapi, prometheus_client, sqlalchemy, uvicorn
+app = typer.Typer(help="The owner's key, the membership check, and verdicts.", no_args_is_help=True)
 
 
 def serve(
@@ -85,7 +58,7 @@ def serve(
 
     Example: stillhouse serve my-teacher --key owner.key --queries 10000 --per-s 20
     """
-    _needed()
+    needed()
     from stillhouse.guard.serve import ServeConfig
     from stillhouse.guard.workers import run_service
 
@@ -155,7 +128,7 @@ def verify(
     Nothing but the suspect and the controls that you name is asked.
     Example: stillhouse verify --suspect their-model --control other-model --key owner.key --out verdict
     """  # noqa: E501
-    _needed()
+    needed()
     from stillhouse.guard.keys import read_keys
     from stillhouse.guard.registry import Registry
     from stillhouse.guard.settings import VerifyConfig
@@ -201,105 +174,7 @@ def verify(
     console.out.print(f"\nReport: {out / 'report.html'}", soft_wrap=True)
 
 
-@clients.command("create")
-def create(
-    name: Annotated[str, typer.Argument(help="a name that tells you who it is")],
-    registry: Url = REGISTRY,
-    owner: Annotated[
-        bool, typer.Option("--owner", help="a key for /owner, not for asking")
-    ] = False,
-    queries: Annotated[int | None, typer.Option("--queries", min=1, help="its own budget")] = None,
-    money: Annotated[float | None, typer.Option("--money", min=0, help="its own budget")] = None,
-    per_s: Annotated[float | None, typer.Option("--per-s", help="its own rate")] = None,
-    json: options.Json = False,
-) -> None:
-    """Make a client and print its API key, once: only a hash of it is kept.
-
-    Example: stillhouse clients create "Ann's shop" --queries 5000
-    """
-    held = _registry(registry, new=True)
-    if per_s is not None and per_s <= 0:
-        raise UsageError(f"--per-s is above 0, got {per_s}")
-    row, secret = held.create_client(
-        name, role="owner" if owner else "client", queries=queries, money=money, per_s=per_s
-    )
-    held.close()
-    if json:
-        console.print_json({"id": row.id, "name": row.name, "role": row.role, "key": secret})
-        return
-    typer.echo(f"{row.role} {row.name} ({row.id}); its key is shown this once:", err=True)
-    typer.echo(secret)
-
-
-@clients.command("list")
-def list_(registry: Url = REGISTRY, json: options.Json = False) -> None:
-    """List clients, what they asked, and whether they are flagged.
-
-    Example: stillhouse clients list
-    """
-    held = _registry(registry)
-    rows = held.clients()
-    held.close()
-    if json:
-        console.print_json([vars(row) | {"evidence": vars(row.evidence)} for row in rows])
-        return
-    console.table(
-        ("client", "id", "role", "made", "charged", "new", "odd", "state"),
-        [
-            [
-                row.name, row.id, row.role, _day(row.created), f"{row.charged:,}",
-                f"{row.distinct:,}", f"{row.evidence.odd:,}",
-                "revoked" if row.revoked else "flagged" if row.flagged else "",
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-@clients.command("revoke")
-def revoke(name: str, registry: Url = REGISTRY) -> None:
-    """End a client's key; workers know within a second.
-
-    Example: stillhouse clients revoke "Ann's shop"
-    """
-    held = _registry(registry)
-    held.revoke(name)
-    held.close()
-    typer.echo(f"{name}: revoked", err=True)
-
-
-@clients.command("unflag")
-def unflag(name: str, registry: Url = REGISTRY) -> None:
-    """Take a flag back; the evidence begins anew.
-
-    Example: stillhouse clients unflag "Ann's shop"
-    """
-    held = _registry(registry)
-    held.unflag(name)
-    held.close()
-    typer.echo(f"{name}: not flagged any more", err=True)
-
-
-@clients.command("forget")
-def forget(
-    name: str,
-    registry: Url = REGISTRY,
-    yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False,
-) -> None:
-    """Delete all that a client asked, its marks included: nothing can be proved from it then.
-
-    Example: stillhouse clients forget "Ann's shop"
-    """
-    held = _registry(registry)
-    held.named(name)
-    if not yes:
-        typer.confirm(f"Delete everything that {name} asked?", abort=True, err=True)
-    gone = held.forget(name)
-    held.close()
-    typer.echo(f"{name}: {gone:,} rows deleted", err=True)
-
-
-@guard.command("keys")
+@app.command("keys")
 def keys(
     out: Annotated[Path, typer.Argument(help="the new key's file")],
     registry: Annotated[
@@ -310,18 +185,18 @@ def keys(
 
     Example: stillhouse guard keys owner.key
     """
-    _needed()
+    needed()
     from stillhouse.guard.keys import new_keys
 
     made = new_keys(out)
     if registry is not None:
-        held = _registry(registry, new=True)
+        held = registry_at(registry, new=True)
         held.commit_to(made)
         held.close()
     typer.echo(f"{out}: key {made.id}, commitment {made.commitment}, public key {made.public}")
 
 
-@guard.command("learn")
+@app.command("learn")
 def learn(
     out: options.Out,
     model: Annotated[str | None, typer.Option("--model", help="the model that is served")] = None,
@@ -348,7 +223,7 @@ def learn(
 
     Example: stillhouse guard learn --model my-teacher --data reviews.csv --out check
     """
-    _needed()
+    needed()
     from stillhouse.core.console import Terminal
     from stillhouse.guard.learning import LearnConfig, learn_check
 
@@ -391,7 +266,7 @@ def learn(
         )
 
 
-@guard.command("check-verdict")
+@app.command("check-verdict")
 def check_verdict(
     folder: Annotated[Path, typer.Argument(help="a verification's folder")],
     public_key: Annotated[
@@ -403,7 +278,7 @@ def check_verdict(
 
     Example: stillhouse guard check-verdict verdict
     """
-    _needed()
+    needed()
     from stillhouse.guard.verify import check
 
     found = check(folder, public_key=public_key)
@@ -411,20 +286,3 @@ def check_verdict(
         console.out.print(f"{'ok  ' if good else 'FAIL'}  {name}", markup=False)
     if not all(good for _, good in found):
         raise typer.Exit(1)
-
-
-def _registry(url: str, *, new: bool = False) -> Any:
-    """Raises UsageError for a file that there is not, unless it may be `new`."""
-    _needed()
-    from stillhouse.guard.registry import Registry
-
-    place = url.removeprefix("sqlite:///")
-    if not new and place != url and place != ":memory:" and not Path(place).exists():
-        raise UsageError(f"there is no registry {place}: name it with --registry")
-    held = Registry(url)
-    held.upgrade()
-    return held
-
-
-def _day(moment: float) -> str:
-    return datetime.datetime.fromtimestamp(moment, datetime.UTC).strftime("%Y-%m-%d")

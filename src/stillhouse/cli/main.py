@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from stillhouse.cli import audit, guard, models, recipes, runs, tickets
+from stillhouse.cli import audit, clients, guard, models, recipes, runs, tickets
 from stillhouse.core.errors import StillhouseError
 
 app = typer.Typer(
@@ -38,8 +38,8 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(tickets.app, name="tickets")
-app.add_typer(guard.clients, name="clients")
-app.add_typer(guard.guard, name="guard")
+app.add_typer(clients.app, name="clients")
+app.add_typer(guard.app, name="guard")
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -1,6 +1,4 @@
-"""The registry: who asked what, which answers were marked, what happened. SQLite by default,
-PostgreSQL where several workers serve.
-"""
+"""The registry: who asked what, which answers were marked, what happened."""
 
 from __future__ import annotations
 
@@ -10,29 +8,14 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config as Alembic
-from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import (
-    ArgumentError,
-    DatabaseError,
-    InterfaceError,
-    NoSuchModuleError,
-    OperationalError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import NullPool
 
-from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.errors import UsageError
+from stillhouse.guard.database import Database
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.suspicion import Evidence
 from stillhouse.guard.tables import clients, events, keys, marks, models, queries, verdicts
@@ -40,8 +23,6 @@ from stillhouse.guard.tables import clients, events, keys, marks, models, querie
 Role = Literal["client", "owner"]
 LONGEST_NAME = 200
 API_KEY = re.compile(r"sh_([0-9a-f]{12})_([0-9a-f]{64})")
-BUSY_S = 30.0  # how long SQLite waits for another writer
-STATEMENT_S = 10.0  # how long PostgreSQL may take for a statement
 
 
 @dataclass(frozen=True)
@@ -86,86 +67,9 @@ class Kept:
     time: float
 
 
-class Registry:
-    """One database. Raises UsageError for an address that is none, RunError where it can't be
-    reached."""
-
-    def __init__(self, url: str = "sqlite:///stillhouse-guard.db") -> None:
-        try:
-            made = sa.make_url(url)
-            if made.drivername == "postgresql":
-                made = made.set(drivername="postgresql+psycopg")
-            options: dict[str, Any] = {}
-            if made.get_backend_name() == "sqlite":
-                options = {"poolclass": NullPool, "connect_args": {"timeout": BUSY_S}}
-                if made.database:
-                    Path(made.database).parent.mkdir(parents=True, exist_ok=True)
-            else:
-                waits = f"-c statement_timeout={int(1000 * STATEMENT_S)}"
-                asked = {"connect_timeout": 5, "keepalives_idle": 10, "options": waits}
-                options = {
-                    "pool_pre_ping": True,
-                    "pool_timeout": STATEMENT_S,
-                    "connect_args": asked,
-                }
-            self.engine = sa.create_engine(made, hide_parameters=True, **options)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-            raise UsageError(
-                f"no registry at {_shown(url)}: write sqlite:///FILE or "
-                f"postgresql://USER@HOST/NAME ({str(error).splitlines()[0]})"
-            ) from None
-        self.url = made
-        self.is_sqlite = made.get_backend_name() == "sqlite"
-        if self.is_sqlite:
-            event.listen(self.engine, "connect", _sqlite)
-            event.listen(self.engine, "begin", _begin)
-
-    def __repr__(self) -> str:
-        return f"Registry({self.url.render_as_string()})"
-
-    def insert(self, table: sa.Table) -> Any:
-        """An INSERT that can say what happens to a row that is there."""
-        return (sqlite if self.is_sqlite else postgresql).insert(table)
-
-    @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """One transaction. Raises RunError where the database can't be reached."""
-        with self._transaction(reads=False) as connection:
-            yield connection
-
-    @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """One transaction that changes nothing: on SQLite no writer waits for it."""
-        with self._transaction(reads=True) as connection:
-            yield connection
-
-    @contextmanager
-    def _transaction(self, *, reads: bool) -> Iterator[sa.Connection]:
-        try:
-            with self.engine.connect().execution_options(reads=reads) as connection:
-                with connection.begin():
-                    yield connection
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
-            raise RunError(f"the registry can't be reached: {_first(error)}") from error
-        except DatabaseError as error:
-            if type(error) is not DatabaseError:  # of a row, not of the whole
-                raise
-            raise UsageError(f"{self.url.database} is no registry: {_first(error)}") from None
-
-    def ping(self) -> None:
-        """Raises RunError where the database can't be reached."""
-        with self.reading() as connection:
-            connection.execute(sa.select(1))
-
-    def upgrade(self) -> None:
-        """Brings the tables to this version's."""
-        config = Alembic()
-        config.set_main_option("script_location", str(files("stillhouse.guard") / "migrations"))
-        with self.writing() as connection:
-            if not self.is_sqlite:  # several workers start at once
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(5391)"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+class Registry(Database):
+    """What is known of clients, questions and models. Raises UsageError for an address that is
+    none, RunError where it can't be reached."""
 
     # clients
 
@@ -198,17 +102,19 @@ class Registry:
             _event(connection, "created", role, found)
         return self.client(found), f"sh_{found}_{secret}"
 
-    def revoke(self, name: str) -> None:
-        """Ends a client's key. Raises UsageError for one there is not."""
+    def revoke(self, name: str) -> bool:
+        """Ends a client's key; whether it had not ended before. Raises UsageError for a client that
+        there is not."""
         row = self.named(name)
         with self.writing() as connection:
-            now = time.time()
-            connection.execute(
+            done = connection.execute(
                 sa.update(clients)
                 .where(clients.c.id == row.id, clients.c.revoked.is_(None))
-                .values(revoked=now)
-            )
-            _event(connection, "revoked", "", row.id)
+                .values(revoked=time.time())
+            ).rowcount
+            if done:
+                _event(connection, "revoked", "", row.id)
+        return bool(done)
 
     def client(self, found: str) -> ClientRow:
         (row,) = self.clients(clients.c.id == found)
@@ -243,16 +149,18 @@ class Registry:
         with self.writing() as connection:
             flag(connection, row.id, detail)
 
-    def unflag(self, name: str) -> None:
-        """Takes a flag back, and the evidence with it. Raises UsageError."""
+    def unflag(self, name: str) -> bool:
+        """Takes a flag back, and the evidence with it; whether there was one. Raises UsageError."""
         row = self.named(name)
         with self.writing() as connection:
-            connection.execute(
+            done = connection.execute(
                 sa.update(clients)
-                .where(clients.c.id == row.id)
+                .where(clients.c.id == row.id, clients.c.flagged.is_not(None))
                 .values(flagged=None, asked=0, odd=0, window=clients.c.window + 1)
-            )
-            _event(connection, "unflagged", "", row.id)
+            ).rowcount
+            if done:
+                _event(connection, "unflagged", "", row.id)
+        return bool(done)
 
     def forget(self, name: str) -> int:
         """Deletes all that a client asked, its evidence included; how many rows went. Raises
@@ -358,9 +266,6 @@ class Registry:
             connection.execute(sa.insert(verdicts).values(row))
             _event(connection, "verdict", f"{suspect}: {sentence}")
 
-    def close(self) -> None:
-        self.engine.dispose()
-
 
 def flag(connection: sa.Connection, client: str, detail: str) -> None:
     """Flags a client that isn't yet."""
@@ -386,26 +291,3 @@ def _client(row: Any) -> ClientRow:
 
 def _hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _sqlite(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where we say
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # a mark that is committed stays
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin(connection: sa.Connection) -> None:
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-def _shown(url: str) -> str:
-    """An address without its password."""
-    return re.sub(r"//([^:/@]*):[^@]*@", r"//\1:***@", url)
-
-
-def _first(error: Exception) -> str:
-    """A database error's first line, which has no address."""
-    text = str(getattr(error, "orig", error)).strip().splitlines()[0]
-    return re.sub(r"password[^,;]*", "password ...", text)

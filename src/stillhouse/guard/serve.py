@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.terms import Config, Positive
-from stillhouse.core.types import Example
 from stillhouse.guard.batcher import Batcher
+from stillhouse.guard.bounded import Bounded
 from stillhouse.guard.exposure import Curve
 from stillhouse.guard.guard import DECIDED_S, Guard
 from stillhouse.guard.keys import read_keys
@@ -37,10 +37,7 @@ from stillhouse.guard.owner import owner_page
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.registry import ClientRow, Registry
 from stillhouse.guard.settings import GuardConfig
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from stillhouse.guard.wire import ERRORS, Answer, Answers, Question, Usage
 
 
 class ServeConfig(Config):
@@ -65,82 +62,6 @@ class ServeConfig(Config):
     precision: Literal["bf16", "float32"] = "bf16"
     guarded: bool = True
     trust_remote_code: bool = False
-
-
-class Question(BaseModel):
-    """One question (text, and pair where the task has one) or many (texts, pairs)."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"text": "a lovely film"},
-                {"texts": ["a lovely film", "a dull one"]},
-                {"text": "Who wrote it?", "pair": "It was written by Ann Lee."},
-            ]
-        },
-    )
-
-    text: str | None = None
-    pair: str | None = None
-    texts: list[str] | None = None
-    pairs: list[str | None] | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Question:
-        if (self.text is None) == (self.texts is None):
-            raise ValueError("give text, or texts")
-        if self.text is None and self.pair is not None:
-            raise ValueError("with texts go pairs, not pair")
-        if self.pairs is not None and (self.texts is None or len(self.pairs) != len(self.texts)):
-            raise ValueError("pairs are as many as texts")
-        return self
-
-    def examples(self) -> list[Example]:
-        if self.text is not None:
-            return [Example(self.text, self.pair)]
-        assert self.texts is not None
-        pairs = self.pairs or [None] * len(self.texts)
-        return [Example(text, pair) for text, pair in zip(self.texts, pairs, strict=True)]
-
-
-class Answer(BaseModel):
-    """What the service shows of an answer."""
-
-    label: str | None = None
-    probabilities: dict[str, float] | None = None
-    value: float | None = None
-    text: str | None = None
-
-
-class Answers(BaseModel):
-    answers: list[Answer]
-
-
-class Trouble(BaseModel):
-    error: str
-
-
-class Usage(BaseModel):
-    """What a client was charged so far (with questions that its workers hold ready)."""
-
-    questions: int
-    money: float
-    currency: str
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Trouble, "description": said}
-    for status, said in {
-        401: "no valid key",
-        402: "the budget is spent",
-        403: "another role's key",
-        413: "the request is too large",
-        422: "no question",
-        429: "the rate is exceeded; Retry-After says for how long",
-        503: "the registry can't be reached, or too many wait",
-    }.items()
-}
 
 
 class Worker:
@@ -336,50 +257,3 @@ def _handle_errors(app: FastAPI, meters: Meters) -> None:
         where = ".".join(map(str, first["loc"][1:]))
         message = str(first["msg"]).removeprefix("Value error, ")
         return said(422, f"{where}: {message}" if where else message)
-
-
-class Bounded:
-    """Refuses bodies that are too long, whatever their headers say."""
-
-    def __init__(self, app: Any, *, most: int) -> None:
-        self._app, self._most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._most:
-            await self._refuse(scope, receive, send)
-            return
-        seen, started = 0, False
-
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
-                raise TooLong
-            return message
-
-        async def sent(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, counted, sent)
-        except TooLong:
-            if not started:
-                await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = JSONResponse(
-            {"error": f"the request has more than {self._most:,} bytes"}, 413,
-            {"connection": "close"},
-        )  # fmt: skip
-        await answer(scope, receive, send)
-
-
-class TooLong(BaseException):  # past the handlers of the service, which would make it a 500
-    pass
