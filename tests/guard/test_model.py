@@ -66,6 +66,23 @@ def test_spans_come_from_their_passages(tmp_path: Path) -> None:
         model.answers([Example("the film ?")])
 
 
+def test_of_a_long_passages_windows_the_surest_answers(tmp_path: Path) -> None:
+    model = ServedModel(tiny.save_spans(tmp_path), precision="float32", max_length=24)
+    asked = [Example("the film ?", "the film was good and the soup was bad but " * 3)]
+    batch, cuts = model._windows(asked)
+    assert len(cuts) >= 3
+    answers = []
+    for sure in range(len(cuts)):
+        scores_NT = torch.full((2 * len(cuts), batch.inputs["input_ids"].shape[1]), -10.0)
+        for window, each in enumerate(cuts):
+            place = int(np.flatnonzero(each.chars_T2[:, 1])[window])
+            scores_NT[2 * window : 2 * window + 2, place] = 5.0 if window == sure else 1.0
+        begin, end = cuts[sure].chars_T2[np.flatnonzero(cuts[sure].chars_T2[:, 1])[sure]]
+        assert model._texts(asked, scores_NT, cuts) == [(asked[0].pair or "")[begin:end]]
+        answers.append((begin, end))
+    assert len(set(answers)) == len(cuts)
+
+
 def head_of(model: ServedModel, features: str = "both", line: float = 0.0) -> Head:
     generator = torch.Generator().manual_seed(0)
     return Head(

@@ -28,7 +28,7 @@ from stillhouse.guard.registry import Kept, Registry
 from stillhouse.guard.settings import VerifyConfig
 from stillhouse.guard.snapshot import Snapshot, take
 from stillhouse.guard.tables import verdicts
-from stillhouse.guard.trial import changed
+from stillhouse.guard.trial import changed, likely
 from stillhouse.guard.verify import check, judge, run_verify
 
 CHOICES = ["contradiction", "entailment", "neutral"]
@@ -379,7 +379,18 @@ def test_periods_of_other_odds_are_tested_apart(make: Made, keys: Keys, tmp_path
     ]
     found = {"name": "s", "fingerprint": "s", "control": False,
              "said": {"as asked": told, "changed": told}}  # fmt: skip
-    assert judged(guards[0], keys, found).suspects[0].verdict == "no evidence"
+    suspect = judged(guards[0], keys, found).suspects[0]
+    assert suspect.verdict == "no evidence"
+    assert all(each.rekeyed > 0.05 for each in suspect.trials)
+
+
+def test_what_a_fresh_keys_wrong_answer_would_be() -> None:
+    """Of three choices an error is hit by one of the two wrong answers."""
+    kept = Kept("c", b"", "mark", "t", None, {"label": "neutral"}, {}, "entailment", "label",
+                0.1, 9, "client", "k", "m", 0.0)  # fmt: skip
+    assert likely(kept, "contradiction", CHOICES) == 0.5
+    assert likely(kept, "neutral", CHOICES) == 0.0
+    assert likely(kept, "else", CHOICES) == 0.0
 
 
 def test_labels_in_another_case_and_by_a_map(
