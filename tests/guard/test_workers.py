@@ -200,6 +200,21 @@ def test_answers_of_several_workers_wait_for_no_acknowledgement(
     assert sorted(times[20:])[10] < 0.03  # a new connection is acknowledged at once
 
 
+def test_a_worker_killed_while_it_is_asked_for_a_sign_of_life_is_replaced(
+    model: Path, owner: Keys, tmp_path: Path
+) -> None:
+    options = ("--workers", "2", "--set", "guarded=false")
+    with service(model, "sqlite://", tmp_path / "owner.key", tmp_path, *options) as running:
+        before = running.workers()
+        os.kill(before[0], signal.SIGSTOP)  # it answers no more
+        time.sleep(1.5)
+        os.kill(before[0], signal.SIGKILL)
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not set(running.workers()) - set(before):
+            time.sleep(0.1)
+        assert set(running.workers()) - set(before)
+
+
 def test_several_workers_on_sqlite_are_refused(model: Path, owner: Keys, tmp_path: Path) -> None:
     from stillhouse.core.errors import UsageError
     from stillhouse.guard.serve import ServeConfig

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from uvicorn.supervisors import Multiprocess
+
 from stillhouse.core.errors import UsageError
 from stillhouse.core.rundir import write_yaml
 from stillhouse.core.settings import parse, read_yaml
@@ -17,6 +19,15 @@ from stillhouse.guard.serve import ServeConfig, create_app
 CONFIG = "STILLHOUSE_SERVE"  # the file with the workers' settings; no key is in it
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 DRAIN_S = 20
+
+
+class Workers(Multiprocess):
+    def keep_subprocess_alive(self) -> None:
+        """Starts workers anew that ended. One that ends while it is asked whether it lives is known
+        to at once, not when the question times out: nobody else holds its end of the pipe."""
+        for process in self.processes:
+            process.child_conn.close()
+        super().keep_subprocess_alive()
 
 
 def app() -> object:
@@ -31,7 +42,6 @@ def run_service(
     `ready` is told when all that can be checked before is. Raises UsageError, ModelError,
     RunError."""
     import uvicorn
-    from uvicorn.supervisors import Multiprocess
 
     if config.workers > 1 and config.guarded and config.registry.startswith("sqlite"):
         raise UsageError(
@@ -81,6 +91,6 @@ def run_service(
             # What connects has it from here; asyncio sets it only on sockets that it made itself,
             # and without it an answer waits 40 ms for the client's delayed ACK.
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            Multiprocess(several, sockets=[bound]).run()
+            Workers(several, sockets=[bound]).run()
         finally:
             os.environ.pop(CONFIG, None)
