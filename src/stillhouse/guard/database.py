@@ -64,7 +64,7 @@ class Database:
             event.listen(self.engine, "begin", _begin)
 
     def __repr__(self) -> str:
-        return f"Registry({self.url.render_as_string()})"
+        return f"{type(self).__name__}({self.url.render_as_string()})"
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that can say what happens to a row that is there."""

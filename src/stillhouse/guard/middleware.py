@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jmespath
@@ -18,14 +18,10 @@ from pydantic import field_validator
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.terms import Config, Positive
 from stillhouse.core.types import Example
+from stillhouse.guard.asgi import App, Message, Receive, Send
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import Truth
 from stillhouse.guard.purses import Denied
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Outside(Config):

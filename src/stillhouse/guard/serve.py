@@ -24,8 +24,8 @@ from pydantic import Field
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.terms import Config, Positive
+from stillhouse.guard.asgi import Bounded
 from stillhouse.guard.batcher import Batcher
-from stillhouse.guard.bounded import Bounded
 from stillhouse.guard.exposure import Curve
 from stillhouse.guard.guard import DECIDED_S, Guard
 from stillhouse.guard.keys import read_keys

@@ -1,4 +1,4 @@
-"""A bound on how much a request may hold, counted as it comes."""
+"""What ASGI applications are called with, and a bound on how much a request may hold."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Bounded:
     """Refuses bodies that are too long, whatever their headers say."""
 
-    def __init__(self, app: Any, *, most: int) -> None:
+    def __init__(self, app: App, *, most: int) -> None:
         self._app, self._most = app, most
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -28,7 +29,7 @@ class Bounded:
             return
         seen, started = 0, False
 
-        async def counted() -> MutableMapping[str, Any]:
+        async def counted() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
@@ -36,7 +37,7 @@ class Bounded:
                 raise TooLong
             return message
 
-        async def sent(message: MutableMapping[str, Any]) -> None:
+        async def sent(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
@@ -47,7 +48,7 @@ class Bounded:
             if not started:
                 await self._refuse(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, scope: Message, receive: Receive, send: Send) -> None:
         answer = JSONResponse(
             {"error": f"the request has more than {self._most:,} bytes"}, 413,
             {"connection": "close"},
