@@ -55,6 +55,7 @@ RATES = {
     "0.1 %": {"rate": 0.001, "early": 0}, "adaptive": {},
     "3 %": {"rate": 0.03, "most": 0.03, "early": 0},
 }  # fmt: skip
+ALIKE = {"scope": "everyone", "rate": 0.005}
 LR = {"squad": 2e-4}
 PARTS = ("table", "alarms", "thieves")
 
@@ -325,16 +326,18 @@ def thieves(world: World) -> list[dict[str, Any]]:
                           (other.pool, other.answers))  # fmt: skip
     diluted = world.copy("diluted", client, epochs=epochs, pool=mixed, answers=both)
     add("diluted by half", diluted, against=_asked_of(client, at(pool, np.arange(half))))
-    several = [
-        world.told(
-            f"colluding-{n}", at(pool, np.arange(args.queries)), view="probabilities", marks={}
-        )
-        for n in range(3)
-    ]
-    votes = np.median([c.answers.probabilities_NK for c in several], axis=0)
-    agreed = Answers(several[0].answers.choices, votes / votes.sum(-1, keepdims=True))
-    voted = world.copy("voted", several[0], epochs=epochs, answers=agreed)
-    add("three clients compare answers", voted, against=several[0])
+    for name, title, marks in (
+        ("three clients compare answers", "", {}),
+        ("three clients compare answers, marked alike (0.5 %)", "-alike", ALIKE),
+    ):
+        several = [
+            world.told(f"colluding{title}-{n}", pool, view="probabilities", marks=marks)
+            for n in range(3)
+        ]
+        votes = np.median([c.answers.probabilities_NK for c in several], axis=0)
+        agreed = Answers(several[0].answers.choices, votes / votes.sum(-1, keepdims=True))
+        voted = world.copy(f"voted{title}", several[0], epochs=epochs, answers=agreed)
+        add(name, voted, against=several[0])
     parts = [at(pool, np.arange(n, args.queries, 3)) for n in range(3)]
     split = [
         world.told(f"split-{n}", p, view="probabilities", marks={}) for n, p in enumerate(parts)
