@@ -9,7 +9,7 @@ from typing import Any
 
 import postgres
 import pytest
-from guarded import Made
+from guarded import SECRET, Made
 
 import tiny
 from stillhouse.core.settings import parse
@@ -19,8 +19,6 @@ from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.settings import GuardConfig
-
-SECRET = bytes(range(32))
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 import schemathesis
+from guarded import known_keys
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from processes import service
 from schemathesis.generation import GenerationMode
 
 import tiny
-from stillhouse.guard.keys import new_keys
 from stillhouse.guard.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ class Attacked:
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     root = tmp_path_factory.mktemp("attacked")
     tiny.save(root / "model", seed=3)
-    new_keys(root / "owner.key")
+    known_keys(root / "owner.key")
     url = f"sqlite:///{root / 'registry.db'}"
     registry = Registry(url)
     registry.upgrade()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import uvicorn
 import yaml
+from guarded import known_keys
 
 import stillhouse as sh
 import tiny
@@ -22,7 +23,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.guard.client import GuardedModel
 from stillhouse.guard.guard import Guard
-from stillhouse.guard.keys import new_keys, read_keys
+from stillhouse.guard.keys import read_keys
 from stillhouse.guard.learning import LearnConfig, learn_check
 from stillhouse.guard.membership import Head
 from stillhouse.guard.model import ServedModel
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [*tiny.GOOD, *tiny.BAD, *tiny.PLAIN[:20]]
     lines = [" ".join(rng.choice(words, n)) + " ." for n in rng.integers(5, 20, 900)]
     (path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
-    new_keys(path / "owner.key")
+    known_keys(path / "owner.key")
     learn = {
         "model": str(path / "model"),
         "data": {"path": str(path / "reviews.csv")},

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from guarded import known_keys
 from playwright.sync_api import Browser, sync_playwright
 from processes import service
 
 import tiny
 from report import others
 from stillhouse.core.rundir import write_json
-from stillhouse.guard.keys import new_keys
 from stillhouse.guard.registry import Registry
 
 CHROMIUM = os.environ.get("STILLHOUSE_CHROMIUM") or shutil.which("chromium")
@@ -38,7 +38,7 @@ def browser() -> Iterator[Browser]:
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
 def test_the_page(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
     model = tiny.save(tmp_path / "model", seed=3)
-    new_keys(tmp_path / "owner.key")
+    known_keys(tmp_path / "owner.key")
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     registry = Registry(url)
     registry.upgrade()

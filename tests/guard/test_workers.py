@@ -12,12 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from guarded import known_keys
 from postgres import Cluster
 from processes import service
 
 import tiny
 from stillhouse.core.types import Example
-from stillhouse.guard.keys import Keys, new_keys
+from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.purses import LEASE
 from stillhouse.guard.registry import Registry
@@ -35,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Keys:
-    return new_keys(tmp_path / "owner.key")
+    return known_keys(tmp_path / "owner.key")
 
 
 class Asking:
