@@ -98,9 +98,10 @@ def latency(args: argparse.Namespace, cluster: postgres.Cluster) -> dict[str, An
     row, key = registry.create_client("load")
     filled(registry, row.id, ROWS)
     workers = ("--workers", str(args.workers))
+    check = ("--membership", str(args.membership)) if args.membership else ()
     found: dict[str, Any] = {}
     with (
-        service(args.teacher, url, args.key, args.out, *workers) as guarded,
+        service(args.teacher, url, args.key, args.out, *workers, *check) as guarded,
         service(args.teacher, url, args.key, args.out, *workers, "--set", "guarded=false") as plain,
     ):
         for clients in args.clients:
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--membership", type=Path, help="a learned check's folder")
     parser.add_argument("--soak", type=float, help="seconds of load with kills, instead")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
