@@ -46,7 +46,7 @@ class Cluster:
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder}"
-        command = ("-D", str(self.folder / "data"), "-o", options, "-w", "-t", "120",
+        command = ("-D", str(self.folder / "data"), "-o", options, "-w", "-t", "300",
                    "-l", str(self.folder / "log"), "start")  # fmt: skip
         for attempt in range(5):  # after a hard stop the socket may be taken a little longer
             try:
