@@ -172,7 +172,8 @@ def test_reported_rows_of_a_pool_are_told_and_never_asked(folder: Path, tmp_path
     reported = [example.text for example in Audit(config(folder), Silent()).splits.reported]
     others = [f"own film {i}" for i in range(8)]
     (tmp_path / "leaky.txt").write_text("\n".join([*reported[:5], *others]), encoding="utf-8")
-    queries = {"kinds": ["pool"], "pool": str(tmp_path / "leaky.txt"), "of": 8}
+    queries = {"kinds": ["pool"], "pool": str(tmp_path / "leaky.txt"), "of": 8,
+               "corpus": str(folder / "text.txt")}  # fmt: skip
     leaky = Audit(config(folder, queries=queries), Silent())
     assert {example.text for example in leaky.stream("pool", 0, 8)} == set(others)
     assert "5 of the pool's texts are reported on: they are not asked" in leaky.notes
