@@ -6,6 +6,7 @@ never leaves before its decision is committed.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class Writer:
         self._waiting = Waiting()
         self._lock = threading.Condition()
         self._wake, self._stop, self._busy = False, False, False
+        self._flush, self._logged = False, -math.inf  # whether lines wait no longer, since when
         self.lost = 0  # lines that found no room
         self.trouble: str | None = None
         self._thread = threading.Thread(target=self._run, name="guard-writer", daemon=True)
@@ -97,7 +99,7 @@ class Writer:
             with self._lock:
                 if not self._waiting and not self._busy:
                     return
-                self._wake = True
+                self._wake = self._flush = True
                 self._lock.notify()
             if time.monotonic() > until:
                 raise RunError(f"the registry can't be reached: {self.trouble}")
@@ -110,7 +112,7 @@ class Writer:
                     self._lock.wait(PAUSE_S)
                 self._wake, stop = False, self._stop
             try:
-                self._write()
+                self._write(at_once=stop)
                 self._tick()
                 self.trouble = None
             except RunError as error:
@@ -124,18 +126,27 @@ class Writer:
                 self._fail()
                 return
 
-    def _write(self) -> None:
-        """One transaction of what waits; it waits on where that fails."""
+    def _write(self, *, at_once: bool) -> None:
+        """A transaction of the decisions that wait, and now and then, so that few decisions wait
+        for it, one of the lines. They wait on where that fails. A line is never written before the
+        decision about its question."""
+        now = time.monotonic()
         with self._lock:
-            held = Waiting(self._waiting.lines[:], self._waiting.decisions[:])
-        if not held:
-            return
-        decided = self._transact(held)
-        with self._lock:
-            del self._waiting.lines[: len(held.lines)]
-            del self._waiting.decisions[: len(held.decisions)]
-        for future, row in decided:
-            future.set_result(row)
+            due = at_once or self._flush or now - self._logged >= PAUSE_S
+            decisions = Waiting(decisions=self._waiting.decisions[:])
+            lines = Waiting(self._waiting.lines[:] if due else [])
+            self._flush = False
+        if decisions:
+            decided = self._transact(decisions)
+            with self._lock:
+                del self._waiting.decisions[: len(decided)]
+            for future, row in decided:
+                future.set_result(row)
+        if lines:
+            self._transact(lines)
+            self._logged = now
+            with self._lock:
+                del self._waiting.lines[: len(lines.lines)]
 
     def _transact(self, held: Waiting) -> list[tuple[Future[Row], Row]]:
         with self._registry.writing() as connection:
