@@ -8,15 +8,16 @@ Axes: N scored rows, K choices, B examples, T tokens, H hidden, A heads, D width
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillhouse.core.errors import RunError, unknown
+from stillhouse.core.head import Factored
 
 NO_LABEL = -100
 
@@ -39,6 +40,10 @@ class Batch:
         if self.scored_N is not None:
             return len(self.scored_N)
         return len(self.rows) * (1 if self.answerable_BT is None else 2)
+
+    def part(self, rows: slice) -> Batch:
+        """What the terms see of some scored rows: their gold answers."""
+        return Batch({}, self.rows, None if self.gold_N is None else self.gold_N[rows])
 
     def to(self, device: torch.device) -> Batch:
         if all(tensor.device == device for tensor in self.inputs.values()):
@@ -92,18 +97,35 @@ class States:
 @dataclass(frozen=True)
 class StudentOutput:
     """A model's outputs as N scored rows over K choices (K = 1: a regression's value), and what
-    was read inside it."""
+    was read inside it. Over a large vocabulary the scores may not be multiplied out."""
 
-    scores_NK: Float[Tensor, "N K"]
+    scores: Float[Tensor, "N K"] | Factored
     states: States | None = None
+
+    @property
+    def scores_NK(self) -> Float[Tensor, "N K"]:
+        return self.scores.dense() if isinstance(self.scores, Factored) else self.scores
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def width(self) -> int:
+        return self.scores.width if isinstance(self.scores, Factored) else self.scores.shape[1]
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Scores of every choice, as the teacher gave them, and what was read inside it."""
+    """Scores of every choice, as the teacher gave them, and what was read inside it.
+
+    `taught_N`: the rows the teacher speaks on, where it is not all of them."""
 
     scores_NK: Float[Tensor, "N K"]
     states: States | None = None
+    taught_N: Bool[Tensor, " N"] | None = None
+
+    def part(self, rows: slice) -> Dense:
+        return Dense(self.scores_NK[rows], None, _rows(self.taught_N, rows))
 
     def __post_init__(self) -> None:
         if not torch.isfinite(self.scores_NK).all():
@@ -115,14 +137,70 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Unscored:
+    """A teacher's scores that are not multiplied out: `Dense`, part by part."""
+
+    factored: Factored
+    states: States | None = None
+    taught_N: Bool[Tensor, " N"] | None = None
+
+    def part(self, rows: slice) -> Dense:
+        return Dense(self.factored.part(rows).dense(), None, _rows(self.taught_N, rows))
+
+
+Estimator = Literal["tail", "sampled", "renormalised"]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Part of a teacher's distribution over K choices: of each row its likeliest choices with
+    their probabilities, and choices drawn from the rest, each standing for an equal share of it.
+
+    top_p_NT and tail_N, the rest's probability, add up to 1; a place of the top that is not used
+    has probability 0 (and any id). Of drawn_ids_ND each stands for tail_N / D. `estimator` says
+    what is made of them: tail (the rest is one class), sampled (unbiased in the gradient of
+    forward_kl), renormalised (the rest is left out, and the top made to add up to 1). The
+    probabilities are those at `temperature`.
+    """
+
+    top_ids_NT: Int[Tensor, "N T"]
+    top_p_NT: Float[Tensor, "N T"]
+    tail_N: Float[Tensor, " N"]
+    drawn_ids_ND: Int[Tensor, "N D"]
+    estimator: Estimator
+    temperature: float = 1.0
+    states: States | None = None
+    taught_N: Bool[Tensor, " N"] | None = None
+
+    def part(self, rows: slice) -> Sparse:
+        return replace(
+            self,
+            top_ids_NT=self.top_ids_NT[rows],
+            top_p_NT=self.top_p_NT[rows],
+            tail_N=self.tail_N[rows],
+            drawn_ids_ND=self.drawn_ids_ND[rows],
+            states=None,
+            taught_N=_rows(self.taught_N, rows),
+        )
+
+
+@dataclass(frozen=True)
 class Labels:
     """The teacher's choice only: what a label-only teacher gives."""
 
     labels_N: Int[Tensor, " N"]
     states: States | None = None
+    taught_N: Bool[Tensor, " N"] | None = None
+
+    def part(self, rows: slice) -> Labels:
+        return Labels(self.labels_N[rows], None, _rows(self.taught_N, rows))
 
 
-Signal = Dense | Labels | States
+Signal = Dense | Unscored | Sparse | Labels | States
+
+
+def _rows(values_N: Tensor | None, rows: slice) -> Tensor | None:
+    return None if values_N is None else values_N[rows]
 
 
 Unit = Literal["scored", "examples"]  # what a term is a mean over: scored rows, or whole texts
@@ -146,7 +224,7 @@ class SumCount:
 @runtime_checkable
 class SignalSource(Protocol):
     @property
-    def kind(self) -> type[Dense] | type[Labels] | type[States]: ...
+    def kind(self) -> type[Dense] | type[Sparse] | type[Labels] | type[States]: ...
     @property
     def fingerprint(self) -> str: ...
 
