@@ -35,6 +35,7 @@ from stillhouse.flows import distill as distilling
 from stillhouse.flows.augment import augmented, write_rows
 from stillhouse.flows.common import store_root
 from stillhouse.flows.methods import method as named_method
+from stillhouse.flows.new import NewConfig, run_new
 from stillhouse.measure import bench, evaluate, to_onnx
 from stillhouse.models.load import load_classifier, load_tokenizer
 from stillhouse.models.taps import reading
@@ -100,6 +101,26 @@ def finetune(
     """Fine-tunes `model` on gold labels; `out` is then a model folder and a run at once."""
     values = {"model": str(model), "data": section(DataConfig, data, "path"), **settings}
     return run_finetune(parse(FinetuneConfig, values), Path(out), progress=progress)
+
+
+def new(
+    task: str,
+    data: str | Path | Mapping[str, Any] | DataConfig | None = None,
+    *,
+    out: str | Path,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Makes a small untrained model and its tokenizer, learnt from the training rows of `data`
+    only, in the model folder `out`; what was made.
+
+    `task`: seq2seq or causal_lm. `settings` are those of NewConfig (tokenizer, vocabulary or
+    tokenizer_from, family, width, layers, ...). Raises UsageError where the call is wrong.
+    """
+    values = {"task": task, **settings}
+    if data is not None:
+        values["data"] = section(DataConfig, data, "path")
+    return run_new(parse(NewConfig, values), Path(out), progress or Terminal()).facts
 
 
 def find_tickets(
@@ -294,6 +315,7 @@ __all__ = [
     "layers",
     "load_masks",
     "load_sparse",
+    "new",
     "reading",
     "remove",
     "to_onnx",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.core.config import DataConfig
+from stillhouse.core.config import WRITING, DataConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
@@ -19,6 +19,7 @@ from stillhouse.core.settings import parse, section
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.evaluate import calibration, interval, predict
+from stillhouse.evaluation.writing import mean_tokens, writing_runner
 from stillhouse.export import check_parity, export_onnx, onnx_runner, quantize_int8, scored
 from stillhouse.flows.common import (
     dataset,
@@ -29,6 +30,7 @@ from stillhouse.flows.common import (
     store_root,
     teacher_task,
 )
+from stillhouse.flows.writers import load_any, reported_by_writer
 from stillhouse.models.load import load_tokenizer, model_folder
 from stillhouse.numerics import stats
 from stillhouse.tasks.base import Data, Task
@@ -94,6 +96,9 @@ def model_and_rows(
     name: str, config: DataConfig, store: Path, progress: Progress
 ) -> tuple[PreTrainedModel, Task, Data]:
     """A model with the reported rows in its own tokens."""
+    if (kind := kind_of(name)) in WRITING:
+        of = "seq2seq" if kind == "seq2seq" else "causal_lm"
+        return reported_by_writer(name, of, config, store, progress)
     splits = load(config, store / "rows")
     asked = row_task("auto", [splits.reported])
     model = load_answering(asked, name)
@@ -115,7 +120,8 @@ def model_and_rows(
 
 def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[str, Efficiency]:
     """Size, FLOPs, latency, throughput and memory of each model, timed in turns."""
-    loaded = {name: load_answering(kind_of(name), name) for name in models}
+    kinds = {name: kind_of(name) for name in models}
+    loaded = {name: load_any(kind, name) for name, kind in kinds.items()}
 
     def inputs(model: Any, rows: int) -> dict[str, Any]:
         ids = torch.randint(
@@ -126,27 +132,42 @@ def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[s
         )
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    runners = {
-        name: (efficiency.torch_runner(model), inputs(model, 1), inputs(model, efficiency.BATCH))
-        for name, model in loaded.items()
-    }
+    runners, written = {}, {}
+    for name, model in loaded.items():
+        one, many = inputs(model, 1), inputs(model, efficiency.BATCH)
+        run, written[name] = efficiency.torch_runner(model), None
+        if kinds[name] in WRITING:
+            run = writing_runner(model, load_tokenizer(name))
+            written[name] = mean_tokens(run(many))
+        runners[name] = (run, one, many)
     timings = efficiency.time_all(runners)
     return {
         name: efficiency.measure(
             model,
             model_folder(name),
             timings[name],
-            inputs(model, 1),
+            _forward_inputs(model, inputs(model, 1)),
             tokens=tokens,
             memory=memory,
+            written=written[name],
         )
         for name, model in loaded.items()
     }
 
 
+def _forward_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a forward takes: an encoder-decoder its target, too."""
+    if not model.config.is_encoder_decoder:
+        return inputs
+    return {**inputs, "decoder_input_ids": inputs["input_ids"]}
+
+
 def to_onnx(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[str, Any]:
     """Writes a model as ONNX (and int8 ONNX) into the folder `out`; what was checked."""
-    loaded = load_answering(kind_of(str(model)), str(model))
+    kind = kind_of(str(model))
+    if kind in WRITING:
+        raise UsageError("models that write are not exported to ONNX: take the model's own folder")
+    loaded = load_answering(kind, str(model))
     tokenizer = load_tokenizer(str(model))
     texts = ["A first sentence.", "And another one, which is a little longer than the first was."]
     sample = dict(tokenizer(texts, padding=True, return_tensors="pt"))

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.config import DistillConfig, ExportConfig, FinetuneConfig
+from stillhouse.core.config import WRITING, DistillConfig, ExportConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
 from stillhouse.evaluation import efficiency
+from stillhouse.evaluation.writing import mean_tokens, writing_runner
 from stillhouse.export import (
     check_parity,
     export_onnx,
@@ -37,6 +38,10 @@ from stillhouse.tasks.base import Data, Task
 from stillhouse.training.sparse import MASKS, save_masks
 
 ExportFormat = Literal["onnx", "onnx-int8"]
+NO_EXPORT = {
+    "masked_lm": "a masked language model is made to be trained on: no ONNX is written",
+    "seq2seq": "models that write are not exported to ONNX: take the student's folder",
+}
 Exported = tuple[ExportFormat, Path, np.ndarray]  # its file, and its scores on the reported rows
 
 
@@ -62,7 +67,7 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
         return _finished(out, config.model_dump(mode="json"), content, progress)
     export = _exported(config)
     if config.export.onnx and not export.onnx:
-        progress.note("a masked language model is made to be trained on: no ONNX is written")
+        progress.note(NO_EXPORT.get(config.task, NO_EXPORT["seq2seq"]))
     if export.onnx:
         _check_export(export)
     outcome = distilling.distill(config, out, progress=progress)
@@ -91,10 +96,12 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
     if done.masks:
         save_masks(out / MASKS, done.masks)
     one, many = efficiency.samples(done.reported)
-    runner = efficiency.torch_runner(done.model)
+    writes = config.task in WRITING
+    runner, written = _runner(done.model, done.gold.tokenizer, many, writes=writes)
     timing = efficiency.time_all({"model": (runner, one, many)})["model"]
+    tokens = one["input_ids"].shape[1]
     cost = efficiency.measure(
-        done.model, out, timing, one, tokens=one["input_ids"].shape[1], memory=True
+        done.model, out, timing, one, tokens=tokens, memory=True, written=written
     )
     record = finetune_record(done, cost)
     _finish(out, record, keep=config.keep_checkpoints)
@@ -117,8 +124,8 @@ def _finish(out: Path, record: Record, *, keep: bool) -> None:
 
 
 def _exported(config: DistillConfig) -> ExportConfig:
-    """What is exported: nothing of a masked language model, which is made to be trained on."""
-    return ExportConfig(onnx=False) if config.task == "masked_lm" else config.export
+    """What is exported: nothing of language models."""
+    return ExportConfig(onnx=False) if config.task in ("masked_lm", *WRITING) else config.export
 
 
 def _check_export(config: ExportConfig) -> None:
@@ -164,10 +171,15 @@ def _costs(
         "student": efficiency.samples(outcome.reported),
     }
     timings: dict[str, efficiency.Timing] = {}
+    written: dict[str, float | None] = {}
     if efficient:
-        runners: dict[str, Any] = {
-            name: (efficiency.torch_runner(model), *inputs[name]) for name, model in models.items()
-        }
+        tokenizers = {"teacher": setup.teacher_tokenizer, "student": setup.tokenizer}
+        runners: dict[str, Any] = {}
+        for name, model in models.items():
+            runner, written[name] = _runner(
+                model, tokenizers[name], inputs[name][1], writes=setup.writes
+            )
+            runners[name] = (runner, *inputs[name])
         for name, path, _ in exported:
             runners[name] = (onnx_runner(path), *inputs["student"])
         with progress.stage("measuring speed", len(runners), "models") as advance:
@@ -184,8 +196,19 @@ def _costs(
             one,
             tokens=one["input_ids"].shape[1],
             memory=efficient,
+            written=written.get(name),
         )
     return costs, timings
+
+
+def _runner(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, many: dict[str, Tensor], *, writes: bool
+) -> tuple[efficiency.Runner, float | None]:
+    """What is timed of a model: its forward, or its writing; and how long its texts are then."""
+    if not writes:
+        return efficiency.torch_runner(model), None
+    runner = writing_runner(model, tokenizer)
+    return runner, mean_tokens(runner(many))
 
 
 def _export_result(

@@ -10,8 +10,9 @@ import pytest
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Example
+from stillhouse.data.columns import Columns
 from stillhouse.data.readers import Row, read
-from stillhouse.data.rows import Columns, Rows, content_key, ingest
+from stillhouse.data.rows import Rows, content_key, ingest
 
 
 def store(

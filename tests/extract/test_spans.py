@@ -16,7 +16,8 @@ import tiny
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
-from stillhouse.data.rows import Columns, ingest
+from stillhouse.data.columns import Columns
+from stillhouse.data.rows import ingest
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.extract.audit import audit

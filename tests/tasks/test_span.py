@@ -19,7 +19,8 @@ from stillhouse.core.errors import DataError, ModelError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import NO_LABEL
-from stillhouse.data.rows import Columns, ingest
+from stillhouse.data.columns import Columns
+from stillhouse.data.rows import ingest
 from stillhouse.data.sources import Part, Pool, load
 from stillhouse.evaluation.evaluate import predict, score_rows
 from stillhouse.flows.common import set_dropout

@@ -99,10 +99,28 @@ def record_table(record: Record) -> None:
             soft_wrap=True,
             markup=False,
         )
-    perplexity = record.student.metrics.get("perplexity")
-    if perplexity is not None:
-        out.print(f"perplexity of masked tokens: {perplexity:.1f}", markup=False)
+    for line in _writing(record):
+        out.print(line, markup=False, soft_wrap=True)
     out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+
+
+def _writing(record: Record) -> list[str]:
+    """What else is known of models of texts."""
+    found = record.student.metrics
+    lines = []
+    if "perplexity" in found:
+        of = "masked tokens" if record.task == "masked_lm" else "the gold texts"
+        lines.append(f"perplexity of {of}: {found['perplexity']:.1f}")
+    if "bleu_greedy" in found:
+        lines.append(
+            f"greedy: BLEU {found['bleu_greedy']:.1f}, chrF {found['chrf_greedy']:.1f}; with the "
+            f"beam: BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}; probability of its own "
+            f"best text: {100 * found['mode_probability']:.2g} %"
+        )
+    if record.distributions is not None:
+        lines.append(record.distributions.why)
+    lines += [f"{name}: {signature}" for name, signature in record.signatures.items()]
+    return lines
 
 
 def efficiency_table(found: dict[str, Efficiency]) -> None:

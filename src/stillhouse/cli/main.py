@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from stillhouse.cli import audit, clients, guard, models, recipes, runs, tickets
+from stillhouse.cli import audit, clients, guard, models, new, recipes, runs, tickets
 from stillhouse.core.errors import StillhouseError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in (
     runs.distill,
     runs.finetune,
     runs.label,
+    new.new,
     models.augment,
     models.evaluate,
     models.bench,

@@ -10,6 +10,7 @@ import typer
 from stillhouse.cli import console, options
 from stillhouse.core.config import DistillConfig
 from stillhouse.core.settings import parse
+from stillhouse.core.units import points, unit
 
 
 def evaluate(
@@ -48,10 +49,11 @@ def evaluate(
             console.out.print(f"{name:<18} {value:.4f}{more}")
     if other:
         low, high = other["interval"]
+        metric = found["metric"]
+        gain, low, high = (points(x, metric, 2) for x in (other["gain"], *other["interval"]))
         console.out.print(
-            f"\nagainst {other['model']}: {100 * other['gain']:+.2f} points ({100 * low:+.2f} to "
-            f"{100 * high:+.2f}, p = {other['p_value']:.3g}); same answer on "
-            f"{100 * other['agreement']:.1f} % of rows",
+            f"\nagainst {other['model']}: {gain} {unit(metric)} ({low} to {high}, "
+            f"p = {other['p_value']:.3g}); same answer on {100 * other['agreement']:.1f} % of rows",
             soft_wrap=True,
         )
 

@@ -62,7 +62,8 @@ Task = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="classification, regression, span (default: as head or labels are), masked_lm",
+        help="classification, regression, span (default: as head or labels are), masked_lm, "
+        "seq2seq, causal_lm",
     ),
 ]
 Method = Annotated[
@@ -70,7 +71,8 @@ Method = Annotated[
     typer.Option(
         "--method",
         help="a published method's objective or stages: kd, fitnets, pkd-skip, pkd-last, tinybert, "
-        "minilm, minilm2, pretrained-distillation",
+        "minilm, minilm2, pretrained-distillation; of models that write: word-kd, seq-kd, "
+        "seq-inter, gkd",
     ),
 ]
 Corpus = Annotated[

@@ -44,7 +44,8 @@ class Bin(Result):
 
 
 class Efficiency(Result):
-    """What running a model costs. None means it was not measured."""
+    """What running a model costs. None means it was not measured. Of a model that writes, latency
+    and throughput are of whole texts written greedily, and so are tokens."""
 
     parameters: int
     bytes: int
@@ -52,6 +53,7 @@ class Efficiency(Result):
     latency_ms: float | None = None
     latency_p95_ms: float | None = None
     throughput_per_s: float | None = None
+    tokens_per_s: float | None = None
     peak_memory_bytes: int | None = None
 
 
@@ -155,6 +157,63 @@ class Similarity(Result):
     baseline: list[list[float]] | None = None
 
 
+class EstimatorResult(Result):
+    """The gradient that sparse distributions give, against the dense one on the probe batch:
+    angle in degrees and ratio of the norms; relative error that stays, and that of one batch."""
+
+    angle: float
+    norm: float
+    bias: float
+    noise: float
+
+
+class DistributionResult(Result):
+    """What is kept of a teacher's distributions: so many of the likeliest choices of a token and so
+    many drawn, `bytes_per_token`; the teacher's probability that is kept exactly; which estimator
+    was taken, and why. `before` and `after`: by estimator, for the student before its training and
+    after it."""
+
+    top: int
+    drawn: int
+    bytes_per_token: float
+    covered: float
+    estimator: str
+    why: str
+    tokens: int
+    before: dict[str, EstimatorResult]
+    after: dict[str, EstimatorResult]
+
+
+class PairResult(Result):
+    """Two teachers on held-out tokens: for what share of them they find the same choice likeliest,
+    and the Jensen-Shannon divergence of their distributions, nats."""
+
+    models: tuple[str, str]
+    same_choice: float
+    divergence: float
+
+
+class TeachersResult(Result):
+    """How far several teachers agree on held-out rows. `disagreement`: the entropy of their mean
+    less the mean of their entropies, nats. `passed`: by seed, the groups whose teachers were
+    switched off at the end."""
+
+    models: list[str]
+    combine: str
+    pairs: list[PairResult] = []
+    disagreement: float | None = None
+    passed: dict[str, list[str]] = {}
+
+
+class DecodedResult(Result):
+    """The teacher's texts that a stage learnt from, and those left out, by reason."""
+
+    stage: str
+    targets: str
+    texts: int
+    dropped: dict[str, int]
+
+
 class DataSummary(Result):
     """How many rows went where, and what was left out."""
 
@@ -225,4 +284,8 @@ class Record(Result):
     ablations: list[Ablation] = []
     similarity: Similarity | None = None
     diagnosis: list[str] = []
+    distributions: DistributionResult | None = None
+    teachers: TeachersResult | None = None
+    decoded: list[DecodedResult] = []
+    signatures: dict[str, str] = {}
     removed: Removed | None = None

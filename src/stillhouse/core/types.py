@@ -109,6 +109,12 @@ class StudentOutput:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def part(self, rows: slice) -> StudentOutput:
+        """Some of the scored rows."""
+        if isinstance(self.scores, Factored):
+            return StudentOutput(self.scores.part(rows).dense())
+        return StudentOutput(self.scores[rows])
+
     @property
     def width(self) -> int:
         return self.scores.width if isinstance(self.scores, Factored) else self.scores.shape[1]
@@ -239,6 +245,9 @@ class Predictions:
     probabilities_NK: np.ndarray | None
     gold_N: np.ndarray
     logp_N: np.ndarray | None = None  # log-probability of the gold answer, nats, where that is all
+    confidence_N: np.ndarray | None = None  # of the likeliest choice, where only that is kept
+    right_N: np.ndarray | None = None  # whether that is right
+    more: Mapping[str, float] = field(default_factory=dict)  # metrics found on the way
 
 
 @dataclass(frozen=True)
@@ -246,6 +255,7 @@ class Example:
     text: str
     pair: str | None = None
     label: str | float | None = None
+    group: str | None = None  # its language or task, where a run is told apart by it
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """Running text as blocks of tokens: cut once, on disk, memory-mapped afterwards.
 
-A block holds tokens of one split's documents only, and is never in two splits.
+A block holds tokens of one split's documents only, and is never in two splits. A masked language
+model's blocks stand between two special tokens. A language model's are a stream of documents, each
+with its end-of-text token; a block begins with the token before it, so each is predicted once.
 
 Axes: N blocks, T tokens.
 """
@@ -25,15 +27,13 @@ from stillhouse.core.config import CorpusConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Advance
 from stillhouse.core.rundir import atomic_folder
+from stillhouse.data.cutting import BlockWriter, Rules
 from stillhouse.data.documents import PURPOSE, documents, file_digest, text_files, tokenised
 from stillhouse.data.encoding import Encoded, tokenizer_fingerprint
 from stillhouse.data.sources import shared
 
 FORMAT = 1  # of what is stored: blocks of another one are cut anew
 COUNTED = 8192  # blocks counted together
-TAIL = 8  # tokens that the last, incomplete packed block must have to stay
-SHORTEST = 12  # tokens, special ones too, that a chunked block must have (DistilBERT's)
-UNKNOWN = 0.5  # share of its tokens from which on a chunked block is left out (DistilBERT's)
 FEWEST = 2  # blocks a split needs
 
 
@@ -110,6 +110,7 @@ def load_corpus(
     max_length: int,
     progress: Advance = lambda size: None,
     apart: Collection[bytes] = frozenset(),
+    causal: bool = False,
 ) -> Corpus:
     """The corpus in blocks of `config.length` tokens (`max_length` if that is less), from `store`
     if they were cut before. `progress` hears how many more bytes of text were read.
@@ -118,14 +119,17 @@ def load_corpus(
     of these two it reports on that, and selects on a share of the training lines; a single file is
     split by content. `config.rows` training blocks are those with the smallest content keys:
     a random draw that depends on nothing but content. Lines whose folded keys are in `apart` (rows
-    that a run reports or selects on) are in no block. Raises DataError.
+    that a run reports or selects on) are in no block. `causal`: for a language model. Raises
+    DataError.
     """
     files, length = text_files(config), min(config.length, max_length)
-    rules = _Rules.of(tokenizer, length=length, packed=config.packed)
+    rules = Rules.of(tokenizer, length=length, packed=config.packed, causal=causal)
     given = {"reported": config.reported, "held_out": config.held_out}
     shares = {split: share for split, share in given.items() if split not in files}
     digests = {split: file_digest(path) for split, path in files.items()}
-    identity = repr((FORMAT, digests, shares, length, config.packed, sorted(apart))).encode()
+    identity = repr(
+        (FORMAT, digests, shares, length, config.packed, sorted(apart), *(["causal"] * causal))
+    ).encode()
     content = hashlib.blake2b(identity, digest_size=16).hexdigest()
     folder = store / f"{content}-{tokenizer_fingerprint(tokenizer)}"
     if (folder / "summary.json").exists():
@@ -178,100 +182,19 @@ def _check(
         )
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """How documents become blocks: `inside` tokens between a first and a last one."""
-
-    inside: int
-    packed: bool
-    first: int
-    last: int
-    unknown: int
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, *, length: int, packed: bool) -> _Rules:
-        """Raises DataError where no block can be made."""
-        if length < (least := TAIL if packed else SHORTEST):
-            raise DataError(f"blocks of {length} tokens are too short: give at least {least}")
-        ids = [
-            next((i for i in pair if isinstance(i, int)), None)
-            for pair in (
-                (tokenizer.cls_token_id, tokenizer.bos_token_id),
-                (tokenizer.sep_token_id, tokenizer.eos_token_id),
-            )
-        ]
-        if ids[0] is None or ids[1] is None:
-            raise DataError(
-                "the tokenizer has no token for the beginning or the end of a text "
-                "([CLS], <s>; [SEP], </s>): take a model that has both"
-            )
-        unknown = tokenizer.unk_token_id if isinstance(tokenizer.unk_token_id, int) else -1
-        return cls(length - 2, packed, ids[0], ids[1], unknown)
-
-
-class _Writer:
-    """One split's blocks on their way to disk, in the form that Encoded reads."""
-
-    def __init__(self, folder: Path, rules: _Rules, stack: ExitStack) -> None:
-        folder.mkdir()
-        self.folder, self.rules = folder, rules
-        self.file = stack.enter_context((folder / "ids.bin").open("wb"))
-        self.keys, self.lengths = bytearray(), [0]
-        self.carry_T = np.empty(0, "<i4")
-        self.begun = False
-        self.dropped: Counter[str] = Counter()
-
-    def add(self, document_T: np.ndarray) -> None:
-        """A document's ids, without special tokens around them."""
-        if not len(document_T):
-            return
-        if self.rules.packed:
-            joint_T = np.full(int(self.begun), self.rules.last, "<i4")
-            ids_T = np.concatenate([self.carry_T, joint_T, document_T])
-            full, self.begun = len(ids_T) - len(ids_T) % self.rules.inside, True
-            ids_T, self.carry_T = ids_T[:full], ids_T[full:]
-        else:
-            ids_T = document_T
-        for start in range(0, len(ids_T), self.rules.inside):
-            self._put(ids_T[start : start + self.rules.inside])
-
-    def _put(self, inside_T: np.ndarray) -> None:
-        tokens = len(inside_T) + 2
-        if not self.rules.packed:
-            if tokens < SHORTEST:
-                self.dropped[f"of fewer than {SHORTEST} tokens"] += 1
-                return
-            if np.count_nonzero(inside_T == self.rules.unknown) >= UNKNOWN * tokens:
-                self.dropped["of mostly unknown tokens"] += 1
-                return
-        ends = ([self.rules.first], inside_T, [self.rules.last])
-        block = np.concatenate(ends).astype("<i4").tobytes()
-        self.file.write(block)
-        self.keys += hashlib.blake2b(block, digest_size=16).digest()
-        self.lengths.append(tokens)
-
-    def close(self) -> None:
-        if np.count_nonzero(self.carry_T != self.rules.last) >= TAIL:
-            self._put(self.carry_T)
-        np.save(self.folder / "offsets.npy", np.cumsum(np.array(self.lengths, np.int64)))
-        np.save(self.folder / "seconds.npy", np.array(self.lengths[1:], np.int32))
-        keys_N2 = np.frombuffer(bytes(self.keys), "<u8").reshape(-1, 2)
-        np.save(self.folder / "keys.npy", keys_N2)
-
-
 def _write(
     folder: Path,
     files: dict[str, Path],
     shares: dict[str, float],
     tokenizer: PreTrainedTokenizerBase,
-    rules: _Rules,
+    rules: Rules,
     progress: Advance,
     apart: Collection[bytes],
 ) -> None:
     """Cuts the blocks of every split into `folder`; its summary comes last."""
     left_out: Counter[str] = Counter()
     with ExitStack() as stack:
-        writers = {split: _Writer(folder / split, rules, stack) for split in PURPOSE}
+        writers = {split: BlockWriter(folder / split, rules, stack) for split in PURPOSE}
         found = documents(files, shares, left_out, progress, apart)
         for split, ids_T in tokenised(found, tokenizer):
             writers[split].add(ids_T)

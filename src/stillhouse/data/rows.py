@@ -1,8 +1,8 @@
 """Rows on disk: read once, checked, memory-mapped afterwards.
 
-Each row has a content key (a hash of its text and pair): duplicates and cached answers go by it,
-never by position. Its folded key is the same for texts that differ in case, white space or
-Unicode form only: splits and leaks go by that one.
+Each row has a content key (a hash of its text and pair; of its text and label where that is a
+text): duplicates and cached answers go by it, never by position. Its folded key is the same for
+texts that differ in case, white space or Unicode form only: splits and leaks go by that one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,54 +21,15 @@ import pyarrow as pa
 from stillhouse.core.errors import DataError
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
+from stillhouse.data.chat import parted
+from stillhouse.data.columns import OTHER, PAIR, TEXT, Columns
 from stillhouse.data.readers import Row
 
-TEXT = ("text", "sentence", "sentence1", "premise", "question1", "content", "review", "message")
-PAIR = ("pair", "sentence2", "hypothesis", "question2", "text_pair")
-OTHER = ("question", "passage", "context", "answer", "query", "title", "body", "document")
-SQUAD = ("question", "context", "answers")  # text, pair and label of span question answering
-LABEL = ("label", "labels", "intent", "category", "class", "target", "score")
-SCHEMA = pa.schema([("text", pa.string()), ("pair", pa.string()), ("label", pa.string())])
+FIELDS = ("text", "pair", "label", "group")
+SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
 SHOWN_LINES = 5
-FORMAT = 4  # of what is stored: rows of another one are read anew
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold what. None: there is none (label) or the usual names are tried (text)."""
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
-
-    def find(self, names: Iterable[str], where: str, *, labelled: bool) -> Columns:
-        """The columns as they are in a file. Raises DataError that lists what is there."""
-        have = [name.encode(errors="replace").decode() for name in names]
-
-        lower = {name.lower(): name for name in reversed(have)}
-        if self == Columns() and {*SQUAD[: 3 if labelled else 2]} <= {*have}:
-            return Columns(*SQUAD) if labelled else Columns(*SQUAD[:2])
-
-        def pick(asked: str | None, usual: tuple[str, ...], *, need: str | None) -> str | None:
-            if asked is not None:
-                if asked not in have:
-                    raise DataError(f"{where} has no column {asked!r}; it has {', '.join(have)}")
-                return asked
-            found = next((lower[name] for name in usual if name in lower), None)
-            if found is None and need:
-                hint = f"say which with --{need}-column"
-                if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
-                    hint = "its columns seem to be parted by another sign: save it with commas"
-                raise DataError(
-                    f"{where} has no {need} column; it has {', '.join(have) or 'none'}: {hint}"
-                )
-            return found
-
-        text = pick(self.text, TEXT, need="text")
-        label = pick(self.label, LABEL, need="label") if labelled else None
-        usual_pair = tuple(name for name in PAIR if name != text)
-        return Columns(text, pick(self.pair, usual_pair, need=None), label)
+FORMAT = 5  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:
@@ -107,7 +67,15 @@ class Rows:
     @cached_property
     def labels(self) -> np.ndarray:
         """Label of each row as text, None where there is none (object array)."""
-        encoded = self.table["label"].combine_chunks().dictionary_encode()
+        return self._column("label")
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Group of each row (its language, its task), None where it has none (object array)."""
+        return self._column("group")
+
+    def _column(self, name: str) -> np.ndarray:
+        encoded = self.table[name].combine_chunks().dictionary_encode()
         values = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
         return values[np.asarray(encoded.indices.fill_null(len(values) - 1))]
 
@@ -115,9 +83,9 @@ class Rows:
         """The rows at `indices`, read in chunks."""
         for start in range(0, len(indices), CHUNK):
             part = self.table.take(pa.array(indices[start : start + CHUNK]))
-            columns = (part[name].to_pylist() for name in ("text", "pair", "label"))
-            for text, pair, label in zip(*columns, strict=True):
-                yield Example(text, pair, label)
+            columns = (part[name].to_pylist() for name in FIELDS)
+            for values in zip(*columns, strict=True):
+                yield Example(*values)
 
 
 def ingest(
@@ -183,7 +151,7 @@ def _is_utf8(*values: str | None) -> bool:
 
 def _unread(row: Iterable[str], found: Columns, asked: Columns) -> list[str]:
     """Columns that look like texts and are not read, where none were asked for by name."""
-    if asked.text is not None or asked.pair is not None:
+    if asked.text is not None or asked.pair is not None or asked.texts:
         return []
     read = (found.text, found.pair, found.label)
     return [name for name in row if name not in read and name.lower() in (*TEXT, *PAIR, *OTHER)]
@@ -191,14 +159,14 @@ def _unread(row: Iterable[str], found: Columns, asked: Columns) -> list[str]:
 
 def _usable(
     source: Iterable[Row], where: str, columns: Columns, problems: _Problems, *, labelled: bool
-) -> Iterator[tuple[int, str, str | None, str | None]]:
-    """(line, text, pair, label) of the rows that can be used; the others go to `problems`."""
+) -> Iterator[tuple[int, str, str | None, str | None, str | None]]:
+    """(line, text, pair, label, group) of the usable rows; the others go to `problems`."""
     found: Columns | None = None
     for line, row in source:
         if found is None:
             found = columns.find((n for n in row if n[:1] != "\x00"), where, labelled=labelled)
             problems.unread = _unread(row, found, columns)
-        elif found.pair is None and columns.text is None and any(name in row for name in PAIR):
+        elif _has_pair(row, found, columns):
             raise DataError(
                 f"{where} line {line} has a second text, which its first row lacks: say which "
                 "columns to read with --text-column and --pair-column"
@@ -207,15 +175,27 @@ def _usable(
             problems.add("broken", line)
             continue
         assert found.text is not None
-        text = _clean(row.get(found.text))
-        pair = _clean(row.get(found.pair)) if found.pair else None
-        label = _clean(row.get(found.label)) if found.label else None
-        if not _is_utf8(text, pair, label):
+        if found.texts and isinstance(row.get(found.text), list):
+            text, label = parted(row[found.text], f"{where} line {line}")
+            pair, label = None, label if labelled else None
+        else:
+            text = _clean(row.get(found.text))
+            pair = _clean(row.get(found.pair)) if found.pair else None
+            label = _clean(row.get(found.label)) if found.label else None
+        group = _clean(row.get(found.group)) if found.group else None
+        if not _is_utf8(text, pair, label, group):
             problems.add("non-UTF-8", line)
         elif text is None or (found.pair and pair is None):
             problems.add("empty", line)
         else:
-            yield line, text, pair, label
+            yield line, text, pair, label, group
+
+
+def _has_pair(row: dict[str, Any], found: Columns, asked: Columns) -> bool:
+    """Whether a row has a second text where the first row had none."""
+    if found.pair is not None or asked.text is not None or asked.texts:
+        return False
+    return any(name in row for name in PAIR)
 
 
 def _write(
@@ -226,12 +206,12 @@ def _write(
     chunk: dict[str, list[str | None]] = {name: [] for name in SCHEMA.names}
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink:
         with pa.ipc.new_file(sink, SCHEMA) as writer:
-            for line, text, pair, label in _usable(
+            for line, text, pair, label, group in _usable(
                 source, where, columns, problems, labelled=labelled
             ):
-                for name, value in zip(SCHEMA.names, (text, pair, label), strict=True):
+                for name, value in zip(SCHEMA.names, (text, pair, label, group), strict=True):
                     chunk[name].append(value)
-                keys += content_key(text, pair)
+                keys += content_key(text, label if columns.texts else pair)
                 folded += folded_key(text, pair)
                 lines.append(line)
                 if len(chunk["text"]) == CHUNK:

@@ -12,8 +12,9 @@ import numpy as np
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Example
+from stillhouse.data.columns import Columns
 from stillhouse.data.readers import READERS, find_splits, hub_rows, read
-from stillhouse.data.rows import FORMAT, Columns, Rows, ingest
+from stillhouse.data.rows import FORMAT, Rows, ingest
 
 FEW_ROWS = 100
 
@@ -64,6 +65,12 @@ class Pool:
             for part in self.parts
         ]
         return np.concatenate(shown) if shown else np.empty(0, object)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group of each row (object array), None where it has none."""
+        found = [part.rows.groups[part.indices] for part in self.parts]
+        return np.concatenate(found) if found else np.empty(0, object)
 
     def at(self, positions: np.ndarray) -> list[Example]:
         """The rows at `positions`, in that order."""
@@ -214,14 +221,15 @@ def _with_labels(part: Part) -> tuple[Part, Part]:
     return Part(part.rows, part.indices[has], labelled=True), without
 
 
-def load(config: DataConfig, store: Path) -> Splits:
+def load(config: DataConfig, store: Path, *, texts: bool = False) -> Splits:
     """The splits of `config`'s data. Rows are stored under `store` and found again next time.
+    `texts`: labels are answers to be written.
 
     A folder with train, dev and test reports on test and selects on dev; with train and dev it
     reports on dev and selects on a part of train; a single file is split by content.
     Raises DataError.
     """
-    columns = Columns(config.text, config.pair, config.label)
+    columns = Columns(config.text, config.pair, config.label, config.group, texts)
     files = _files(config, columns, store)
     if "train" not in files:
         raise DataError(f"{config.path} has no train split")
@@ -252,7 +260,7 @@ def load(config: DataConfig, store: Path) -> Splits:
         leaked -= sum(map(len, spare))
     sources = list(files.values())
     if config.unlabelled:
-        extra = open_unlabelled(config, store)
+        extra = open_unlabelled(config, store, texts=texts)
         sources.append(extra)
         whole = _whole(extra, labelled=False)
         part = _outside(whole, reported, held_out)
@@ -261,13 +269,16 @@ def load(config: DataConfig, store: Path) -> Splits:
     return _check(config, train, spare, held_out, reported, leaked, sources)
 
 
-def open_unlabelled(config: DataConfig, store: Path) -> Rows:
+def open_unlabelled(config: DataConfig, store: Path, *, texts: bool = False) -> Rows:
     """The rows of `config.unlabelled`, without labels. Raises DataError."""
     path = Path(config.unlabelled or "")
     if not path.is_file():
         raise DataError(f"there is no file {path} (unlabelled rows)")
     is_text = path.suffix.lower() == ".txt"
-    columns = Columns() if is_text else Columns(config.text, config.pair, None)
+    if is_text:
+        columns = Columns(texts=texts)
+    else:
+        columns = Columns(config.text, config.pair, None, config.group, texts)
     return _open(path, columns, store, labelled=False)
 
 

@@ -125,8 +125,9 @@ def answer(folder):
     kind = getattr(transformers, name, None) or getattr(slim, name)
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.ones(32, int(sys.argv[2]), dtype=torch.long)
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
-        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
 with tempfile.TemporaryDirectory() as folder:  # what any model loads, of the libraries too
     small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=9,
                        intermediate_size=16)
@@ -158,8 +159,10 @@ def measure(
     *,
     tokens: int,
     memory: bool,
+    written: float | None = None,
 ) -> Efficiency:
-    """Everything about one model's cost, its timing taken beforehand together with others'."""
+    """Everything about one model's cost, its timing taken beforehand together with others'.
+    `written`: the tokens that a text has on average, of a model that writes."""
     return Efficiency(
         parameters=parameters(model),
         bytes=folder_bytes(folder),
@@ -167,5 +170,6 @@ def measure(
         latency_ms=timing.latency_ms if timing else None,
         latency_p95_ms=timing.latency_p95_ms if timing else None,
         throughput_per_s=timing.throughput_per_s if timing else None,
+        tokens_per_s=timing.throughput_per_s * written if timing and written else None,
         peak_memory_bytes=peak_memory(folder, tokens) if memory else None,
     )

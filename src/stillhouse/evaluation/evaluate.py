@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from stillhouse.core.head import Factored
 from stillhouse.core.results import Bin, Interval
-from stillhouse.core.types import Predictions
+from stillhouse.core.types import Predictions, StudentOutput
 from stillhouse.data.batching import sorted_batches
+from stillhouse.evaluation.writing import PART, written_rows
 from stillhouse.models.forward import fast_weights, has_fast_path, run, training_mode
 from stillhouse.numerics import metrics, stats
 from stillhouse.tasks.base import Data, Task
@@ -23,20 +27,25 @@ def score_rows(
     size: int = 64,
     max_tokens: int = 16_384,
     precision: str = "float32",
+    quick: bool = False,
 ) -> np.ndarray:
     """What the task keeps of the scores of every row (without one: all of them), float32, N x S,
-    in the data's order. Eval mode, no gradient."""
+    in the data's order; where it judges texts, see `writing.written_rows`. Eval mode, no gradient.
+    """
+    if task is not None and task.judges_texts:
+        return written_rows(model, data, task, precision=precision, quick=quick)  # pyright: ignore
     device = next(model.parameters()).device
     out: np.ndarray | None = None
     with training_mode(model, on=False), torch.no_grad():
         weights = fast_weights(model, precision) if fast and has_fast_path(model) else None
         for rows in sorted_batches(data.lengths, size=size, max_tokens=max_tokens):
             batch = data.batch(rows).to(device)
-            answers = run(model, batch, precision=precision, fast=fast, weights=weights)
+            choices = None if task is None else task.width
+            answers = run(
+                model, batch, precision=precision, fast=fast, weights=weights, choices=choices
+            )
             assert batch.gold_N is not None
-            scores_NK = answers.scores_NK
-            kept_NS = scores_NK if task is None else task.reduce(scores_NK, batch.gold_N)
-            kept = kept_NS.cpu().numpy()
+            kept = reduced(answers, batch.gold_N, task).cpu().numpy()
             if out is None:
                 out = np.empty((len(data.gold_N), kept.shape[1]), np.float32)
             out[data.places(rows)] = kept
@@ -44,9 +53,23 @@ def score_rows(
     return out
 
 
-def predict(model: nn.Module, data: Data, task: Task, *, fast: bool = False) -> Predictions:
-    """The model's answers by its own float32 forward (`fast`: by the equal fast path)."""
-    return task.predictions(score_rows(model, data, task, fast=fast), data)
+def reduced(answers: StudentOutput, gold_N: Tensor, task: Task | None) -> Tensor:
+    """What the task keeps of scores, N x S; of a large vocabulary, some rows at a time."""
+    if task is None:
+        return answers.scores_NK
+    if not isinstance(answers.scores, Factored):
+        return task.reduce(answers.scores, gold_N)
+    step = max(1, PART // answers.width)
+    rows = [slice(first, first + step) for first in range(0, max(1, len(answers)), step)]
+    return torch.cat([task.reduce(answers.part(r).scores_NK, gold_N[r]) for r in rows])
+
+
+def predict(
+    model: nn.Module, data: Data, task: Task, *, fast: bool = False, quick: bool = False
+) -> Predictions:
+    """The model's answers by its own float32 forward (`fast`: by the equal fast path; `quick`:
+    texts are written greedily only)."""
+    return task.predictions(score_rows(model, data, task, fast=fast, quick=quick), data)
 
 
 def interval(
@@ -85,14 +108,20 @@ BOUNDS = {
     "matthews": (-1.0, 1.0),
     "pearson": (-1.0, 1.0),
     "spearman": (-1.0, 1.0),
+    "bleu": (0.0, 100.0),
+    "chrf": (0.0, 100.0),
+    "log_likelihood": (-math.inf, 0.0),
 }
 
 
 def calibration(predictions: Predictions) -> tuple[float | None, list[Bin]]:
     """Expected calibration error and its bins; None for a regression."""
-    if predictions.probabilities_NK is None:
+    if predictions.confidence_N is not None and predictions.right_N is not None:
+        error, bins = metrics.confidence_error(predictions.confidence_N, predictions.right_N)
+    elif predictions.probabilities_NK is not None:
+        error, bins = metrics.calibration_error(predictions.probabilities_NK, predictions.gold_N)
+    else:
         return None, []
-    error, bins = metrics.calibration_error(predictions.probabilities_NK, predictions.gold_N)
     return error, [Bin(confidence=c, accuracy=a, count=n) for c, a, n in bins]
 
 

@@ -13,9 +13,10 @@ from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import derive
 from stillhouse.core.types import Example, Predictions
+from stillhouse.data.columns import Columns
 from stillhouse.data.documents import file_digest
 from stillhouse.data.readers import Row
-from stillhouse.data.rows import FORMAT, Columns, folded_key, ingest
+from stillhouse.data.rows import FORMAT, folded_key, ingest
 from stillhouse.data.sources import Part, Pool, Splits, load, open_unlabelled, shared
 from stillhouse.extract.answers import Answers
 from stillhouse.extract.config import AuditConfig

@@ -25,11 +25,12 @@ from stillhouse.data.augment import (
     first_of,
     is_word,
 )
+from stillhouse.data.columns import Columns
 from stillhouse.data.documents import file_digest
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.neighbours import Neighbours, read_vectors
 from stillhouse.data.readers import Row
-from stillhouse.data.rows import FORMAT, Columns, Rows, ingest
+from stillhouse.data.rows import FORMAT, Rows, ingest
 from stillhouse.data.sources import Pool
 from stillhouse.flows.common import check_padding, max_tokens
 from stillhouse.models.load import fingerprint, folder_fingerprint, load_tokenizer

@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stillhouse.core.config import CorpusConfig, DataConfig
 from stillhouse.core.errors import DataError, ModelError
 from stillhouse.core.progress import Progress
 from stillhouse.data.encoding import encode, pad_id
@@ -53,8 +54,15 @@ def row_task(asked: str, pools: list[Pool]) -> str:
 
 
 def kind_of(name: str) -> str:
-    """The task that a stored model's head is for, as its config says: span, or auto."""
-    named = load_config(name).architectures or []
+    """The task that a stored model's head is for, as its config says: span, seq2seq, causal_lm, or
+    auto."""
+    config = load_config(name)
+    named = config.architectures or []
+    if getattr(config, "is_encoder_decoder", False) and not any("For" + k in each for each in named
+            for k in ("SequenceClassification", "QuestionAnswering")):  # fmt: skip
+        return "seq2seq"
+    if any(each.endswith(("ForCausalLM", "LMHeadModel")) for each in named):
+        return "causal_lm"
     return "span" if any(each.endswith("ForQuestionAnswering") for each in named) else "auto"
 
 
@@ -153,6 +161,13 @@ def dataset(
     return Dataset(encoded, pool.keys_N2, task.gold(pool.labels))
 
 
+def corpus_of(data: DataConfig) -> CorpusConfig:
+    """The corpus section of a run that is all on running text."""
+    return CorpusConfig(
+        path=data.path, length=data.tokens("masked_lm"), packed=data.packed, rows=data.labelled_rows
+    )
+
+
 def max_tokens(model: nn.Module, asked: int) -> int:
     """`asked`, or fewer where the model has fewer positions."""
     config = getattr(model, "config", None)
@@ -189,6 +204,9 @@ DROPOUTS = (
 )
 
 
+NUMBERS = ("dropout", "attention_dropout")  # of modules
+
+
 def set_dropout(model: nn.Module, share: float | None) -> None:
     """Gives every dropout of a model one share, in its config and its modules. None: as it is."""
     if share is None:
@@ -202,15 +220,18 @@ def set_dropout(model: nn.Module, share: float | None) -> None:
 
 
 def _dropouts(model: nn.Module) -> list[tuple[Any, str]]:
-    """Where a model's modules keep their shares of dropout. ModernBERT's attention has a number,
-    and an identity in the place of a dropout that was made with a share of 0: it gets one."""
+    """Where a model's modules keep their shares of dropout. Some have numbers (Marian's and BART's
+    layers, ModernBERT's attention); that of activations counts where it is in use. ModernBERT has
+    an identity in the place of a dropout that was made with a share of 0: it gets one."""
     found: list[tuple[Any, str]] = []
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Identity) and "drop" in name:
                 setattr(module, name, nn.Dropout(0.0))
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            found.append((module, "attention_dropout"))
+        numbers = [name for name in NUMBERS if isinstance(getattr(module, name, None), float)]
+        if getattr(module, "activation_dropout", None):
+            numbers.append("activation_dropout")
+        found += [(module, name) for name in numbers]
     return found + [(module, "p") for module in model.modules() if isinstance(module, nn.Dropout)]
 
 

@@ -81,7 +81,7 @@ def similarity(outcome: Outcome) -> Similarity | None:
     """CKA between the layers of teacher and shipped student, and of its baseline. None where they
     cut texts differently or have no blocks, and where there are few tokens for their width."""
     setup = outcome.setup
-    if not setup.same_tokens or not len(outcome.held_out):
+    if setup.writes or not setup.same_tokens or not len(outcome.held_out):
         return None
     try:
         rows = _rows(outcome)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from stillhouse.core.config import DistillConfig
+from stillhouse.core.config import WRITING, DistillConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import check_free, claim, manifest, write_json
@@ -30,6 +30,7 @@ from stillhouse.flows.stages import (
     stage_path,
     train,
 )
+from stillhouse.flows.written import Writing
 from stillhouse.signals.cache import CachedTeacher
 from stillhouse.tasks.base import Data, Dataset
 from stillhouse.training.objective import term_names
@@ -64,6 +65,7 @@ class Outcome:
     teacher_s: float
     total_s: float
     notes: list[str] = field(default_factory=list)
+    writing: Writing | None = None
 
 
 def distill(config: DistillConfig, out: Path, *, progress: Progress | None = None) -> Outcome:
@@ -135,6 +137,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         teacher_s=plan.teacher.seconds,
         total_s=time.perf_counter() - started,
         notes=[*setup.notes, *doubts],
+        writing=plan.writing if setup.writes else None,
     )
 
 
@@ -148,6 +151,8 @@ def _deciding(stages: list[Stage]) -> int:
 def _check_answers(setup: Setup) -> None:
     """Raises UsageError where no stage would train what the student answers with."""
     rows = [stage for stage in setup.config.plan if not stage.corpus]
+    if setup.writes:
+        return  # it has no inner terms
     if not any(isinstance(term, TermConfig) for stage in rows for term in stage.objective):
         raise UsageError(
             "no term looks at the student's answers, so its head would stay as it is made: add a "
@@ -231,6 +236,8 @@ def label_only(config: DistillConfig, *, progress: Progress | None = None) -> tu
     progress = progress or Silent()
     if config.task == "masked_lm":
         raise UsageError("a masked language model is asked anew for every mask: nothing to keep")
+    if config.task in WRITING:
+        return _label_writing(config, progress)
     setup = prepare(config, progress=progress)
     if setup.task.name == "span":
         raise UsageError("a model of spans is asked live: there is nothing to keep")
@@ -239,3 +246,20 @@ def label_only(config: DistillConfig, *, progress: Progress | None = None) -> tu
     train_rows = setup.rows.train
     Plan(setup, progress).answers(train_rows, "training rows")
     return setup.store, len(train_rows)
+
+
+def _label_writing(config: DistillConfig, progress: Progress) -> tuple[Path, int]:
+    """What the run's stages will ask a teacher that writes: its distributions, its texts."""
+    by_token = any(term.kind != "gold" for stage in config.plan for term in stage.objective)
+    if all(stage.targets == "gold" for stage in config.plan) and not (
+        by_token and config.label.tokens == "sparse"
+    ):
+        raise UsageError(
+            "a model that writes is asked live: to keep its distributions use --set "
+            "label.tokens=sparse, to keep its texts --method seq-kd"
+        )
+    setup = prepare(config, progress=progress)
+    for note in setup.notes:
+        progress.note(note)
+    stages = Plan(setup, progress).stages(setup.config.plan)
+    return setup.store, max(len(stage.data) for stage in stages)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from stillhouse.core.config import FinetuneConfig
+from stillhouse.core.config import WRITING, FinetuneConfig
 from stillhouse.core.errors import ModelError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import atomic, claim, manifest, write_json
@@ -37,7 +37,7 @@ class Finetuned:
 
 def content_of(config: FinetuneConfig, progress: Progress | None = None) -> dict[str, str]:
     """Fingerprints of what the config names by path."""
-    gold = prepare_gold(config, progress or Silent())
+    gold = prepare_gold(config, progress or Silent(), metric=config.metric)
     return _content(gold, _masks_path(config))
 
 
@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     """Trains `config.model` with a head for the data's answers. Raises UsageError, RunError."""
     progress = progress or Silent()
     started = time.perf_counter()
-    gold = prepare_gold(config, progress)
+    gold = prepare_gold(config, progress, metric=config.metric)
     path = _masks_path(config)
     masks = fitting(load_masks(path)[0], gold.make(config.seed), str(path)) if path else {}
     content = _content(gold, path)
@@ -92,6 +92,7 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         metric=gold.task.metric if len(held_out) else None,
         evaluate=score_on(gold.task, held_out) if len(held_out) else None,
         masks=masks,
+        choices=gold.task.width if config.task in WRITING else None,
     )
     trained = train(
         "teacher",

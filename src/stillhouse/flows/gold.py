@@ -4,18 +4,37 @@ running text."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.config import GoldConfig
+from stillhouse.core.config import WRITING, GoldConfig
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import TermConfig
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.sources import Splits, load
-from stillhouse.flows.common import check_padding, dataset, gold_task, max_tokens, store_root
-from stillhouse.flows.prepare import check_metric, corpus_of, read_corpus
+from stillhouse.data.written import Kind
+from stillhouse.flows.common import (
+    check_padding,
+    corpus_of,
+    dataset,
+    gold_task,
+    max_tokens,
+    store_root,
+)
+from stillhouse.flows.prepare import check_metric, read_corpus
+from stillhouse.flows.writers import (
+    corpus_for,
+    is_running_text,
+    splits_of,
+    start_of,
+    width_of,
+    writing_task,
+    written_data,
+)
+from stillhouse.models.generator import load_generator
 from stillhouse.models.load import (
     folder_fingerprint,
     head_settings,
@@ -26,6 +45,7 @@ from stillhouse.models.load import (
 from stillhouse.models.masked import load_masked_lm
 from stillhouse.tasks.base import Data, Task
 from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
+from stillhouse.tasks.written import RunningText
 from stillhouse.training import objective as objectives
 from stillhouse.training.objective import Objective
 
@@ -61,11 +81,17 @@ class Gold:
         gold = TermConfig(kind="gold")
         return objectives.build([gold], choices=self.task.width, signal=None, has_gold=True)
 
+    @property
+    def kind(self) -> Kind:
+        return "seq2seq" if self.config.task == "seq2seq" else "causal_lm"
+
     def make(self, seed: int) -> PreTrainedModel:
         """The pretrained model, its head (where it lacks one for these answers) drawn by `seed`."""
         config, trust = self.config, self.config.trust_remote_code
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(shape_seed(seed))
+            if config.task in WRITING:
+                return load_generator(config.model, self.kind, trust_remote_code=trust)
             if self.corpus is not None:
                 return load_masked_lm(config.model, fresh_head=True, trust_remote_code=trust)
             if self.task.name == "span":
@@ -79,6 +105,8 @@ class Gold:
     def datasets(self, progress: Progress) -> tuple[Data, Data, Data]:
         """Training, held-out and reported examples."""
         config = self.config
+        if config.task in WRITING:
+            return self._writing(progress)
         if self.corpus is not None:
             counts = self.corpus.train.counts() if config.masking.frequency_power else None
             train, held_out, reported = (
@@ -109,12 +137,43 @@ class Gold:
         )
         return train, held_out, reported
 
+    def _writing(self, progress: Progress) -> tuple[Data, Data, Data]:
+        """Those of a model that writes."""
+        if self.corpus is not None:
+            parts = (self.corpus.train, self.corpus.held_out, self.corpus.reported)
+            train, held_out, reported = (RunningText(part, self.tokenizer) for part in parts)
+            return train, held_out, reported
+        assert self.splits is not None
+        model, asked = self.make(0), self.config.data.tokens(self.task.name)
+        pools = {
+            "training rows": self.splits.labelled,
+            "held-out rows": self.splits.held_out,
+            "reported rows": self.splits.reported,
+        }
+        train, held_out, reported = (
+            written_data(
+                pool,
+                self.tokenizer,
+                self.config.data,
+                self.kind,
+                store_root(self.config.cache),
+                progress,
+                title,
+                length=max_tokens(model, asked),
+                start=start_of(model),
+            )
+            for title, pool in pools.items()
+        )
+        return train, held_out, reported
+
 
 def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None = None) -> Gold:
     """Loads and checks everything a training on gold answers needs. Raises UsageError, DataError,
     ModelError before anything is written."""
     store, trust = store_root(config.cache), config.trust_remote_code
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
+    if config.task in WRITING:
+        return _writer(config, tokenizer, store, progress, metric)
     if config.task == "masked_lm":
         check_metric(config.task, metric)
         model = load_masked_lm(config.model, fresh_head=True, trust_remote_code=trust)
@@ -131,3 +190,24 @@ def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None =
         model = found.make(0)
     check_padding(model, tokenizer)
     return found
+
+
+def _writer(
+    config: GoldConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Path,
+    progress: Progress,
+    metric: str | None,
+) -> Gold:
+    """The training of a model that writes: on rows with answers, or on running text."""
+    check_metric(config.task, metric)
+    kind: Kind = "seq2seq" if config.task == "seq2seq" else "causal_lm"
+    model = load_generator(config.model, kind, trust_remote_code=config.trust_remote_code)
+    texts = not (kind == "causal_lm" and is_running_text(config.data))
+    width = width_of(tokenizer, model)
+    task = writing_task(kind, metric, config.writing, width=width, texts=texts)
+    if texts:
+        return Gold(config, task, tokenizer, splits_of(config.data, store), None)
+    length = max_tokens(model, config.data.tokens("masked_lm"))
+    corpus = corpus_for(config.data, tokenizer, store, length, progress)
+    return Gold(config, task, tokenizer, None, corpus)

@@ -25,6 +25,7 @@ from stillhouse.evaluation.evaluate import calibration, confusion, groups_of, in
 from stillhouse.flows.distill import Outcome, Without
 from stillhouse.flows.stages import Trained
 from stillhouse.numerics import stats
+from stillhouse.numerics.sequences import sentence_bleu
 from stillhouse.tasks.base import Data, Task
 
 SHOWN = 30
@@ -129,7 +130,7 @@ def measured_over_seeds(
         shipped_seed=best.seed,
         shipped_score=task.score(shipped)[task.metric],
         agreement=agreement,
-        retention=score / teacher_score if teacher_score else None,
+        retention=score / teacher_score if teacher_score and teacher_score > 0 else None,
         best_steps=[run.fit.best_step for run in runs],
     )
 
@@ -139,9 +140,12 @@ def disagreements(
 ) -> list[Disagreement]:
     """The reported rows where the two differ most: by the teacher's confidence in classification,
     by distance in regression, by words in texts. None of running text."""
-    if outcome.setup.splits is None:
+    if outcome.setup.splits is None or (outcome.setup.writes and not task.judges_texts):
         return []
-    if teacher.answers_N.dtype == object:
+    if task.judges_texts:
+        alike = _likeness(teacher.answers_N["text"], student.answers_N["text"])
+        order = np.argsort(alike, kind="stable")[: int((alike < 1).sum())]
+    elif teacher.answers_N.dtype == object:
         pairs = zip(teacher.answers_N, student.answers_N, strict=True)
         alike = np.array([task.agreement(*map(_alone, pair)) for pair in pairs])
         order = np.argsort(alike, kind="stable")[: int((alike < 1).sum())]
@@ -170,6 +174,12 @@ def disagreements(
         )
         for row, example in zip(chosen.tolist(), examples, strict=True)
     ]
+
+
+def _likeness(theirs_N: np.ndarray, mine_N: np.ndarray) -> np.ndarray:
+    """Smoothed BLEU of each of my texts against theirs."""
+    pairs = zip(theirs_N, mine_N, strict=True)
+    return np.array([sentence_bleu(m.split(), t.split(), smoothing="halving") for t, m in pairs])
 
 
 def _alone(answer: object) -> np.ndarray:

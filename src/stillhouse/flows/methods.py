@@ -81,6 +81,29 @@ def _pretrained(corpus: str | None) -> Values:
     return {"stages": [pretrain, distil, finetune]}
 
 
+def _sequence(*, word: bool, decoded: bool, inter: bool) -> Callable[[str | None], Values]:
+    def made(_: str | None) -> Values:
+        """Kim & Rush 2016: at word level (soft and gold, half of each), on the teacher's texts,
+        fine-tuned on those of its best that are closest to the gold ones; or several of these."""
+        gold: list[Values] = [{"kind": "gold"}]
+        terms = [_soft(0.5, 1.0), {"kind": "gold", "weight": 0.5}] if word else gold
+        first: Values = {"name": "distil" if decoded or word else "base", "objective": terms}
+        if decoded:
+            first["targets"] = "decoded"
+        if not inter:
+            return {"stages": [first]}
+        second = {"name": "inter", "objective": terms, "targets": "closest"}
+        return {"stages": [first, second]}
+
+    return made
+
+
+def _gkd(_: str | None) -> Values:
+    """Generalised JSD, half of the batches written by the student. Agarwal et al. 2024."""
+    soft = {"kind": "soft", "divergence": "jsd", "beta": 0.5}
+    return {"stages": [{"name": "distil", "objective": [soft], "on_policy": {"share": 0.5}}]}
+
+
 def _soft(weight: float, temperature: float) -> Values:
     return {"kind": "soft", "weight": weight, "temperature": temperature}
 
@@ -94,6 +117,14 @@ METHODS: dict[str, Callable[[str | None], Values]] = {
     "minilm": _minilm([{"kind": "attention_kl"}, {"kind": "relations", "of": ["values"]}]),
     "minilm2": _minilm([{"kind": "relations"}]),
     "pretrained-distillation": _pretrained,
+    "word-kd": _sequence(word=True, decoded=False, inter=False),
+    "seq-kd": _sequence(word=False, decoded=True, inter=False),
+    "seq-inter": _sequence(word=False, decoded=False, inter=True),
+    "word-kd+seq-kd": _sequence(word=True, decoded=True, inter=False),
+    "word-kd+seq-inter": _sequence(word=True, decoded=False, inter=True),
+    "seq-kd+seq-inter": _sequence(word=False, decoded=True, inter=True),
+    "word-kd+seq-kd+seq-inter": _sequence(word=True, decoded=True, inter=True),
+    "gkd": _gkd,
 }
 
 

@@ -27,6 +27,7 @@ from stillhouse.flows.objectives import build_objective, stage_teacher
 from stillhouse.flows.prepare import read_corpus
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.stages import Stage, joined, score_on, whole
+from stillhouse.flows.written import Writing
 from stillhouse.models.masked import around
 from stillhouse.signals.cache import CachedTeacher
 from stillhouse.signals.teacher import LiveTeacher, WithStates
@@ -50,26 +51,39 @@ class Plan:
     def teacher(self) -> Asking:
         return Asking(self.setup, self.progress)
 
+    @cached_property
+    def writing(self) -> Writing:
+        """What models that write are trained on."""
+        return Writing(self.setup, self.progress)
+
     @property
     def held_out(self) -> Data:
+        if self.setup.writes:
+            return self.writing.held_out
         if self.setup.corpus is not None:
             return self._blocks(self.setup.corpus, "held_out", self.setup.config.masking)
         return self.rows(self.setup.rows.held_out, "held-out rows")
 
     @property
     def teacher_held_out(self) -> Data:
+        if self.setup.writes:
+            return self.writing.held_out
         if self.setup.corpus is not None:
             return self.held_out
         return self.rows(self.setup.rows.held_out, "held-out rows", of_teacher=True)
 
     @property
     def reported(self) -> Data:
+        if self.setup.writes:
+            return self.writing.reported()
         if self.setup.corpus is not None:
             return self._blocks(self.setup.corpus, "reported", self.setup.config.masking)
         return self.rows(self.setup.rows.reported, "reported rows")
 
     @property
     def teacher_reported(self) -> Data:
+        if self.setup.writes:
+            return self.writing.reported(of_teacher=True)
         if self.setup.corpus is not None:
             return self.reported
         return self.rows(self.setup.rows.reported, "reported rows", of_teacher=True)
@@ -105,7 +119,8 @@ class Plan:
             full = self._stage(config)
             gold = config.model_copy(update={"objective": GOLD})
             if not config.corpus:
-                gold = gold.model_copy(update={"rows": "labelled", "augment": None})
+                own = {"rows": "labelled", "augment": None, "targets": "gold", "on_policy": None}
+                gold = gold.model_copy(update=own)
             made = self._stage(gold)
             answers = full.objective.scores_student
             found.append(replace(made, counted=full.steps, answers=answers))
@@ -116,6 +131,9 @@ class Plan:
         own = setup.objectives.get(config.name)
         same = own is not None and config in setup.config.plan
         objective = own if same and own is not None else build_objective(setup, config)
+        if setup.writes:
+            pool = None if setup.corpus is not None else self._pool(config)[0]
+            return self.writing.stage(config, objective, pool)
         if config.corpus is not None or setup.corpus is not None:
             return self._on_text(config, objective)
         return self._on_rows(config, objective)

@@ -6,17 +6,20 @@ import copy
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.config import CorpusConfig, DataConfig, DistillConfig
+from stillhouse.core.config import WRITING, CorpusConfig, DistillConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
 from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
 from stillhouse.data.sources import Splits, load
+from stillhouse.data.written import Kind
 from stillhouse.flows.common import (
     check_padding,
+    corpus_of,
     load_answering,
     max_tokens,
     row_task,
@@ -25,11 +28,22 @@ from stillhouse.flows.common import (
 )
 from stillhouse.flows.objectives import build_objective
 from stillhouse.flows.setup import Make, Setup, alike
+from stillhouse.flows.writers import (
+    check_teaching,
+    corpus_for,
+    is_running_text,
+    splits_of,
+    width_of,
+    writing_task,
+)
+from stillhouse.models.generator import load_generator
 from stillhouse.models.load import load_tokenizer
 from stillhouse.models.masked import load_masked_lm
 from stillhouse.models.student import build, refuse_larger
 from stillhouse.tasks.base import Task
 from stillhouse.tasks.masked_lm import MaskedLM
+
+PROBED = 200  # of the user's texts, on which tokenizers are compared
 
 
 def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup:
@@ -37,6 +51,8 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
     progress = progress or Silent()
     if config.task == "masked_lm":
         return _on_text(config, progress)
+    if config.task in WRITING:
+        return _writers(config, progress)
     store, trust = store_root(config.cache), config.trust_remote_code
     splits = load(config.data, store / "rows")
     labelled = [splits.labelled, splits.held_out, splits.reported]
@@ -90,11 +106,41 @@ def _on_text(config: DistillConfig, progress: Progress) -> Setup:
     return _checked(config, task, None, corpus, teacher, *made, store)
 
 
-def corpus_of(data: DataConfig) -> CorpusConfig:
-    """The corpus section of a run that is all on running text."""
-    return CorpusConfig(
-        path=data.path, length=data.tokens("masked_lm"), packed=data.packed, rows=data.labelled_rows
-    )
+def _writers(config: DistillConfig, progress: Progress) -> Setup:
+    """A run of models that write: on rows with answers, or on running text."""
+    kind: Kind = "seq2seq" if config.task == "seq2seq" else "causal_lm"
+    store, trust = store_root(config.cache), config.trust_remote_code
+    check_metric(config.task, config.proof.metric)
+    teacher = load_generator(config.teacher, kind, trust_remote_code=trust)
+    named = config.student.model or config.student.source
+
+    def load_named() -> PreTrainedModel:
+        assert named is not None
+        return load_generator(named, kind, trust_remote_code=trust)
+
+    made = _models(config, teacher, load_named if named else None)
+    make, mine, theirs = made
+    texts = not (kind == "causal_lm" and is_running_text(config.data))
+    splits = splits_of(config.data, store) if texts else None
+    probe: list[str] = []
+    if splits is not None:
+        some = np.arange(min(PROBED, len(splits.labelled)))
+        probe = [example.text for example in splits.labelled.at(some)]
+    others = {each.model: load_generator(each.model, kind, trust_remote_code=trust)
+              for each in config.teachers if each.model != config.teacher}  # fmt: skip
+    tokenizers = [(config.teacher, theirs)]
+    tokenizers += [(name, load_tokenizer(name, trust_remote_code=trust)) for name in others]
+    check_teaching(config, mine, tokenizers, probe)
+    width = width_of(mine, make(config.proof.seeds[0]))
+    task = writing_task(kind, config.proof.metric, config.writing, width=width, texts=texts)
+    corpus = None
+    if splits is None:
+        asked = config.data.tokens("masked_lm")
+        length = min(max_tokens(make(config.proof.seeds[0]), asked), max_tokens(teacher, asked))
+        corpus = corpus_for(config.data, mine, store, length, progress)
+    setup = _checked(config, task, splits, corpus, teacher, *made, store)
+    setup.teachers.update(others)
+    return setup
 
 
 def read_corpus(
@@ -130,8 +176,9 @@ def _models(
 
     student = make(config.proof.seeds[0])
     refuse_larger(student, teacher)
-    check_padding(teacher, theirs)
-    check_padding(student, tokenizer)
+    if config.task not in WRITING:  # whose tokens after a text's end are never looked at
+        check_padding(teacher, theirs)
+        check_padding(student, tokenizer)
     return make, _without_types(tokenizer, student), theirs
 
 
@@ -191,6 +238,8 @@ def check_metric(task: str, metric: str | None) -> None:
         "regression": ("pearson", "spearman"),
         "span": ("f1", "exact_match"),
         "masked_lm": ("accuracy",),
+        "seq2seq": ("bleu", "chrf", "log_likelihood", "accuracy"),
+        "causal_lm": ("log_likelihood", "accuracy", "bleu", "chrf"),
     }[task]
     if metric is not None and metric not in known:
         raise UsageError(f"{task} has no metric {metric}: choose {', '.join(known)}")

@@ -19,6 +19,7 @@ from stillhouse.core.results import (
     Verdict,
 )
 from stillhouse.core.terms import TermConfig
+from stillhouse.core.units import points, unit
 from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
@@ -32,11 +33,8 @@ from stillhouse.flows.measured import (
     summary,
 )
 from stillhouse.flows.stages import Trained
+from stillhouse.numerics.sequences import signatures
 from stillhouse.tasks.base import Task
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
 
 
 def sentence(
@@ -49,8 +47,8 @@ def sentence(
     """The result in words, for people in a hurry."""
     kept = (
         f"keeps {100 * student.retention:.1f} % of the teacher's {task.metric}"
-        if student.retention
-        else (f"scores {student.score:.3f} in {task.metric}")
+        if student.retention and student.retention > 0 and student.score >= 0
+        else (f"scores {student.score:.3f} in {task.metric.replace('_', '-')}")
     )
     if student.latency_ms and teacher.latency_ms:
         kept += f" at {teacher.latency_ms / student.latency_ms:.1f} times its speed"
@@ -59,8 +57,9 @@ def sentence(
         return f"The student {kept}. No baseline was trained, so whether distilling helped is open."
     low, high = gain.interval
     against = (
-        f"{_points(gain.value)} points against the same student trained without the teacher "
-        f"(95 % interval {_points(low)} to {_points(high)})"
+        f"{points(gain.value, task.metric)} {unit(task.metric)} against the same student trained "
+        f"without the teacher (95 % interval {points(low, task.metric)} to "
+        f"{points(high, task.metric)})"
     )
     lead = {
         "helped": "Distilling helped",
@@ -76,15 +75,16 @@ def distillation_record(
     """The record of a distillation in `out`. `costs` are the teacher's and the student's."""
     setup, config = outcome.setup, outcome.setup.config
     task, reported, resamples = setup.task, outcome.reported, config.proof.resamples
-    teacher_answers = task.predictions(outcome.teacher_scores_NK, reported)
+    teacher_answers = task.predictions(outcome.teacher_scores_NK, outcome.teacher_reported)
     teacher = measured(
         "teacher", task, teacher_answers, costs["teacher"],
         resamples=resamples, groups=groups_of(reported),
     )  # fmt: skip
+    by_token = setup.writes and not task.judges_texts
     shared = {
         "task": task,
         "cost": costs["student"],
-        "teacher": teacher_answers,
+        "teacher": None if by_token and not setup.same_tokens else teacher_answers,
         "teacher_score": teacher.score,
         "data": reported,
         "resamples": resamples,
@@ -134,6 +134,8 @@ def distillation_record(
         ablations=ablations,
         similarity=alike,
         diagnosis=diagnosis(stages, ablations, alike, verdict),
+        **({} if outcome.writing is None else outcome.writing.results(outcome.student)),
+        signatures=signatures() if task.judges_texts else {},
     )
 
 
@@ -159,6 +161,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     seconds = done.trained.seconds
     low, high = model.interval
     rows = "rows" if gold.corpus is None else "blocks of text"
+    name = task.metric.replace("_", "-")
     return Record(
         flow="finetune",
         task=task.name,
@@ -169,7 +172,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         baseline=None,
         gain=None,
         verdict=None,
-        sentence=f"{task.metric} {model.score:.3f} on {len(done.reported):,} {rows} "
+        sentence=f"{name} {model.score:.3f} on {len(done.reported):,} {rows} "
         f"(95 % interval {low:.3f} to {high:.3f}).",
         timing=Timing(
             teacher_s=0.0,
@@ -178,4 +181,5 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
             examples_per_s=done.trained.examples / max(seconds, 1e-9),
         ),
         warnings=[*gold.notes, *_run_warnings([done.trained])],
+        signatures=signatures() if task.judges_texts else {},
     )

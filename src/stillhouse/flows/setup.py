@@ -8,11 +8,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stillhouse.core.config import DistillConfig
+from stillhouse.core.config import WRITING, DistillConfig
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.documents import file_digest, text_files
 from stillhouse.data.encoding import tokenizer_fingerprint
 from stillhouse.data.sources import Splits
+from stillhouse.data.tokens import same_tokens
 from stillhouse.models.load import fingerprint, folder_fingerprint, resolve
 from stillhouse.tasks.base import Task
 from stillhouse.training.objective import Objective
@@ -54,7 +55,14 @@ class Setup:
         return found
 
     @property
+    def writes(self) -> bool:
+        """Whether its models write texts."""
+        return self.config.task in WRITING
+
+    @property
     def same_tokens(self) -> bool:
+        if self.writes and self.length == self.teacher_length:
+            return same_tokens(self.tokenizer, self.teacher_tokenizer, []) is None
         return alike(self.tokenizer, self.teacher_tokenizer) and self.length == self.teacher_length
 
     @property

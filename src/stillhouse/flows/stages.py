@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from stillhouse.models.weights import Masks
 from stillhouse.tasks.base import Data, Task
 from stillhouse.training import checkpoint
 from stillhouse.training.callbacks import advancing
-from stillhouse.training.loop import FitResult, fit
+from stillhouse.training.loop import FitResult, Kept, fit
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
+from stillhouse.training.on_policy import Rewrite
 from stillhouse.training.order import steps_per_epoch
 from stillhouse.training.steps import StepStats, TextForward, plain_step
 
@@ -35,12 +36,24 @@ def whole(model: PreTrainedModel, _: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
+class Own:
+    """What one training of a stage has for itself: its source, what is called after each step,
+    what its checkpoint holds besides, and what a batch is replaced by."""
+
+    source: SignalSource | None
+    callbacks: tuple[Callback, ...] = ()
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    rewrite: Rewrite | None = None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One part of a training, ready to run. `view` is what of the run's model it trains (with a
     seed for what is fresh); `on_rows` says that it trains the run's own task; `evaluate` gives
     the held-out `metric` of what it trains; `answers` says whether the stage, or in a baseline
     the one it stands for, has a term on answers. `masks`, `start` and `step_fn` are the loop's;
-    without `fast`, every parameter has its own gradient for `step_fn` to see."""
+    without `fast`, every parameter has its own gradient for `step_fn` to see. `choices`: of a
+    model that writes. `by_seed`: what is made anew for each training."""
 
     name: str
     described: str
@@ -59,6 +72,8 @@ class Stage:
     step_fn: Callable[..., StepStats] = plain_step
     fast: bool = True
     callbacks: tuple[Callback, ...] = ()
+    choices: int | None = None
+    by_seed: Callable[[int], Own] | None = None
 
     def steps(self, seed: int) -> int:
         """Optimizer steps of a training with `seed`."""
@@ -76,7 +91,7 @@ def score_on(task: Task, held_out: Data) -> Callable[[nn.Module], float]:
     """What selects: the task's metric on held-out rows."""
 
     def evaluate(model: nn.Module) -> float:
-        return task.score(predict(model, held_out, task, fast=True))[task.metric]
+        return task.score(predict(model, held_out, task, fast=True, quick=True))[task.metric]
 
     return evaluate
 
@@ -224,23 +239,27 @@ def _one(
         fast=stage.fast,
         reads=objective.student_taps,
         scored=objective.scores_student,
+        choices=stage.choices,
     )
+    own = Own(stage.source) if stage.by_seed is None else stage.by_seed(seed)
     with progress.stage(f"training {title}", steps, "steps") as advance:
         result = fit(
             trained,
             stage.data,
             objective,
-            stage.source,
+            own.source,
             stage.training.model_copy(update={"steps": steps}),
             seed=seed,
             forward=forward,
             evaluate=stage.evaluate,
             log=MetricsLog(out / "metrics.jsonl", **labels),
             resume=half,
-            callbacks=[advancing(advance), *stage.callbacks],
+            callbacks=[advancing(advance), *stage.callbacks, *own.callbacks],
             step_fn=stage.step_fn,
             masks=stage.masks,
             start=stage.start,
+            rewrite=own.rewrite,
+            kept=own.kept,
         )
     return result
 

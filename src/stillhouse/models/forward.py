@@ -1,7 +1,8 @@
 """A model's outputs for a batch: by its own forward, or by the faster equal of `encoder.py`.
 
 Rows are scored by a classifier's head, by the vocabulary's head on the batch's scored tokens only
-(masked language models), or by a head that says where a span begins and where it ends.
+(masked language models, models that write), or by a head that says where a span begins and where it
+ends.
 
 Axes: N scored rows, K choices.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.head import Factored
 from stillhouse.core.types import Batch, States, StudentOutput, Tap
 from stillhouse.models.dropout import dropout
 from stillhouse.models.encoder import (
@@ -28,6 +30,7 @@ from stillhouse.models.encoder import (
     family_of,
     known_family,
 )
+from stillhouse.models.generator import head_of, own_rows, states_of_rows, writes
 from stillhouse.models.masked import vocabulary_scores
 from stillhouse.models.taps import reading
 from stillhouse.models.weights import Joined, Pair, joined
@@ -92,13 +95,18 @@ def run(
     weights: Sequence[Pair] | None = None,
     reads: Collection[Tap] = NOTHING,
     scored: bool = True,
+    choices: int | None = None,
 ) -> StudentOutput:
     """Scores in float32, and what `reads` name. `precision` is bf16 or float32; with a generator,
     dropout is on. Without `scored`, there are no scores, and nothing is computed for them.
+    `choices`: the first so many of a model that writes are scored; its scores are not multiplied
+    out where its head is known.
 
     The model's own forward is used where there is no fast path; its dropout follows
     `model.training` and torch's generator. `weights` are those of the fast path, if made before.
     """
+    if writes(model):
+        return _written(model, batch, precision, choices)
     batch = _accepted(model, batch)
     inputs = batch.inputs
     if fast and has_fast_path(model) and readable_fast(reads):
@@ -114,6 +122,19 @@ def run(
 
 def readable_fast(reads: Collection[Tap]) -> bool:
     return all(tap.what != "module" for tap in reads)
+
+
+def _written(model: Any, batch: Batch, precision: str, choices: int | None) -> StudentOutput:
+    """Scores of the batch's scored tokens, of a model that writes."""
+    places_N = _scored(batch)
+    head = head_of(model, choices)
+    device = next(iter(batch.inputs.values())).device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        if head is None:
+            scores_NK = own_rows(model, batch.inputs, places_N)
+            return StudentOutput(scores_NK[:, :choices].float())
+        hidden_NH = states_of_rows(model, batch.inputs, places_N)
+    return StudentOutput(Factored(hidden_NH.float(), head, precision))
 
 
 def _accepted(model: Any, batch: Batch) -> Batch:

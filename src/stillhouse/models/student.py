@@ -19,6 +19,14 @@ from transformers import (
 
 from stillhouse.core.config import StudentConfig
 from stillhouse.core.errors import ModelError
+from stillhouse.models.shapes import (
+    Stack,
+    copy_embeddings,
+    encoder_decoder,
+    reshape,
+    stacks,
+    taken,
+)
 
 BY_LAYER = ("layer_types", "heads_by_layer", "ffn_by_layer")  # settings with an entry a block
 
@@ -54,10 +62,26 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def like(source: PreTrainedModel, config: Any, seed: int = 0) -> PreTrainedModel:
-    """An untrained model of the class of `source`, of the shape that `config` says."""
+    """An untrained model of the class of `source`, of the shape that `config` says. One that
+    writes has its settings of generation, and an output layer of its own where `source` has."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return type(source)._from_config(config)  # pyright: ignore
+        made = type(source)._from_config(config)  # pyright: ignore
+        if not source.can_generate():
+            return made
+        made.generation_config = copy.deepcopy(source.generation_config)
+        if _tied(made) and not _tied(source):  # T5 1.1, whose config says that it is tied
+            layer: Any = made.get_output_embeddings()
+            fresh_VH = torch.empty_like(layer.weight).normal_(std=layer.weight.shape[1] ** -0.5)
+            layer.weight = nn.Parameter(fresh_VH)
+        return made
+
+
+def _tied(model: Any) -> bool:
+    """Whether the output layer is the embeddings of the words that are written."""
+    layer = model.get_output_embeddings()
+    side = model.get_decoder() if encoder_decoder(model) else model
+    return layer is not None and layer.weight is side.get_input_embeddings().weight
 
 
 def _check_inside(layers: list[int], total: int) -> None:
@@ -65,31 +89,34 @@ def _check_inside(layers: list[int], total: int) -> None:
         raise ModelError(f"layers {layers} are not all among the source's 1 to {total}")
 
 
-def take_layers(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """A model with only `layers` of `source`; every weight that both have is copied."""
-    name, module = blocks(source)
-    _check_inside(layers, len(module))
+def take_layers(
+    source: PreTrainedModel, layers: list[int], decoder_layers: list[int] | None = None
+) -> PreTrainedModel:
+    """A model with only `layers` of `source` (of an encoder-decoder, those of its encoder and
+    `decoder_layers`, the same if left out); every weight that both have is copied."""
+    if encoder_decoder(source):
+        sides = (*stacks(source),)
+        chosen = [layers, layers if decoder_layers is None else decoder_layers]
+    else:
+        name, module = blocks(source)
+        sides, chosen = (Stack(name, "num_hidden_layers", module),), [layers]
     config = copy.deepcopy(source.config)
-    config.num_hidden_layers = len(layers)
+    for side, kept in zip(sides, chosen, strict=True):
+        _check_inside(kept, len(side))
+        setattr(config, side.setting, len(kept))
     for name_of in BY_LAYER:
         if each := getattr(config, name_of, None):
             setattr(config, name_of, [each[k - 1] for k in layers])
     student = like(source, config)
-    weights = {}
-    position = {f"{name}.{k - 1}.": f"{name}.{i}." for i, k in enumerate(layers)}
-    for key, tensor in source.state_dict().items():
-        if not key.startswith(f"{name}."):
-            weights[key] = tensor
-            continue
-        prefix = next((p for p in position if key.startswith(p)), None)
-        if prefix is not None:
-            weights[position[prefix] + key[len(prefix) :]] = tensor
-    lost = sorted(weights.keys() - student.state_dict().keys())
+    wanted = student.state_dict()
+    places = {side.name: kept for side, kept in zip(sides, chosen, strict=True)}
+    weights = taken(source.state_dict(), wanted, places)
+    lost = sorted(weights.keys() - wanted.keys())
     if lost:  # ModernBERT's first block has no norm before its attention
         raise ModelError(
             f"layer {layers[0]} of a {config.model_type} can't be a first one, which has no "
-            f"{lost[0].removeprefix(f'{name}.0.')}: keep layer 1 too (student.layers=[1, ...], or "
-            "student.keep=first)"
+            f"{lost[0].removeprefix(f'{sides[0].name}.0.')}: keep layer 1 too "
+            "(student.layers=[1, ...], or student.keep=first)"
         )
     student.load_state_dict(weights)
     return student.eval()
@@ -97,6 +124,8 @@ def take_layers(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
 
 def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTrainedModel:
     """An untrained model like `source` in the asked shape, with its embeddings if they fit."""
+    if source.can_generate():
+        return _fresh_generator(source, shape, seed)
     config = copy.deepcopy(source.config)
     layers = shape.layers if isinstance(shape.layers, int) else None
     config.num_hidden_layers = layers or config.num_hidden_layers
@@ -118,6 +147,29 @@ def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTraine
     student = like(source, config, seed)
     if config.hidden_size == source.config.hidden_size and not shape.fresh:
         student.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
+    return student.eval()
+
+
+def _fresh_generator(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTrainedModel:
+    config: Any = copy.deepcopy(source.config)
+    count = shape.layers if isinstance(shape.layers, int) else None
+    if encoder_decoder(source):
+        encoder, decoder = stacks(source)
+        own = shape.decoder_layers if isinstance(shape.decoder_layers, int) else None
+        setattr(config, encoder.setting, count or len(encoder))
+        setattr(config, decoder.setting, own or count or len(decoder))
+    else:
+        total = config.num_hidden_layers
+        config.num_hidden_layers = count or total
+        for name in BY_LAYER:
+            if each := getattr(config, name, None):
+                if config.num_hidden_layers > len(each):
+                    raise ModelError(_larger(config.num_hidden_layers, len(each)))
+                setattr(config, name, each[: config.num_hidden_layers])
+    reshape(config, width=shape.width, ffn=shape.ffn, heads=shape.heads)
+    student = like(source, config, seed)
+    if not shape.fresh:
+        copy_embeddings(source, student)
     return student.eval()
 
 
@@ -200,19 +252,34 @@ def distilbert(source: Any, layers: list[int], seed: int) -> PreTrainedModel:
 
 
 def build(source: PreTrainedModel, shape: StudentConfig, *, seed: int = 0) -> PreTrainedModel:
-    """A student of `shape` from `source`. With no shape at all: half of its layers, alternate."""
-    total = source.config.num_hidden_layers
+    """A student of `shape` from `source`. With no shape at all: half of its layers, alternate; of
+    an encoder-decoder `layers` counts for both sides, `decoder_layers` for its decoder only (by
+    itself it leaves the encoder whole)."""
+    if shape.decoder_layers is not None and not encoder_decoder(source):
+        raise ModelError(
+            f"a {source.config.model_type} has no decoder beside its encoder: give student.layers "
+            "without student.decoder_layers"
+        )
     if shape.width or shape.ffn or shape.heads:
         return fresh(source, shape, seed)
-    if isinstance(shape.layers, list):
-        layers = shape.layers
+    if encoder_decoder(source) and shape.family == "same":
+        encoder, decoder = map(len, stacks(source))
+        only = shape.layers is None and shape.decoder_layers is not None
+        layers = _chosen(encoder if only else shape.layers, encoder, shape.keep)
+        own = shape.layers if shape.decoder_layers is None else shape.decoder_layers
+        student = take_layers(source, layers, _chosen(own, decoder, shape.keep))
     else:
-        layers = choose_layers(total, shape.layers or max(1, total // 2), shape.keep)
-    if shape.family == "distilbert":
-        student = distilbert(source, layers, seed)
-    else:
-        student = take_layers(source, layers)
+        layers = _chosen(shape.layers, source.config.num_hidden_layers, shape.keep)
+        made = distilbert(source, layers, seed) if shape.family == "distilbert" else None
+        student = made or take_layers(source, layers)
     return like(student, student.config, seed).eval() if shape.fresh else student
+
+
+def _chosen(asked: int | list[int] | None, total: int, keep: str) -> list[int]:
+    """The layers of `total` that a shape asks for; half of them where it says nothing."""
+    if isinstance(asked, list):
+        return asked
+    return choose_layers(total, asked or max(1, total // 2), keep)
 
 
 def parameters(model: nn.Module) -> int:

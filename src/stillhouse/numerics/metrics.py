@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from numpy.typing import NDArray
 
 
@@ -82,15 +82,23 @@ def calibration_error(
     closed on the right, weighted by count. Empty bins are left out of the list. Raises
     ValueError for bins < 1 or a probability outside [0, 1].
     """
+    if not probs_NK.min() >= 0:
+        raise ValueError(f"probabilities must be in [0, 1], got {probs_NK.min()}")
+    return confidence_error(probs_NK.max(-1), probs_NK.argmax(-1) == gold_N, bins=bins)
+
+
+def confidence_error(
+    confidence_N: Float[np.ndarray, " N"], right_N: Bool[np.ndarray, " N"], *, bins: int = 15
+) -> tuple[float, list[tuple[float, float, int]]]:
+    """`calibration_error` from each row's confidence in its choice, and whether that is right."""
     if bins < 1:
         raise ValueError(f"bins must be >= 1, got {bins}")
-    confidence_N = probs_NK.max(-1).astype(np.float64)
+    confidence_N = confidence_N.astype(np.float64)
     # Softmax in float32 may end a rounding above 1; NaN fails the comparison.
-    if not (probs_NK.min() >= 0 and confidence_N.max() <= 1 + 1e-5):
+    if not (confidence_N.min() >= 0 and confidence_N.max() <= 1 + 1e-5):
         raise ValueError(
-            f"probabilities must be in [0, 1], got {probs_NK.min()}..{confidence_N.max()}"
+            f"probabilities must be in [0, 1], got {confidence_N.min()}..{confidence_N.max()}"
         )
-    right_N = probs_NK.argmax(-1) == gold_N
     edges = np.arange(1, bins) / bins
     bin_N: NDArray[np.intp] = np.searchsorted(edges, confidence_N, side="left")
     table: list[tuple[float, float, int]] = []
@@ -104,7 +112,7 @@ def calibration_error(
             )
         )
     gaps = [count * abs(confidence - right) for confidence, right, count in table]
-    return math.fsum(gaps) / len(gold_N), table
+    return math.fsum(gaps) / len(right_N), table
 
 
 def _ranks(x_N: NDArray[Any]) -> NDArray[np.float64]:

@@ -51,7 +51,16 @@ class RunPage:
     def inside(self) -> bool:
         """Whether the page has a part that runs of one stage, on answers only, have not."""
         record = self.record
-        found = (self.stages, self.ablations, self.layers, record.diagnosis, record.removed)
+        found = (
+            self.stages,
+            self.ablations,
+            self.layers,
+            record.diagnosis,
+            record.removed,
+            record.distributions,
+            record.teachers,
+            record.decoded,
+        )
         return any(map(bool, found))
 
 

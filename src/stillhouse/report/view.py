@@ -9,10 +9,21 @@ from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Recor
 from stillhouse.report import format as fmt
 
 EXPORT_NAMES = {"onnx": "ONNX", "onnx-int8": "ONNX int8"}
-ACRONYMS = {"f1": "F1", "auc": "AUC", "rmse": "RMSE", "mse": "MSE", "mae": "MAE", "bleu": "BLEU"}
+ACRONYMS = {
+    "f1": "F1",
+    "auc": "AUC",
+    "rmse": "RMSE",
+    "mse": "MSE",
+    "mae": "MAE",
+    "bleu": "BLEU",
+} | {"chrf": "chrF"}
 AGREEMENT = "Agreement with the teacher"
 TOP_CONFUSIONS = 20
-TASKS = {"masked_lm": "masked language model"}
+TASKS = {
+    "masked_lm": "masked language model",
+    "causal_lm": "language model",
+    "seq2seq": "sequence to sequence",
+}
 LOWER_IS_BETTER = ("perplexity",)
 Model = ModelResult | ExportResult
 
@@ -113,7 +124,7 @@ def _row_name(metric: str) -> str:
 
 def of_tokens(record: Record) -> bool:
     """Whether what is scored is tokens, which have neither labels nor rows that lack one."""
-    return record.task == "masked_lm"
+    return record.task == "masked_lm" or record.metric == "log_likelihood"
 
 
 def task_name(task: str) -> str:
@@ -190,6 +201,7 @@ COSTS: Sequence[tuple[str, Callable[[Model], Cell]]] = (
     ("Latency, median", _cost("latency_ms", fmt.milliseconds)),
     ("Latency, 95th percentile", _cost("latency_p95_ms", fmt.milliseconds)),
     ("Throughput per second", _cost("throughput_per_s", fmt.scaled)),
+    ("Tokens per second", _cost("tokens_per_s", fmt.scaled)),
     ("Peak memory", _cost("peak_memory_bytes", size)),
 )
 

@@ -15,9 +15,19 @@ from torch import Tensor, nn
 
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
+from stillhouse.core.head import Factored
 from stillhouse.core.memory import keep_freed
 from stillhouse.core.progress import Advance
-from stillhouse.core.types import Batch, Dense, Signal, SignalSource, States, Tap, states_of
+from stillhouse.core.types import (
+    Batch,
+    Dense,
+    Signal,
+    SignalSource,
+    States,
+    Tap,
+    Unscored,
+    states_of,
+)
 from stillhouse.data.batching import sorted_batches
 from stillhouse.models.forward import (
     NOTHING,
@@ -40,7 +50,7 @@ class LiveTeacher:
 
     `data`: the examples in the teacher's tokens; without it, the batch's own tokens (which may be
     masked) are asked. `reads`: what is read inside it; without `scored` only that, and on the fast
-    path nothing above it is computed.
+    path nothing above it is computed. `choices`: of a model that writes, see `run`.
     """
 
     kind = Dense
@@ -55,15 +65,17 @@ class LiveTeacher:
         fast: bool = True,
         reads: Collection[Tap] = NOTHING,
         scored: bool = True,
+        choices: int | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.data = data
         self.fingerprint = fingerprint
         self._precision, self._reads, self._scored = precision, frozenset(reads), scored
+        self._choices = choices
         self._fast = fast and has_fast_path(model) and readable_fast(reads)
         self._weights: list[Pair] | None = None
 
-    def signal(self, batch: Batch) -> Dense | States:
+    def signal(self, batch: Batch) -> Dense | Unscored | States:
         device = next(iter(batch.inputs.values())).device if batch.inputs else None
         if device is not None and next(self.model.parameters()).device != device:
             self.model.to(device)  # where the student is trained
@@ -81,7 +93,10 @@ class LiveTeacher:
                 weights=self._weights,
                 reads=self._reads,
                 scored=self._scored,
+                choices=self._choices,
             )
+        if self._scored and isinstance(found.scores, Factored):
+            return Unscored(found.scores, found.states)
         if self._scored:
             return Dense(found.scores_NK, found.states)
         assert found.states is not None
@@ -90,6 +105,8 @@ class LiveTeacher:
     def scores(self, batch: Batch) -> Tensor:
         """N x K."""
         found = self.signal(batch)
+        if isinstance(found, Unscored):
+            return found.factored.dense()
         assert isinstance(found, Dense)
         return found.scores_NK
 

@@ -72,6 +72,7 @@ class Dataset:
 @runtime_checkable
 class Task(Protocol):
     name: str
+    judges_texts: bool  # whether it looks at what a model writes
     metric: str
     choices: list[str]  # names of the choices, where they are few
     width: int  # how many choices a row has

@@ -44,6 +44,7 @@ def match_labels(teacher: list[str], data: set[str], label_map: dict[str, str]) 
 
 class Classification:
     name = "classification"
+    judges_texts = False
 
     def __init__(self, choices: list[str], metric: str | None = None) -> None:
         self.choices, self.width = choices, len(choices)

@@ -143,6 +143,7 @@ class MaskedLM:
     """Guessing masked tokens: accuracy, and perplexity exp(-mean log-probability of the gold)."""
 
     name = "masked_lm"
+    judges_texts = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, width: int | None = None) -> None:
         """`width`: of the model's output, where it has more ids than the tokenizer."""

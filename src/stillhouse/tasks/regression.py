@@ -16,6 +16,7 @@ from stillhouse.tasks.base import Data
 
 class Regression:
     name = "regression"
+    judges_texts = False
 
     def __init__(self, metric: str | None = None) -> None:
         self.choices, self.width = ["value"], 1

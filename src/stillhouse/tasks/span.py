@@ -202,6 +202,7 @@ class Span:
     """Answers are texts: predictions hold them by example, beside tuples of the gold ones."""
 
     name = "span"
+    judges_texts = False
 
     def __init__(self, metric: str | None = None, *, width: int = 384) -> None:
         self.metric = metric or "f1"

@@ -8,9 +8,11 @@ state and the best weights so far.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,12 +31,21 @@ from stillhouse.tasks.base import Data
 from stillhouse.training import checkpoint
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective, at
+from stillhouse.training.on_policy import Rewrite
 from stillhouse.training.optim import Optimizer, learning_rate
 from stillhouse.training.order import step_batches, steps_per_epoch
 from stillhouse.training.ranks import Ranks
 from stillhouse.training.steps import Forward, StepStats, leaves_of, plain_step
 
 IMBALANCE = 100.0
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """What changes as a run goes on: a checkpoint holds its state, as JSON."""
+
+    def state(self) -> dict[str, Any]: ...
+    def load(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass
@@ -83,16 +94,22 @@ def fit(
     masks: Masks = NO_MASKS,
     start: int = 0,
     accelerator: Accelerator | None = None,
+    rewrite: Rewrite | None = None,
+    kept: Mapping[str, Kept] | None = None,
 ) -> FitResult:
     """Trains `model` in place; leaves the kept weights in it (best on `evaluate`, or the last).
 
     `resume` is a checkpoint's path: read if it exists, written every `config.checkpoint_s`.
     `masks`, by parameter's name, are True where a weight is trained; the others are 0, and stay
     exactly 0. `start`: the step to begin at, in schedule and data order too (late rewinding).
+    `rewrite`: what a micro-batch is replaced by before its rows are counted. `kept`: what of the
+    run's parts a checkpoint holds besides, by name.
 
     Raises ValueError for masks that don't fit the model, or a start that is no step of it.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    if step_fn is plain_step:
+        step_fn = partial(plain_step, head_memory=config.head_memory_mb * 2**20)
     keep_freed()
     model.to(accelerator.device)
     objective.bridges.to(accelerator.device)
@@ -116,6 +133,8 @@ def fit(
             resume,
             accelerator,
             start,
+            rewrite,
+            kept or {},
         )
         run.train(callbacks, step_fn)
         result = run.finish()
@@ -141,8 +160,10 @@ class _Run:
         resume: Path | None,
         accelerator: Accelerator,
         start: int,
+        rewrite: Rewrite | None,
+        kept: Mapping[str, Kept],
     ) -> None:
-        self.model = model
+        self.model, self.rewrite, self.kept = model, rewrite, kept
         self.data, self.objective, self.source = data, objective, source
         self.config, self.seed, self.forward, self.evaluate = config, seed, forward, evaluate
         self.log = log if accelerator.is_main_process else MetricsLog(None)
@@ -194,6 +215,11 @@ class _Run:
             )
             for i, part in enumerate(mine)
         ]
+        if self.rewrite is not None:
+            batches = [
+                self.rewrite(self.model, batch, generator(self.seed, "rewrite", step, i, rank))
+                for i, batch in enumerate(batches)
+            ]
         rngs = [generator(self.seed, "dropout", step, i, rank) for i in range(len(batches))]
         norms = (step + 1) % self.config.log_every == 0 or step == 0
         stats = step_fn(
@@ -297,7 +323,10 @@ class _Run:
         tensors |= {f"bridges|{k}": v for k, v in self.objective.bridges.state_dict().items()}
         tensors |= {f"best|{k}": v for k, v in self.best.items()}
         tensors |= {f"optim|{k}": v for k, v in self.optimizer.state().items()}
-        checkpoint.save(self.resume, tensors, {**vars(self.at)})
+        facts = {**vars(self.at)}
+        if self.kept:
+            facts["kept"] = {name: part.state() for name, part in self.kept.items()}
+        checkpoint.save(self.resume, tensors, facts)
 
     def _load(self) -> None:
         found = checkpoint.load(self.resume) if self.resume else None
@@ -317,6 +346,8 @@ class _Run:
         self.objective.bridges.load_state_dict(parts["bridges"])
         self.best = parts["best"]
         self.optimizer.load(parts["optim"])
+        for name, state in facts.pop("kept", {}).items():
+            self.kept[name].load(state)
         self.at = _Progress(**facts)
 
     def finish(self) -> FitResult:

@@ -8,47 +8,39 @@ Axes: N scored rows, K choices.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.core.errors import UsageError, unknown
+from stillhouse.core.errors import UsageError
 from stillhouse.core.seeding import derive
-from stillhouse.core.terms import AnyTerm, InnerTermConfig, Schedule, TermConfig
+from stillhouse.core.terms import AnyTerm, InnerTermConfig, Schedule
 from stillhouse.core.types import (
-    NO_LABEL,
     Batch,
     Dense,
     Labels,
     Signal,
+    Sparse,
+    States,
     StudentOutput,
     SumCount,
     Tap,
     Unit,
 )
-from stillhouse.numerics import divergences as d
-from stillhouse.numerics.wide import WIDE, forward_kl_wide
 from stillhouse.training.inner import InnerTerm, Inside, inner_term, taps_of
+from stillhouse.training.response import (
+    RowLoss,
+    Soft,
+    at,
+    check_soft,
+    gold_classes,
+    gold_values,
+    hard_classes,
+)
 
-Loss = tuple[Tensor, Tensor | None]  # a loss a row, and which rows have one (None: all)
-RowLoss = Callable[[StudentOutput, Signal | None, Batch, float], Loss]
-
-REGRESSION = ("logit_mse",)
-
-
-def at(schedule: Schedule, progress: float) -> float:
-    """A schedule's value when a share `progress` of the run is done."""
-    if schedule.shape == "constant" or schedule.end is None:
-        return schedule.start
-    share = min(max(progress, 0.0), 1.0)
-    if schedule.shape == "cosine":
-        share = (1.0 - math.cos(math.pi * share)) / 2.0
-    return schedule.start + (schedule.end - schedule.start) * share
+__all__ = ["Objective", "Part", "Term", "at", "build", "taught", "term_names"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +62,38 @@ class Term:
         The count is of all rows, so an unlabelled row has no gold term rather than making its
         neighbours' weigh more.
         """
+        loss_N = self.losses(output, signal, batch, progress)
+        return SumCount(loss_N.sum(), len(loss_N))
+
+    @property
+    def gold(self) -> bool:
+        return self.unit == "scored" and not self.needs_teacher
+
+    def losses(
+        self, output: StudentOutput, signal: Signal | None, batch: Batch, progress: float
+    ) -> Tensor:
+        """The loss of each row, 0 on those that have none: without a label, or, of a term of the
+        teacher's, where the teacher doesn't speak."""
         loss_N, has_N = self.rows(output, signal, batch, progress)
-        total = loss_N.sum() if has_N is None else torch.where(has_N, loss_N, 0.0).sum()
-        return SumCount(total, len(loss_N))
+        taught_N = taught(signal) if self.unit == "scored" and self.needs_teacher else None
+        if taught_N is not None:
+            has_N = taught_N if has_N is None else has_N & taught_N
+        return loss_N if has_N is None else torch.where(has_N, loss_N, 0.0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A term's share of a step: its value (a mean, not weighted), its weighted loss, and what of
+    that is beyond value times weight, on rows without a teacher."""
+
+    value: Tensor
+    loss: Tensor
+    extra: Tensor | None
+
+
+def taught(signal: Signal | None) -> Tensor | None:
+    """Which rows the teacher speaks on; None: all of them."""
+    return None if signal is None or isinstance(signal, States) else signal.taught_N
 
 
 class Objective:
@@ -105,6 +126,51 @@ class Objective:
     def scores_teacher(self) -> bool:
         return any(term.unit == "scored" and term.needs_teacher for term in self.terms)
 
+    def alone(self, term: Term, progress: float) -> float:
+        """A gold term's weight where the teacher doesn't speak: gold terms then share the weight
+        of all scored ones, each by its own. Tan et al. 2019 sec. 3.2."""
+        whole = sum(at(t.weight, progress) for t in self.terms if t.unit == "scored")
+        weights = {t.name: at(t.weight, progress) for t in self.terms if t.gold}
+        among = sum(weights.values())
+        return whole * (weights[term.name] / among if among else 1 / len(weights))
+
+    def parts(
+        self,
+        output: StudentOutput,
+        signal: Signal | None,
+        batch: Batch,
+        *,
+        progress: float,
+        totals: Mapping[Unit, int],
+        terms: Sequence[Term] | None = None,
+    ) -> list[Part]:
+        """What each term (of `terms`, else all) makes of some rows of a step of `totals`."""
+        spoken_N = taught(signal)
+        return [
+            self.part(
+                term, term.losses(output, signal, batch, progress), spoken_N, progress, totals
+            )
+            for term in (self.terms if terms is None else terms)
+        ]
+
+    def part(
+        self,
+        term: Term,
+        loss_N: Tensor,
+        taught_N: Tensor | None,
+        progress: float,
+        totals: Mapping[Unit, int],
+    ) -> Part:
+        """One term's part, from its loss of each row."""
+        total, weight = max(1, totals[term.unit]), at(term.weight, progress)
+        found = loss_N.sum()
+        loss, value = found * (weight / total), found.detach() / total
+        if taught_N is None or not term.gold:
+            return Part(value, loss, None)
+        untaught = torch.where(taught_N, 0.0, loss_N).sum()
+        extra = untaught * ((self.alone(term, progress) - weight) / total)
+        return Part(value, loss + extra, extra.detach())
+
     @property
     def first_token_only(self) -> bool:
         """Whether inner terms look at the first token's states only."""
@@ -120,104 +186,6 @@ class Objective:
                 bridge.reset_parameters()  # pyright: ignore
 
 
-def _gold_classes(output: StudentOutput, _: Signal | None, batch: Batch, __: float) -> Loss:
-    assert batch.gold_N is not None
-    has_N = batch.gold_N != NO_LABEL
-    return d.cross_entropy(output.scores_NK, batch.gold_N.clamp(min=0)), has_N
-
-
-def _gold_values(output: StudentOutput, _: Signal | None, batch: Batch, __: float) -> Loss:
-    assert batch.gold_N is not None
-    has_N = ~torch.isnan(batch.gold_N)
-    target_N = torch.where(has_N, batch.gold_N, 0.0)
-    return d.logit_mse(output.scores_NK, target_N[:, None]), has_N
-
-
-def _choices(signal: Signal | None) -> Tensor:
-    if isinstance(signal, Labels):
-        return signal.labels_N
-    assert isinstance(signal, Dense)
-    return signal.scores_NK.argmax(-1)
-
-
-def _hard_classes(output: StudentOutput, signal: Signal | None, _: Batch, __: float) -> Loss:
-    return d.cross_entropy(output.scores_NK, _choices(signal)), None
-
-
-def _soft(config: TermConfig, name: str) -> RowLoss:
-    """A divergence of softened scores, times T^2 so that T doesn't change the gradient's scale
-    (times T for total variation, whose gradient falls with 1 / T only)."""
-    divergence: Callable[..., Tensor] = d.DIVERGENCES[name]
-    power = 1 if name == "total_variation" else 2
-    by_choices = config.variant == "reference"
-    extra: dict[str, Any] = {
-        name: value
-        for name, value in (("beta", config.beta), ("alpha", config.alpha))
-        if value is not None
-    }
-
-    def rows(output: StudentOutput, signal: Signal | None, batch: Batch, progress: float) -> Loss:
-        assert isinstance(signal, Dense)
-        student_NK, teacher_NK = output.scores_NK, signal.scores_NK
-        if config.standardise:
-            student_NK, teacher_NK = d.standardise(student_NK), d.standardise(teacher_NK)
-        settings = dict(extra)
-        if name == "decoupled":
-            settings["target_N"] = _targets(batch, teacher_NK)
-        if name == "logit_mse":  # at T, times T^2, it is what it is at 1
-            loss_N = divergence(student_NK, teacher_NK, **settings)
-            return (loss_N / student_NK.shape[1] if by_choices else loss_N), None
-        temperature = at(config.temperature, progress)
-        softened = (d.soften(x, temperature) for x in (student_NK, teacher_NK))
-        wide = name == "forward_kl" and student_NK.shape[1] >= WIDE
-        loss_N = forward_kl_wide(*softened) if wide else divergence(*softened, **settings)
-        if by_choices:
-            loss_N = loss_N / student_NK.shape[1]
-        return loss_N * (temperature**power if config.squared_temperature else 1.0), None
-
-    return rows
-
-
-def _targets(batch: Batch, teacher_NK: Tensor) -> Tensor:
-    """Decoupled KD's target class: the gold label, the teacher's choice where there is none."""
-    choice_N = teacher_NK.argmax(-1)
-    if batch.gold_N is None:
-        return choice_N
-    return torch.where(batch.gold_N == NO_LABEL, choice_N, batch.gold_N)
-
-
-NEEDED = {"jsd": ("beta",), "skew_kl": ("alpha",)}
-TAKEN = {"jsd": ("beta",), "skew_kl": ("alpha",), "decoupled": ("alpha", "beta")}
-
-
-def _check_soft(config: TermConfig, name: str, choices: int) -> None:
-    if name not in d.DIVERGENCES:
-        raise UsageError(unknown("divergence", name, d.DIVERGENCES))
-    for option in ("alpha", "beta"):
-        given = getattr(config, option) is not None
-        if given and option not in TAKEN.get(name, ()):
-            raise UsageError(f"divergence {name} takes no {option}")
-        if not given and option in NEEDED.get(name, ()):
-            raise UsageError(f"divergence {name} needs {option}")
-    if choices == 1 and name not in REGRESSION:
-        raise UsageError(
-            f"a regression's single value has no {name}: "
-            "set the soft term's divergence to logit_mse"
-        )
-    if choices == 1 and config.standardise:
-        raise UsageError("a regression's single value can't be standardised")
-    lowest = min(t for t in (config.temperature.start, config.temperature.end) if t is not None)
-    if lowest <= 0:
-        raise UsageError(f"a temperature must be > 0, got {lowest}")
-    trial = Dense(torch.zeros(1, choices))
-    try:
-        _soft(config, name)(
-            StudentOutput(trial.scores_NK), trial, Batch({}, np.zeros(1, np.int64)), 0.0
-        )
-    except ValueError as error:
-        raise UsageError(f"divergence {name}: {error}") from None
-
-
 def term_names(configs: Sequence[AnyTerm]) -> list[str]:
     """A name a term: its kind, with a number from the second of a kind on."""
     kinds = [config.kind for config in configs]
@@ -229,7 +197,7 @@ def build(
     configs: Sequence[AnyTerm],
     *,
     choices: int,
-    signal: type[Dense] | type[Labels] | None,
+    signal: type[Dense] | type[Sparse] | type[Labels] | None,
     has_gold: bool,
     inside: Inside | None = None,
 ) -> Objective:
@@ -247,18 +215,18 @@ def build(
         if config.kind == "gold":
             if not has_gold:
                 raise UsageError("the objective has a gold term, but no row has a label")
-            rows = _gold_values if choices == 1 else _gold_classes
+            rows = gold_values if choices == 1 else gold_classes
         elif signal is None:
             raise UsageError(f"the objective has a {config.kind} term, but there is no teacher")
         elif config.kind == "hard":
             if choices == 1:
                 raise UsageError("a regression has no hard labels: use soft with logit_mse")
-            rows = _hard_classes
+            rows = hard_classes
         else:
-            if signal is not Dense:
+            if signal is Labels:
                 raise UsageError("a soft term needs scores, and this teacher gives labels only")
             divergence = config.divergence or ("logit_mse" if choices == 1 else "forward_kl")
-            _check_soft(config, divergence, choices)
-            rows = _soft(config, divergence)
+            check_soft(config, divergence, choices, signal)
+            rows = Soft(config, divergence)
         terms.append(Term(name, config.weight, rows, needs_teacher=config.kind != "gold"))
     return Objective(terms)

@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
-from stillhouse.core.types import Batch, SignalSource, StudentOutput, Tap, Unit
+from stillhouse.core.head import Factored
+from stillhouse.core.types import (
+    Batch,
+    Dense,
+    Signal,
+    SignalSource,
+    StudentOutput,
+    Tap,
+    Unit,
+    Unscored,
+)
 from stillhouse.models.forward import (
     DTYPES,
     NOTHING,
@@ -37,7 +47,9 @@ from stillhouse.models.weights import (
     own_leaves,
     shares_layers,
 )
-from stillhouse.training.objective import Objective, at
+from stillhouse.training.chunked import MEMORY, chunked, fits
+from stillhouse.training.fused import can_fuse
+from stillhouse.training.objective import Objective, Part, at
 
 Forward = Callable[[nn.Module, Batch, np.random.Generator], StudentOutput]
 
@@ -53,9 +65,10 @@ class TextForward:
         fast: bool = True,
         reads: Collection[Tap] = NOTHING,
         scored: bool = True,
+        choices: int | None = None,
     ) -> None:
         self._precision = config.precision
-        self._reads, self._scored = frozenset(reads), scored
+        self._reads, self._scored, self._choices = frozenset(reads), scored, choices
         self._fast = fast and readable_fast(reads)
         self._flat: FlatWeights | None = None
         self._model: nn.Module | None = None
@@ -89,6 +102,7 @@ class TextForward:
             "fast": self._fast,
             "reads": self._reads,
             "scored": self._scored,
+            "choices": self._choices,
         }
         if self._flat is not None and model is self._model:
             settings["weights"] = self._flat.pairs(DTYPES[self._precision])
@@ -130,31 +144,80 @@ def plain_step(
     totals: Mapping[Unit, int],
     norms: bool,
     parameters: Sequence[Tensor] | None = None,
+    head_memory: int = MEMORY,
 ) -> StepStats:
     """Adds the step's gradient to the parameters. `totals` count all examples and all scored rows
-    of the step, over all micro-batches and processes. With `norms`, each term's own gradient
-    norm over `parameters` (else the model's) is measured."""
+    of the step, over all micro-batches and processes. Scores over a vocabulary that would take
+    more than `head_memory` bytes are worked on a few rows at a time. With `norms`, each term's own
+    gradient norm over `parameters` (else the model's) is measured."""
     if parameters is None:
         parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     values = {term.name: torch.zeros((), device=device) for term in objective.terms}
     parts: dict[str, list[Tensor | None]] = {}
+    beyond: list[Tensor] = []  # of the loss: what is not a term's value times its weight
     for batch, rng in zip(batches, rngs, strict=True):
         signal = source.signal(batch) if source is not None and objective.needs_teacher else None
         output = forward(model, batch, rng)
-        losses: list[Tensor] = []
-        for term in objective.terms:
-            found = term(output, signal, batch, progress)
-            total = max(1, totals[term.unit])
-            weighted = found.sum * (at(term.weight, progress) / total)
-            values[term.name] += found.sum.detach() / total
-            losses.append(weighted)
+        found, losses = _losses(
+            objective,
+            output,
+            signal,
+            batch,
+            progress=progress,
+            totals=totals,
+            memory=head_memory,
+            apart=norms,
+        )
+        for term, part in zip(objective.terms, found, strict=True):
+            values[term.name] += part.value
+            if part.extra is not None:
+                beyond.append(part.extra)
         if norms and len(losses) > 1:
             _add_parts(parts, objective, losses, parameters)
         torch.stack(losses).sum().backward()
     loss = torch.stack([values[t.name] * at(t.weight, progress) for t in objective.terms]).sum()
+    if beyond:
+        loss = loss + torch.stack(beyond).sum()
     measured = {name: _norm(gradients) for name, gradients in parts.items()}
     return StepStats(loss, values, measured)
+
+
+def _losses(
+    objective: Objective,
+    output: StudentOutput,
+    signal: Signal | None,
+    batch: Batch,
+    *,
+    progress: float,
+    totals: Mapping[Unit, int],
+    memory: int,
+    apart: bool,
+) -> tuple[list[Part], list[Tensor]]:
+    """Each term's part of the step, and losses that add up to all of it; `apart`: one a term."""
+    settings: dict[str, Any] = {"progress": progress, "totals": totals}
+    scores = output.scores
+    answers = [term for term in objective.terms if term.unit == "scored"]
+    if not isinstance(scores, Factored) or (
+        fits(scores, memory) and not can_fuse(answers, signal)  # written down, it is faster anyway
+    ):
+        if isinstance(scores, Factored):  # multiplied out once, not by each term
+            output = StudentOutput(scores.dense(), output.states)
+        if isinstance(signal, Unscored):
+            signal = Dense(signal.factored.dense(), signal.states, signal.taught_N)
+        found = objective.parts(output, signal, batch, **settings)
+        return found, [part.loss for part in found]
+    inner = [term for term in objective.terms if term.unit != "scored"]
+    found = objective.parts(output, signal, batch, terms=inner, **settings)
+    parts = {term.name: part for term, part in zip(inner, found, strict=True)}
+    losses = {name: part.loss for name, part in parts.items()}
+    for terms in [[term] for term in answers] if apart else [answers] if answers else []:
+        settings["once"] = not apart  # else the norms take a pass of their own
+        done = chunked(objective, terms, scores, signal, batch, memory=memory, **settings)
+        parts |= {term.name: part for term, part in zip(terms, done.parts, strict=True)}
+        losses[terms[0].name] = done.loss
+    names = [term.name for term in objective.terms if term.name in losses]
+    return [parts[term.name] for term in objective.terms], [losses[name] for name in names]
 
 
 def _add_parts(

@@ -1,0 +1,153 @@
+"""A language model on WikiText-2 from what is kept of its teacher's distributions.
+
+command    python benchmarks/sparse_lm.py --data $STILLHOUSE_DATA --out lm
+           the full table: --blocks 0 --epochs 6 --teacher-epochs 8 --seeds 3
+hardware   two CPU cores; see docs/results.md for the time it took
+result     see docs/results.md, "Sparse distributions"
+
+The teacher is a GPT-2 of four layers, trained here with its tokenizer; the student has two of its
+half width. Every row trains the same student as long on the same blocks: on the text alone, on the
+teacher's whole distributions, and on what is kept of them in as many bytes. Angles are of the
+gradient with respect to head and hidden states against the dense one, on 4,096 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stillhouse as sh
+from stillhouse.core.console import Terminal
+
+SOFT = [{"kind": "soft"}]
+ROWS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "top-12 renormalised": {"top": 12, "drawn": 0, "estimator": "renormalised"},
+    "top-12 + tail": {"top": 12, "drawn": 0, "estimator": "tail"},
+    "top-6 + 24 drawn": {"top": 6, "drawn": 24, "estimator": "sampled"},
+    "40 drawn": {"top": 0, "drawn": 40, "estimator": "sampled"},
+}
+
+
+def text(args: argparse.Namespace) -> Path:
+    folder = args.out / "text"
+    if not (folder / "test.txt").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, lines in (("train", None), ("valid", args.lines), ("test", args.lines)):
+            whole = (args.data / "wikitext2" / f"{name}.txt").read_text(encoding="utf-8")
+            cut = whole.splitlines(keepends=True)[:lines]
+            (folder / f"{name}.txt").write_text("".join(cut), encoding="utf-8")
+    return folder
+
+
+def training(args: argparse.Namespace, epochs: float, lr: float) -> dict[str, Any]:
+    return {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": args.batch,
+        "evaluations": 2,
+        "precision": args.precision,
+        "dropout": 0.0,
+    }
+
+
+def blocks(args: argparse.Namespace, count: int) -> dict[str, Any]:
+    return {"path": str(args.text), "max_length": 128, "labelled_rows": count or None}
+
+
+def new(args: argparse.Namespace, name: str, seed: int, **shape: Any) -> Path:
+    folder = args.out / "start" / f"{name}-{seed}"
+    if not folder.exists():
+        first = args.out / "start" / "teacher-0"
+        if name == "teacher":
+            sh.new("causal_lm", blocks(args, 0), out=folder, vocabulary=args.vocabulary, **shape)
+        else:
+            sh.new("causal_lm", out=folder, tokenizer_from=str(first), seed=seed, **shape)
+    return folder
+
+
+def finetuned(args: argparse.Namespace, name: str, model: Path, count: int, **kind: Any) -> sh.Run:
+    return sh.finetune(
+        model,
+        blocks(args, count),
+        out=args.out / "runs" / name,
+        task="causal_lm",
+        cache=str(args.out / "cache"),
+        resamples=200,
+        **kind,
+    )
+
+
+def distilled(args: argparse.Namespace, row: str, seed: int, model: Path) -> sh.Run:
+    kept = {"tokens": "sparse", **ROWS[row]} if ROWS[row] else {}
+    return sh.distill(
+        args.out / "runs" / "teacher",
+        blocks(args, args.blocks),
+        task="causal_lm",
+        student={"model": str(model)},
+        out=args.out / "runs" / f"{row.replace(' ', '-')}-{seed}",
+        objective=SOFT,
+        training=training(args, args.epochs, args.lr),
+        label={"precision": args.precision, **kept},
+        cache=str(args.out / "cache"),
+        proof={"seeds": [0], "baseline": False, "efficiency": False, "resamples": 200},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--blocks", type=int, default=4000, help="training blocks (0: all)")
+    parser.add_argument("--lines", type=int, default=600, help="of valid and of test")
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--teacher-epochs", type=float, default=3)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="float32")
+    args = parser.parse_args()
+    args.text = text(args)
+    first = new(args, "teacher", 0, width=256, layers=4, heads=4)
+    lessons = training(args, args.teacher_epochs, 1e-3)
+    teacher = finetuned(args, "teacher", first, 0, training=lessons)
+    found: dict[str, list[dict[str, Any]]] = {"teacher": [of(teacher)]}
+    for seed in range(args.seeds):
+        model = new(args, "student", seed, width=128, layers=2, heads=4)
+        alone = training(args, args.epochs, args.lr)
+        runs = {"text alone": finetuned(args, f"alone-{seed}", model, args.blocks, training=alone)}
+        for row in ROWS:
+            runs[row] = distilled(args, row, seed, model)
+        for row, run in runs.items():
+            found.setdefault(row, []).append(of(run))
+        (args.out / "table.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    for row, seeds in found.items():
+        loss = np.mean([each["loss"] for each in seeds])
+        Terminal().note(f"{row}: {loss:.4f} nats a token, {json.dumps(seeds[0])}")
+
+
+def of(run: sh.Run) -> dict[str, Any]:
+    """What the table says of a run."""
+    student, kept = run.record.student, run.record.distributions
+    found: dict[str, Any] = {
+        "loss": -student.metrics["log_likelihood"],
+        "interval": [-student.interval[1], -student.interval[0]],
+        "perplexity": student.metrics["perplexity"],
+        "ece": student.calibration_error,
+    }
+    if kept is not None:
+        found |= {"bytes": kept.bytes_per_token, "covered": kept.covered, "tokens": kept.tokens}
+        found |= {
+            when: {name: each.angle for name, each in angles.items()}
+            for when, angles in (("angle_before", kept.before), ("angle_after", kept.after))
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()

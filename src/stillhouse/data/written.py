@@ -1,0 +1,227 @@
+"""Texts and the answers to be written to them, as token ids on disk, memory-mapped.
+
+For an encoder-decoder a source and a target; for a language model one sequence, prompt and answer,
+of which only the answer's tokens are scored (of a conversation all that the assistant said).
+
+Axes: N rows, B examples, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.core.errors import DataError
+from stillhouse.core.rundir import atomic_folder
+from stillhouse.core.types import Example
+from stillhouse.data.chat import ASSISTANT, Turn, answered, turns_of
+from stillhouse.data.encoding import CHUNK, tokenizer_fingerprint
+from stillhouse.data.sources import Pool
+
+Kind = Literal["seq2seq", "causal_lm"]
+Ids = list[int]
+FORMAT = 1
+
+
+class Ragged:
+    """Rows of different length, flat on disk."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.offsets: np.ndarray = np.load(folder / f"{name}.npy")
+        self.lengths: np.ndarray = np.diff(self.offsets)
+        path, empty = folder / f"{name}.bin", not self.offsets[-1]  # which can't be mapped
+        self.flat = np.empty(0, "<i4") if empty else np.memmap(path, "<i4", mode="r")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int | np.integer) -> np.ndarray:
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+
+class _Writer:
+    def __init__(self, folder: Path, name: str, stack: ExitStack) -> None:
+        self._file = stack.enter_context((folder / f"{name}.bin").open("wb"))
+        self._folder, self._name, self._lengths = folder, name, [0]
+
+    def add(self, values: Sequence[int]) -> None:
+        self._file.write(np.asarray(values, "<i4").tobytes())
+        self._lengths.append(len(values))
+
+    def close(self) -> None:
+        np.save(self._folder / f"{self._name}.npy", np.cumsum(np.array(self._lengths, np.int64)))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How rows become tokens. `source` and `target`: the most tokens of each; of a language model
+    `source` is of prompt and answer together."""
+
+    kind: Kind
+    source: int
+    target: int
+    separator: str = "\n"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows in one tokenizer's ids. `before`: sources (an encoder-decoder's), or prompts alone;
+    `ids`: targets, or prompts with answers; `scored`: 1 at each of the latter's tokens that is to
+    be predicted. `cut`: rows that were too long."""
+
+    before: Ragged
+    ids: Ragged
+    scored: Ragged
+    cut: int
+
+
+def tokens_of(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    store: Path,
+    rules: Rules,
+    *,
+    answers: Sequence[str | None] | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Tokens:
+    """The pool's rows in tokens, from disk if they were made before; with `answers`, these are
+    written instead of the pool's own labels. A row without an answer has nothing to score.
+
+    Raises DataError for a tokenizer without an end-of-text token, or conversations without a
+    template for them.
+    """
+    held = pool.labels.tolist() if answers is None else list(answers)
+    digest = hashlib.blake2b(repr((FORMAT, rules, held)).encode(), digest_size=12)
+    name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{digest.hexdigest()}"
+    folder = store / name
+    if (folder / "cut.npy").exists():
+        progress(len(pool))
+    else:
+        with atomic_folder(folder, "tokens") as temporary:
+            _write(temporary, pool, held, tokenizer, rules, progress)
+    parts = (Ragged(folder, part) for part in ("before", "ids", "scored"))
+    return Tokens(*parts, cut=int(np.load(folder / "cut.npy")))
+
+
+def _write(
+    folder: Path,
+    pool: Pool,
+    answers: list[str | None],
+    tokenizer: PreTrainedTokenizerBase,
+    rules: Rules,
+    progress: Callable[[int], None],
+) -> None:
+    make = _pairs if rules.kind == "seq2seq" else _continued
+    rows, at, cut = iter(pool), 0, 0
+    with ExitStack() as stack:
+        writers = [_Writer(folder, name, stack) for name in ("before", "ids", "scored")]
+        while chunk := list(islice(rows, CHUNK)):
+            for *found, long in make(chunk, answers[at : at + len(chunk)], tokenizer, rules):
+                for writer, values in zip(writers, found, strict=True):
+                    writer.add(values)
+                cut += long
+            at += len(chunk)
+            progress(len(chunk))
+        for writer in writers:
+            writer.close()
+    np.save(folder / "cut.npy", cut)
+
+
+def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends a text. Raises DataError where there is none."""
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise DataError(
+            "the tokenizer has no end-of-text token (eos_token): a model that writes needs one"
+        )
+    return tokenizer.eos_token_id
+
+
+def _pairs(
+    chunk: Sequence[Example], answers: Sequence[str | None], tokenizer: Any, rules: Rules
+) -> Iterator[tuple[Ids, Ids, Ids, bool]]:
+    """Source, target, ones, and whether either was cut."""
+    end = end_of(tokenizer)
+    sources = tokenizer([_plain(each.text) for each in chunk])["input_ids"]
+    targets = tokenizer(text_target=[answer or "" for answer in answers])["input_ids"]
+    for source, target, answer in zip(sources, targets, answers, strict=True):
+        target = [] if answer is None else target if target[-1:] == [end] else [*target, end]
+        long = len(source) > rules.source or len(target) > rules.target
+        if len(source) > rules.source:  # an encoder expects its last token where it has one
+            source = source[: rules.source - 1] + source[-1:]
+        target = target[: rules.target]
+        yield source, target, [1] * len(target), long
+
+
+def _plain(text: str) -> str:
+    if turns_of(text) is not None:
+        raise DataError("conversations are for language models: distil them with --task causal_lm")
+    return text
+
+
+def _continued(
+    chunk: Sequence[Example], answers: Sequence[str | None], tokenizer: Any, rules: Rules
+) -> Iterator[tuple[Ids, Ids, Ids, bool]]:
+    """Prompt alone, prompt and answer, where the answer's tokens are, and whether it was cut."""
+    end, first = end_of(tokenizer), beginning(tokenizer)
+    for example, answer in zip(chunk, answers, strict=True):
+        turns = turns_of(example.text)
+        if turns is not None:
+            before, ids, scored = conversation(turns, answer, tokenizer)
+        else:
+            prompt = tokenizer(example.text + rules.separator, add_special_tokens=False)
+            before = [*first, *prompt["input_ids"]]
+            said = (
+                [] if answer is None else tokenizer(answer, add_special_tokens=False)["input_ids"]
+            )
+            ids = before if answer is None else [*before, *said, end]
+            scored = [0] * len(before) + [1] * (len(ids) - len(before))
+        most = rules.source
+        yield before[:most], ids[:most], scored[:most], len(ids) > most
+
+
+def beginning(tokenizer: Any) -> Ids:
+    """What a tokenizer puts before a text: its begin-of-text token, or nothing."""
+    made = tokenizer("")["input_ids"]
+    return made[:1] if made and made[0] == tokenizer.bos_token_id else []
+
+
+def conversation(turns: list[Turn], answer: str | None, tokenizer: Any) -> tuple[Ids, Ids, Ids]:
+    """Prompt, whole conversation, and 1 at each token that the assistant said, the end of its turn
+    included. Raises DataError without a chat template, or for one that shows a turn differently
+    once others follow."""
+    if not tokenizer.chat_template:
+        raise DataError("the rows are conversations, and the tokenizer has no chat template")
+    prompt = _shown(tokenizer, turns, asking=True)
+    said = turns if answer is None else answered(turns, answer)
+    text = _shown(tokenizer, said, asking=False) if answer is not None else prompt
+    spans = []
+    for i, turn in enumerate(said):
+        if turn["role"] != ASSISTANT:
+            continue
+        start = _shown(tokenizer, said[:i], asking=True)
+        stop = _shown(tokenizer, said[: i + 1], asking=False)
+        if not text.startswith(start) or not text.startswith(stop):
+            raise DataError(
+                "the chat template shows a turn differently once others follow, so what the "
+                "assistant said can't be told apart: give single questions and answers instead"
+            )
+        spans.append((len(start), len(stop)))
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, scored = coded["input_ids"], []
+    for begins, ends in coded["offset_mapping"]:
+        scored.append(int(any(a <= begins and ends <= b and begins < b for a, b in spans)))
+    return tokenizer(prompt, add_special_tokens=False)["input_ids"], ids, scored
+
+
+def _shown(tokenizer: Any, turns: list[Turn], *, asking: bool) -> str:
+    if not turns and not asking:
+        return ""
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking)

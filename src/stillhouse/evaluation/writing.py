@@ -1,0 +1,115 @@
+"""What a model writes to every example, and how likely it finds the gold texts and its own.
+
+Axes: E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stillhouse.core.config import WritingConfig
+from stillhouse.data.batching import sorted_batches
+from stillhouse.data.encoding import pad_id
+from stillhouse.models.decode import Decoding, Hypothesis, decode
+from stillhouse.models.forward import run, training_mode
+from stillhouse.models.generator import used_choices
+from stillhouse.tasks.writing import Texts, kept
+from stillhouse.tasks.written import Written
+
+PROMPT, LONGEST = 32, 64  # tokens, where writing is timed
+AS_LONG = (2.0, 10.0)  # a text has at most so many times its source's tokens, and so many more
+NOTHING = Hypothesis(np.empty(0, np.int64), -np.inf, finished=False)
+PART = 1 << 24  # scores of a vocabulary at once
+
+
+def written_rows(
+    model: Any, data: Written, task: Texts, *, precision: str = "float32", quick: bool = False
+) -> np.ndarray:
+    """Facts and texts of every example (see `tasks.writing.kept`), float32. `quick`: greedily
+    only, which stands for the beam's."""
+    facts = np.zeros((len(data), 5))
+    greedy = written(model, data, task, beams=1)
+    beam = greedy if quick else written(model, data, task, beams=task.writing.beams)
+    facts[:, :3] = gold_facts(model, data, task, precision=precision)
+    facts[:, 3] = [each.logp for each in beam]
+    facts[:, 4] = [each.logp for each in greedy]
+    return kept(facts, texts_of(greedy, data), texts_of(beam, data))
+
+
+def texts_of(found: Sequence[Hypothesis], data: Written) -> list[str]:
+    decoded = data.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
+    return [text.strip() for text in decoded]
+
+
+def decoding(config: WritingConfig, *, beams: int) -> Decoding:
+    """How texts are written, by a run's settings."""
+    return Decoding(
+        beams=beams,
+        max_tokens=config.max_tokens,
+        relative_max=None if config.max_tokens else AS_LONG,
+        length_penalty=config.length_penalty,
+        max_batch_tokens=config.batch_tokens * beams,
+    )
+
+
+def written(model: PreTrainedModel, data: Written, task: Texts, *, beams: int) -> list[Hypothesis]:
+    """The best text to each example."""
+    prompts = data.prompts(np.arange(len(data)))
+    settings = decoding(task.writing, beams=beams)
+    with training_mode(model, on=False), torch.no_grad():
+        found = decode(model, prompts, settings, pad_id=pad_id(data.tokenizer), choices=data.width)
+    return [hypotheses[0] if hypotheses else NOTHING for hypotheses in found]
+
+
+def gold_facts(model: Any, data: Written, task: Texts, *, precision: str) -> np.ndarray:
+    """Nats of each gold text, its tokens, and how many of them were the likeliest, E x 3."""
+    device = next(model.parameters()).device
+    found = np.zeros((len(data), 3))
+    with training_mode(model, on=False), torch.no_grad():
+        for rows in sorted_batches(data.lengths, size=64, max_tokens=16_384):
+            batch = data.batch(rows).to(device)
+            answers = run(model, batch, precision=precision, choices=data.width)
+            assert batch.gold_N is not None
+            step = max(1, PART // answers.width)
+            parts = []
+            for first in range(0, max(1, len(answers)), step):
+                rows_N = slice(first, first + step)
+                scores_NK = answers.part(rows_N).scores_NK
+                parts.append(task.reduce(scores_NK, batch.gold_N[rows_N]).cpu().numpy())
+            kept_N3 = np.concatenate(parts)
+            counts = data.scored_counts(rows)
+            owner = np.repeat(rows, counts)
+            right = kept_N3[:, 0] == batch.gold_N.cpu().numpy()
+            np.add.at(found[:, 0], owner, -kept_N3[:, 1].astype(np.float64))
+            np.add.at(found[:, 2], owner, right)
+            found[rows, 1] = counts
+    return found
+
+
+def writing_runner(
+    model: Any, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Mapping[str, Tensor]], list[Hypothesis]]:
+    """What writes to a batch's sources greedily, or goes on with its texts' beginnings: to time."""
+    width = used_choices(tokenizer)
+
+    def run_once(inputs: Mapping[str, Tensor]) -> list[Hypothesis]:
+        real = inputs["attention_mask"].bool()
+        prompts = [row[mask].numpy() for row, mask in zip(inputs["input_ids"], real, strict=True)]
+        if not model.config.is_encoder_decoder:
+            prompts = [prompt[: max(1, min(PROMPT, len(prompt) // 2))] for prompt in prompts]
+        settings = Decoding(beams=1, max_tokens=LONGEST, relative_max=AS_LONG)
+        found = decode(model, prompts, settings, pad_id=pad_id(tokenizer), choices=width)
+        return [each[0] if each else NOTHING for each in found]
+
+    return run_once
+
+
+def mean_tokens(found: Sequence[Hypothesis]) -> float:
+    """Tokens of a text on average, the end token counted."""
+    return float(np.mean([len(each.ids) + each.finished for each in found]))

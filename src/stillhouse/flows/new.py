@@ -1,0 +1,178 @@
+"""A new small model for users without a pretrained one: its tokenizer learnt from the training
+rows, its weights drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+from transformers import PreTrainedTokenizerBase
+
+from stillhouse.core.config import DataConfig
+from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.progress import Progress
+from stillhouse.core.rundir import atomic_folder, manifest, write_json
+from stillhouse.core.seeding import shape_seed
+from stillhouse.core.terms import Config, Positive, Share
+from stillhouse.data.chat import turns_of
+from stillhouse.data.documents import documents, text_files
+from stillhouse.data.sources import load
+from stillhouse.data.tokens import train_tokenizer
+from stillhouse.flows.common import corpus_of, store_root
+from stillhouse.flows.writers import is_running_text
+from stillhouse.models.load import load_tokenizer
+from stillhouse.models.new import POSITIONS, new_model
+from stillhouse.models.student import parameters
+
+COUNTED = 5000  # texts whose tokens are counted
+
+
+class NewConfig(Config):
+    """A new model: the tokenizer, learnt from `data` or taken from `tokenizer_from`, and the
+    shape. family: marian, bart or t5 (seq2seq); gpt2 or llama (causal_lm)."""
+
+    task: Literal["seq2seq", "causal_lm"]
+    data: DataConfig | None = None
+    tokenizer: Literal["bpe", "unigram"] = "bpe"
+    vocabulary: Positive = 8000
+    tokenizer_from: str | None = None
+    family: str | None = None
+    width: Positive = 256
+    layers: Positive = 3
+    decoder_layers: Positive | None = None
+    ffn: Positive | None = None
+    heads: Positive | None = None
+    positions: Positive = POSITIONS
+    dropout: Share = 0.1
+    seed: int = 0
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _tokens(self) -> NewConfig:
+        if self.data is None and self.tokenizer_from is None:
+            raise ValueError("give data (--data) to learn a tokenizer from, or tokenizer_from")
+        given = self.model_fields_set & {"tokenizer", "vocabulary"}
+        if self.tokenizer_from is not None and given:
+            raise ValueError(f"tokenizer_from is a whole tokenizer: leave out {', '.join(given)}")
+        return self
+
+
+@dataclass(frozen=True)
+class New:
+    """What was made: parameters, entries of the vocabulary, tokens per training text (None without
+    data; `texts` of them were counted)."""
+
+    out: str
+    family: str
+    parameters: int
+    vocabulary: int
+    tokens_per_text: float | None
+    texts: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_new(config: NewConfig, out: Path, progress: Progress) -> New:
+    """Writes a new model's folder, with its tokenizer, in one piece.
+
+    Of the data only training rows are read: what selects and what is reported stays unseen.
+    Raises UsageError where `out` is taken, DataError, ModelError for a shape there is not.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists: give another --out, or delete it")
+    texts = _texts(config, progress) if config.data else None
+    tokenizer = _tokenizer(config, texts, progress)
+    model = new_model(
+        config.task,
+        tokenizer,
+        family=config.family,
+        width=config.width,
+        layers=config.layers,
+        decoder_layers=config.decoder_layers,
+        ffn=config.ffn,
+        heads=config.heads,
+        positions=config.positions,
+        dropout=config.dropout,
+        seed=shape_seed(config.seed),
+    )
+    per_text, counted = _tokens_per_text(tokenizer, texts) if texts else (None, 0)
+    found = New(
+        str(out), model.config.model_type, parameters(model), len(tokenizer), per_text, counted
+    )
+    with atomic_folder(out, "the model") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "manifest.json", manifest(new=config.model_dump(), made=found.facts))
+        folder.chmod(0o755)
+    if not (out / "manifest.json").exists():
+        raise RunError(f"{out} was made by another meanwhile: give another --out")
+    return found
+
+
+def _texts(config: NewConfig, progress: Progress) -> Callable[[], Iterator[str]]:
+    """The training texts, from their beginning each time. Raises DataError."""
+    data = config.data
+    assert data is not None
+    if config.task == "causal_lm" and is_running_text(data):
+        corpus = corpus_of(data)
+        files = text_files(corpus)
+        given = {"reported": corpus.reported, "held_out": corpus.held_out}
+        shares = {split: share for split, share in given.items() if split not in files}
+
+        def lines() -> Iterator[str]:
+            for split, text in documents(files, shares, Counter(), lambda size: None):
+                if split == "train":
+                    yield text
+
+        return lines
+    splits = load(data, store_root(config.cache) / "rows", texts=True)
+    for note in splits.notes:
+        progress.note(note)
+
+    def rows() -> Iterator[str]:
+        for example, label in zip(splits.labelled, splits.labelled.labels, strict=True):
+            yield from _said(example.text)
+            yield from _said(str(label))
+
+    return rows
+
+
+def _said(text: str) -> Iterator[str]:
+    """A text; of a conversation what is said in it."""
+    turns = turns_of(text)
+    if turns is None:
+        yield text
+    else:
+        yield from (t["content"] for t in turns if isinstance(t.get("content"), str))
+
+
+def _tokenizer(
+    config: NewConfig, texts: Callable[[], Iterator[str]] | None, progress: Progress
+) -> PreTrainedTokenizerBase:
+    if config.tokenizer_from is not None:
+        return load_tokenizer(config.tokenizer_from)
+    assert texts is not None
+    with progress.stage("learning a tokenizer", 1, "tokenizers") as advance:
+        found = train_tokenizer(
+            texts(), kind=config.tokenizer, size=config.vocabulary, task=config.task
+        )
+        advance(1)
+    found.model_max_length = config.positions
+    return found
+
+
+def _tokens_per_text(
+    tokenizer: PreTrainedTokenizerBase, texts: Callable[[], Iterator[str]]
+) -> tuple[float, int]:
+    """Mean tokens of the first training texts, special ones too, and how many were counted."""
+    some = list(islice(texts(), COUNTED))
+    coded: Any = tokenizer(some, verbose=False)
+    lengths = [len(ids) for ids in coded["input_ids"]]
+    return sum(lengths) / max(1, len(lengths)), len(lengths)

@@ -1,0 +1,149 @@
+"""Several teachers of models that write: combined, by group, switched off when passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel
+
+from stillhouse.core.config import StageConfig
+from stillhouse.core.errors import UsageError
+from stillhouse.core.results import PairResult, TeachersResult
+from stillhouse.core.types import Predictions
+from stillhouse.data.sources import Pool
+from stillhouse.evaluation.evaluate import predict
+from stillhouse.flows.setup import Setup
+from stillhouse.flows.stages import Own
+from stillhouse.signals.ensemble import Mean, OneAtRandom, agreement
+from stillhouse.signals.routing import Gated, Routed
+from stillhouse.signals.teacher import LiveTeacher
+from stillhouse.tasks.base import Data, Task
+from stillhouse.training.passing import Threshold, passing
+
+COMPARED = 256  # held-out examples on which teachers are compared
+
+
+def live(setup: Setup, model: PreTrainedModel) -> LiveTeacher:
+    """A teacher that scores whatever tokens a batch has."""
+    return LiveTeacher(
+        model,
+        None,
+        fingerprint="live",
+        precision=setup.config.label.precision,
+        choices=setup.task.width,
+    )
+
+
+@dataclass
+class Several:
+    """A stage's teachers. `switched`: by seed, the groups whose teachers were off at the end."""
+
+    setup: Setup
+    config: StageConfig
+    pool: Pool | None
+    gates: dict[int, Threshold] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[LiveTeacher]:
+        setup = self.setup
+        models = {setup.config.teacher: setup.teacher, **setup.teachers}
+        return [live(setup, models[each.model]) for each in setup.config.teachers]
+
+    def own(self, seed: int, writing: Any) -> Own:
+        """What a training with `seed` learns from."""
+        config = self.setup.config
+        weights = [each.weight for each in config.teachers]
+        if config.combine == "random":
+            return Own(OneAtRandom(self.sources, weights, seed=seed))
+        if config.combine == "mean":
+            return Own(Mean(self.sources, weights, temperature=self._temperature))
+        if self.pool is None:
+            raise UsageError("running text has no groups: combine mean or random")
+        routed = Routed(self._by_group, self.pool.groups, width=self.setup.task.width)
+        if config.passing is None:
+            return Own(routed)
+        return self._gated(seed, routed, writing)
+
+    @property
+    def _by_group(self) -> dict[str, LiveTeacher]:
+        given = self.setup.config.teachers
+        pairs = zip(given, self.sources, strict=True)
+        return {each.group: source for each, source in pairs if each.group is not None}
+
+    @property
+    def _temperature(self) -> float:
+        soft = [term for term in self.config.objective if term.kind == "soft"]
+        heats = {term.temperature.start for term in soft}  # pyright: ignore
+        return heats.pop() if len(heats) == 1 else 1.0
+
+    def _gated(self, seed: int, routed: Routed, writing: Any) -> Own:
+        """Tan et al. 2019: a teacher is off once the student is better by a margin."""
+        config, pool = self.setup.config, self.pool
+        assert config.passing is not None
+        assert pool is not None
+        splits = self.setup.rows
+        held_out = writing.rows(splits.held_out, "held-out rows")
+        groups = splits.held_out.groups
+        scores_of_teachers = {
+            group: by_group(self.setup.task, held_out, groups)(source.model)[group]
+            for group, source in self._by_group.items()
+        }
+        rule, margin = config.passing.rule, config.passing.margin
+        threshold = Threshold(scores_of_teachers, margin=margin, rule=rule)
+        self.gates[seed] = threshold
+        scores = by_group(self.setup.task, held_out, groups)
+        steps = writing.steps(self.config, self.pool, seed)
+        every = max(1, steps // self.config.training.evaluations)
+        gate = Gated(routed, threshold, pool.groups, seed=seed, width=self.setup.task.width)
+        return Own(gate, (passing(threshold, scores, every=every),), {"teachers": threshold})
+
+    def result(self, held_out: Data) -> TeachersResult:
+        """How far the teachers agree on held-out rows, and which were passed."""
+        given = self.setup.config.teachers
+        names = [f"{Path(each.model).name} ({i + 1})" for i, each in enumerate(given)]
+        rows = np.arange(min(COMPARED, len(held_out)))
+        batches = [held_out.batch(part) for part in np.array_split(rows, max(1, len(rows) // 16))]
+        sources = dict(zip(names, self.sources, strict=True))
+        answers = ({n: s.signal(batch) for n, s in sources.items()} for batch in batches)
+        found = agreement(answers) if len(given) > 1 else {"pairs": [], "disagreement": None}
+        return TeachersResult(
+            models=[each.model for each in given],
+            combine=self.setup.config.combine,
+            pairs=[
+                PairResult(
+                    models=(pair["teachers"][0], pair["teachers"][1]),
+                    same_choice=pair["same_choice"],
+                    divergence=pair["jsd"],
+                )
+                for pair in found["pairs"]
+            ],
+            disagreement=found["disagreement"],
+            passed={
+                str(seed): [group for group in self._by_group if gate.weight(group) == 0]
+                for seed, gate in self.gates.items()
+            },
+        )
+
+
+def by_group(
+    task: Task, data: Data, groups_E: np.ndarray
+) -> Callable[[nn.Module], Mapping[str, float]]:
+    """A model's score on the examples of each group, its texts written greedily."""
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        found = predict(model, data, task, quick=True)
+        return {
+            str(group): task.metric_of(*_of(found, groups_E == group), task.metric)
+            for group in sorted({g for g in groups_E if g is not None})
+        }
+
+    return evaluate
+
+
+def _of(found: Predictions, inside_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return found.answers_N[inside_E], found.gold_N[inside_E]

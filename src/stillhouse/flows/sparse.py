@@ -1,0 +1,226 @@
+"""A teacher's distributions kept on disk, checked against the teacher, and how good they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stillhouse.core.config import StageConfig
+from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.head import Factored
+from stillhouse.core.progress import Progress
+from stillhouse.core.results import DistributionResult, EstimatorResult
+from stillhouse.core.seeding import generator
+from stillhouse.core.terms import TermConfig
+from stillhouse.core.types import Estimator, Sparse
+from stillhouse.flows.setup import Setup
+from stillhouse.models.forward import run, training_mode
+from stillhouse.models.load import fingerprint
+from stillhouse.numerics.divergences import soften
+from stillhouse.signals.distributions import (
+    CachedDistributions,
+    DistributionCache,
+    keep_distributions,
+)
+from stillhouse.signals.probe import Probe, choose_estimator, measure
+from stillhouse.signals.teacher import LiveTeacher
+
+TOKENS = 1024  # of a probe batch
+RELATIVE = 0.06  # how far a kept probability may be from a live one, relative to it: 8 bits' worth
+ABSOLUTE = {"bf16": 0.05, "float32": 2e-3}
+
+
+@dataclass
+class Distributions:
+    """A stage's cached distributions, and what the probe batch said of them."""
+
+    source: CachedDistributions
+    data: Any
+    rows: np.ndarray
+    cache: DistributionCache
+    live: LiveTeacher
+    estimator: Estimator
+    why: str
+    before: Probe
+
+    def result(self, student: Any, width: int) -> DistributionResult:
+        """For the record: how near the gradients are for the student as it began, and as it is."""
+        after = _probe(self.live, self.cache, self.data, self.rows, student, width)
+        return DistributionResult(
+            top=self.cache.top,
+            drawn=self.cache.drawn,
+            bytes_per_token=self.before.bytes_per_token,
+            covered=self.before.covered,
+            estimator=self.estimator,
+            why=self.why,
+            tokens=self.before.tokens,
+            before=_angles(self.before),
+            after=_angles(after),
+        )
+
+
+def _angles(probe: Probe) -> dict[str, EstimatorResult]:
+    return {
+        name: EstimatorResult(
+            angle=found.angle, norm=found.norm, bias=found.bias, noise=found.noise
+        )
+        for name, found in probe.estimators.items()
+    }
+
+
+def sparse_source(
+    setup: Setup, config: StageConfig, data: Any, progress: Progress
+) -> Distributions:
+    """The teacher's distributions of the stage's scored tokens, asked now where the cache lacks
+    them, a sample of them compared with the live teacher, and their gradient with the dense one.
+
+    Raises UsageError for terms that sparse answers can't feed, RunError for another's cache."""
+    label, temperature = setup.config.label, _temperature(config)
+    if not setup.same_tokens:
+        raise UsageError("label.tokens sparse needs a student with its teacher's tokenizer")
+    if label.estimator in ("sampled", "renormalised") and not _linear(config):
+        raise UsageError(
+            f"estimator {label.estimator} is for forward_kl, and stage {config.name} has another "
+            "divergence: set label.estimator=tail"
+        )
+    if config.on_policy:
+        raise UsageError("what the student writes is in no cache: leave label.tokens at live")
+    cache = DistributionCache(
+        setup.store,
+        {"teacher": fingerprint(setup.teacher), "precision": label.precision},
+        choices=setup.task.width,
+        top=label.top,
+        drawn=label.drawn,
+        temperature=temperature,
+    )
+    live = _asked(setup, data, label.precision)
+    missing = cache.missing(data.keys_N2)
+    if len(missing):
+        needed = cache.bytes_needed(data.scored_counts(missing))
+        progress.note(
+            f"the teacher's distributions of {len(missing):,} texts take {needed / 1e6:,.1f} MB "
+            f"({cache.token_bytes} bytes a token), under {setup.store}"
+        )
+        cache.require_free(needed, otherwise="--set label.tokens=live")
+        with progress.stage("asking the teacher", len(data), "texts") as advance:
+            keep_distributions(live, cache, label, counts=data.scored_counts, progress=advance)
+    else:
+        progress.note(f"the teacher has answered all {len(data):,} texts before")
+    rows = _probed(data)
+    allowed = ABSOLUTE[label.precision]
+    worst = _compare(_asked(setup, data, "float32"), cache, data, rows, allowed)
+    progress.note(f"cached distributions agree with the live teacher within {worst:.4f}")
+    student = setup.make(setup.config.proof.seeds[0])
+    before = _probe(live, cache, data, rows, student, setup.task.width)
+    chosen, why = choose_estimator(before)
+    estimator = chosen if label.estimator == "auto" else label.estimator
+    if label.estimator == "auto" and not _linear(config):
+        estimator, why = "tail", "estimator 'tail': the objective's divergence is no forward_kl"
+    elif label.estimator != "auto":
+        why = f"estimator {estimator!r}, as asked; {why}"
+    progress.note(f"{why}; {before.covered:.1%} of the teacher's probability is kept exactly")
+    source = CachedDistributions(cache, data.keys_N2, data.scored_counts, estimator)
+    return Distributions(source, data, rows, cache, live, estimator, why, before)
+
+
+def _soft(config: StageConfig) -> list[TermConfig]:
+    return [t for t in config.objective if isinstance(t, TermConfig) and t.kind == "soft"]
+
+
+def _linear(config: StageConfig) -> bool:
+    """Whether every soft term is linear in the teacher, as an unbiased estimate has to be used."""
+    return all((term.divergence or "forward_kl") == "forward_kl" for term in _soft(config))
+
+
+def _temperature(config: StageConfig) -> float:
+    """The one temperature of the soft terms. Raises UsageError where there are several."""
+    found = {term.temperature for term in _soft(config)}
+    if len(found) > 1 or any(t.shape != "constant" for t in found):
+        raise UsageError(
+            f"stage {config.name}: distributions are kept at one temperature, and its soft terms "
+            "have several: leave label.tokens at live"
+        )
+    return next(iter(found)).start if found else 1.0
+
+
+def _asked(setup: Setup, data: Any, precision: str) -> LiveTeacher:
+    return LiveTeacher(
+        setup.teacher, data, fingerprint="live", precision=precision, choices=setup.task.width
+    )
+
+
+def _probed(data: Any) -> np.ndarray:
+    """Examples, drawn at random, that have about TOKENS scored tokens together."""
+    order = generator(0, "probe").permutation(len(data))
+    ends = np.cumsum(data.scored_counts(order))
+    return np.sort(order[: int(np.searchsorted(ends, TOKENS)) + 1])
+
+
+def _pieces(data: Any, rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, max(1, len(rows) // 16))
+
+
+def _compare(
+    live: LiveTeacher, cache: DistributionCache, data: Any, rows: np.ndarray, allowed: float
+) -> float:
+    """The largest difference between kept and live probabilities, beyond what their 8 bits
+    explain. Raises RunError where it is over `allowed`."""
+    worst, held = 0.0, cache.positions(data.keys_N2)
+    if not cache.top:
+        return worst  # what is drawn is not told apart from what might have been
+    for part in _pieces(data, rows):
+        batch = data.batch(part)
+        found = cache.read(held[part], "tail", torch.device("cpu"))
+        scores_NK = soften(live.scores(batch).cpu()[:, : cache.choices], cache.temperature)
+        theirs_NT = scores_NK.softmax(-1).gather(1, found.top_ids_NT.long())
+        excess = (found.top_p_NT - theirs_NT).abs() - RELATIVE * theirs_NT
+        worst = max(worst, float(excess.clamp(min=0).max()))
+    if not worst <= allowed:
+        raise RunError(
+            f"the cached distributions are not this teacher's: they differ by up to {worst:.3f} "
+            f"(allowed {allowed}): give another --cache, or delete this one"
+        )
+    return worst
+
+
+def _probe(
+    live: LiveTeacher,
+    cache: DistributionCache,
+    data: Any,
+    rows: np.ndarray,
+    student: Any,
+    width: int,
+) -> Probe:
+    """Gradients with the kept distributions against the dense one, on the probe's tokens."""
+    theirs, states, kept = [], [], []
+    held = cache.positions(data.keys_N2)
+    head = None
+    with training_mode(student, on=False), torch.no_grad():
+        for part in _pieces(data, rows):
+            batch = data.batch(part)
+            theirs.append(live.scores(batch).cpu()[:, : cache.choices])
+            kept.append(cache.read(held[part], "tail", torch.device("cpu")))
+            found = run(student.cpu(), batch, precision="float32", choices=width).scores
+            if not isinstance(found, Factored):
+                raise UsageError(
+                    "the student's vocabulary head is not a known one, so gradients can't be "
+                    "compared: leave label.tokens at live"
+                )
+            head = found.head
+            states.append(found.hidden_NH)
+    assert head is not None
+    return measure(
+        torch.cat(theirs)[:TOKENS],
+        Factored(torch.cat(states)[:TOKENS], head),
+        _joined(kept).part(slice(0, TOKENS)),
+        bytes_per_token=float(cache.token_bytes),
+    )
+
+
+def _joined(parts: list[Sparse]) -> Sparse:
+    names = ("top_ids_NT", "top_p_NT", "tail_N", "drawn_ids_ND")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Sparse(**joined, estimator=parts[0].estimator, temperature=parts[0].temperature)

@@ -1,0 +1,213 @@
+"""Loads and checks everything that a run of models that write needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stillhouse.core.config import WRITING, DataConfig, DistillConfig, StageConfig
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Progress
+from stillhouse.core.terms import InnerTermConfig
+from stillhouse.core.types import Batch
+from stillhouse.core.writing import OnPolicyConfig, WritingConfig
+from stillhouse.data.corpus import Corpus, load_corpus
+from stillhouse.data.encoding import pad_id
+from stillhouse.data.sources import Pool, Splits, load
+from stillhouse.data.tokens import same_tokens, word_level_refusal
+from stillhouse.data.written import Kind, Rules, tokens_of
+from stillhouse.flows.common import corpus_of, load_answering, max_tokens
+from stillhouse.models.decode import Decoding, decode
+from stillhouse.models.generator import load_generator, used_choices
+from stillhouse.models.load import load_tokenizer
+from stillhouse.tasks.base import Data, Task
+from stillhouse.tasks.writing import TEXT_METRICS, Texts, Tokens
+from stillhouse.tasks.written import RunningText, Written
+from stillhouse.training.on_policy import Write
+
+
+def is_running_text(data: DataConfig) -> bool:
+    """Whether a language model's data are text to go on with, rather than prompts with answers."""
+    path = Path(data.path)
+    return path.suffix.lower() == ".txt" or (path / "train.txt").is_file()
+
+
+def writing_task(
+    kind: Kind, metric: str | None, writing: WritingConfig, *, width: int, texts: bool
+) -> Task:
+    """A translation is judged by its text; what goes on with running text, by its tokens. `texts`:
+    whether there are answers to judge. Raises UsageError."""
+    chosen = metric or ("bleu" if kind == "seq2seq" else "log_likelihood")
+    if chosen in TEXT_METRICS:
+        if not texts:
+            raise UsageError(f"running text has no answers to take the {chosen} of")
+        return Texts(kind, chosen, width=width, writing=writing)
+    return Tokens(kind, chosen, width=width)
+
+
+def splits_of(data: DataConfig, store: Path) -> Splits:
+    return load(data, store / "rows", texts=True)
+
+
+def corpus_for(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, store: Path, length: int,
+    progress: Progress,
+) -> Corpus:  # fmt: skip
+    """A language model's running text in blocks. One more token than it reads: the last is only
+    predicted."""
+    used = corpus_of(config)
+    with progress.stage(f"reading {Path(config.path).name}", 1, "files") as advance:
+        found = load_corpus(used, tokenizer, store, max_length=length, causal=True)
+        advance(1)
+    return found
+
+
+def check_teaching(
+    config: DistillConfig,
+    mine: PreTrainedTokenizerBase,
+    teachers: list[tuple[str, PreTrainedTokenizerBase]],
+    probe: list[str],
+) -> None:
+    """Raises UsageError where a stage compares token by token, and the tokenizers don't cut alike;
+    or asks for what models that write don't have."""
+    for stage in config.plan:
+        _check_stage(stage)
+    if not any(_by_token(stage) for stage in config.plan):
+        return
+    for name, theirs in teachers:
+        difference = same_tokens(mine, theirs, probe)
+        if difference is not None:
+            raise UsageError(f"{word_level_refusal(difference)} (its teacher is {name})")
+
+
+def _check_stage(stage: StageConfig) -> None:
+    if any(isinstance(term, InnerTermConfig) for term in stage.objective):
+        raise UsageError(
+            f"stage {stage.name}: inner terms read encoders (BERT and the like); a model that "
+            "writes has soft, hard and gold terms"
+        )
+    if stage.corpus or stage.augment or stage.teacher:
+        raise UsageError(
+            f"stage {stage.name}: a stage of a model that writes has no corpus, augment or teacher "
+            "of its own"
+        )
+    if stage.on_policy and stage.targets != "gold":
+        raise UsageError(
+            f"stage {stage.name}: on_policy mixes the data's targets with what the student writes: "
+            "leave targets out"
+        )
+    if stage.on_policy and not _by_token(stage):
+        raise UsageError(f"stage {stage.name}: on_policy needs a soft term: the teacher scores")
+
+
+def _by_token(stage: StageConfig) -> bool:
+    """Whether a stage compares the teacher's answers token by token."""
+    return any(term.kind in ("soft", "hard") for term in stage.objective)
+
+
+def written_data(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    kind: Kind,
+    store: Path,
+    progress: Progress,
+    title: str,
+    *,
+    length: int,
+    start: int | None,
+    answers: Sequence[str | None] | None = None,
+) -> Written:
+    """A pool in one tokenizer's tokens, at most `length` of each text; with `answers`, these
+    instead of its own."""
+    rules = Rules(kind, length, min(config.target_length or length, length), config.separator)
+    with progress.stage(f"reading {title}", len(pool), "rows") as advance:
+        tokens = tokens_of(
+            pool, tokenizer, store / "tokens", rules, answers=answers, progress=advance
+        )
+    if tokens.cut:
+        progress.note(f"{tokens.cut:,} {title} are cut: longer than {length} tokens")
+    gold = pool.labels.tolist() if answers is None else list(answers)
+    return Written(kind, tokens, tokenizer, gold, start)
+
+
+def load_any(kind: str, name: str) -> PreTrainedModel:
+    """A model of any task, by what `kind_of` says of it."""
+    if kind in WRITING:
+        return load_generator(name, "seq2seq" if kind == "seq2seq" else "causal_lm")
+    return load_answering(kind, name)
+
+
+def reported_by_writer(
+    name: str, kind: Kind, config: DataConfig, store: Path, progress: Progress
+) -> tuple[PreTrainedModel, Task, Data]:
+    """A model that writes with the reported rows in its own tokens."""
+    model, tokenizer = load_generator(name, kind), load_tokenizer(name)
+    texts = not (kind == "causal_lm" and is_running_text(config))
+    width = width_of(tokenizer, model)
+    task = writing_task(kind, None, WritingConfig(), width=width, texts=texts)
+    if not texts:
+        length = max_tokens(model, config.tokens("masked_lm"))
+        corpus = corpus_for(config, tokenizer, store, length, progress)
+        return model, task, RunningText(corpus.reported, tokenizer)
+    pool, length = splits_of(config, store).reported, max_tokens(model, config.tokens(kind))
+    rows = written_data(
+        pool, tokenizer, config, kind, store, progress, "reported rows",
+        length=length, start=start_of(model),
+    )  # fmt: skip
+    return model, task, rows
+
+
+def own_texts(data: Any, config: OnPolicyConfig) -> Write:
+    """What writes a batch anew: the student's own texts to its sources."""
+    searching = Decoding(
+        beams=1,
+        sample=True,
+        temperature=config.temperature,
+        top_k=config.top_k or None,
+        max_tokens=config.max_tokens,
+    )
+
+    def write(model: nn.Module, batch: Batch, rng: np.random.Generator) -> Batch:
+        prompts, end = data.prompts(batch.rows), data.tokenizer.eos_token_id
+        found = decode(
+            model,  # pyright: ignore[reportArgumentType]
+            prompts,
+            searching,
+            pad_id=pad_id(data.tokenizer),
+            choices=data.width,
+            rng=rng,
+        )
+        texts = [[*each[0].ids.tolist(), *([end] if each[0].finished else [])] for each in found]
+        return data.rewritten(batch.rows, [np.array(text, np.int64) for text in texts])
+
+    return write
+
+
+def width_of(mine: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """How many choices are scored: ids the tokenizer can give. Raises UsageError where the model
+    has fewer."""
+    used, there = used_choices(mine), int(model.config.vocab_size)
+    if used > there:
+        raise UsageError(
+            f"the tokenizer gives ids up to {used - 1}, and the model's vocabulary has {there}: "
+            "resize its embeddings (resize_token_embeddings)"
+        )
+    return used
+
+
+def start_of(model: PreTrainedModel) -> int | None:
+    """The id before an encoder-decoder's first token. Raises UsageError where it isn't set."""
+    if not model.config.is_encoder_decoder:
+        return None
+    start = model.config.decoder_start_token_id
+    if start is None:
+        start = model.generation_config.decoder_start_token_id  # pyright: ignore
+    if start is None:
+        raise UsageError("the model's config has no decoder_start_token_id: set it")
+    return int(start)

@@ -1,0 +1,183 @@
+"""A generator in the middle of writing: what it has read is kept, and its log-probabilities of the
+next tokens come from its own forward.
+
+Axes: S texts under way, R rows under way (S x B, a text's beams side by side), V vocabulary that is
+scored, T tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from stillhouse.core.errors import ModelError
+
+Precision = Literal["float32", "bf16"]
+Ids = Int[np.ndarray, " _"]  # texts differ in length
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which tokens a search knows. Only ids under `choices` are scored (a padded vocabulary has
+    more), `suppressed` are never written, `first` always comes first, for nothing (as mBART's
+    language). The padding is never written, unless it is an end token too. What can't be written
+    keeps its probability: the others are not scaled up. `start`: of the decoder."""
+
+    pad: int
+    ends: tuple[int, ...]
+    start: int | None = None
+    choices: int | None = None
+    suppressed: tuple[int, ...] = ()
+    first: int | None = None
+
+    @property
+    def never(self) -> list[int]:
+        return sorted({*self.suppressed, self.pad} - set(self.ends))
+
+
+def vocabulary(
+    model: PreTrainedModel,
+    *,
+    pad_id: int,
+    choices: int | None = None,
+    suppressed: Sequence[int] = (),
+    forced_bos: int | None = None,
+) -> Vocabulary:
+    """Start and end tokens as the model's settings have them. Raises ModelError without."""
+    generation = getattr(model, "generation_config", None)
+
+    def setting(name: str) -> Any:
+        of_generation = getattr(generation, name, None)
+        return getattr(model.config, name, None) if of_generation is None else of_generation
+
+    ends, start = setting("eos_token_id"), setting("decoder_start_token_id")
+    ends = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+    if not ends:
+        raise ModelError("the model has no end token: set eos_token_id in its config.json")
+    if model.config.is_encoder_decoder and start is None:
+        raise ModelError(
+            "the model has no start token: set decoder_start_token_id in its config.json"
+        )
+    return Vocabulary(pad_id, ends, start, choices, tuple(suppressed), forced_bos)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and without gradients."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Reader:
+    """A model in the middle of texts: reads a token a row, says how likely each next one is."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sources: Sequence[Ids],
+        words: Vocabulary,
+        precision: Precision,
+    ) -> None:
+        self._model, self._words, self._precision = model, words, precision
+        self._of_encoder = bool(model.config.is_encoder_decoder)
+        self._knows = set(inspect.signature(model.forward).parameters)
+        ids_ST, self._mask_RT = padded(sources, words.pad, left=not self._of_encoder)
+        self._ids_ST = ids_ST.to(model.device)
+        self._mask_RT = self._mask_RT.to(model.device)
+        self._hidden_RTH: Tensor | None = None
+        self._cache: Any = None
+
+    def start(self) -> Tensor:
+        """Log-probabilities of each text's first token, S x V."""
+        if self._of_encoder:
+            with self._autocast():
+                encoded = self._model.get_encoder()(
+                    input_ids=self._ids_ST, attention_mask=self._mask_RT, return_dict=True
+                )
+            self._hidden_RTH = encoded.last_hidden_state
+            assert self._words.start is not None, "vocabulary() has seen to it"
+            return self._forward(torch.full_like(self._ids_ST[:, :1], self._words.start))
+        return self._forward(self._ids_ST)
+
+    def read(self, tokens_R: Int[np.ndarray, " R"]) -> Tensor:
+        """Log-probabilities of the token after these, R x V."""
+        tokens_R1 = torch.from_numpy(tokens_R)[:, None].to(self._model.device)
+        if not self._of_encoder:
+            self._mask_RT = torch.nn.functional.pad(self._mask_RT, (0, 1), value=1)
+        return self._forward(tokens_R1)
+
+    def take(self, rows_R: Int[np.ndarray, " R"], *, same_texts: bool) -> None:
+        """Goes on with these rows. Where a row's text stays the same, so does its source."""
+        if same_texts and (rows_R == np.arange(len(rows_R))).all():
+            return
+        rows: Any = torch.from_numpy(rows_R).to(self._model.device)
+        if same_texts and isinstance(self._cache, EncoderDecoderCache):
+            self._cache.self_attention_cache.reorder_cache(rows)
+            return
+        self._cache.reorder_cache(rows)
+        if not same_texts:
+            self._mask_RT = self._mask_RT.index_select(0, rows)
+            if self._hidden_RTH is not None:
+                self._hidden_RTH = self._hidden_RTH.index_select(0, rows)
+
+    def _forward(self, ids_RT: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"attention_mask": self._mask_RT}
+        if self._of_encoder:
+            inputs |= {
+                "encoder_outputs": BaseModelOutput(self._hidden_RTH),
+                "decoder_input_ids": ids_RT,
+            }
+        else:
+            inputs |= {"input_ids": ids_RT}
+            if "position_ids" in self._knows:
+                places_RT = (self._mask_RT.cumsum(-1) - 1).clamp(min=0)
+                inputs["position_ids"] = places_RT[:, -ids_RT.shape[1] :]
+            if "logits_to_keep" in self._knows:
+                inputs["logits_to_keep"] = 1
+        with self._autocast():
+            out = self._model(
+                **inputs, past_key_values=self._cache, use_cache=True, return_dict=True
+            )
+        self._cache = out.past_key_values
+        if not hasattr(self._cache, "reorder_cache"):
+            raise ModelError(f"{type(self._model).__name__} keeps no cache that beams can share")
+        return log_probabilities(out.logits[:, -1], self._words.choices)
+
+    def _autocast(self) -> torch.autocast:
+        device = self._model.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self._precision == "bf16")
+
+
+def padded(
+    sources: Sequence[Ids], pad: int, *, left: bool = False
+) -> tuple[Int[Tensor, "S T"], Int[Tensor, "S T"]]:
+    """Ids, padded to the longest, and which of them are real (1)."""
+    longest = max(len(each) for each in sources)
+    ids_ST = np.full((len(sources), longest), pad, np.int64)
+    mask_ST = np.zeros((len(sources), longest), np.int64)
+    for row, ids in enumerate(sources):
+        place = slice(longest - len(ids), None) if left else slice(len(ids))
+        ids_ST[row, place], mask_ST[row, place] = ids, 1
+    return torch.from_numpy(ids_ST), torch.from_numpy(mask_ST)
+
+
+def log_probabilities(logits: Float[Tensor, "*R W"], choices: int | None) -> Float[Tensor, "*R V"]:
+    """Of the first `choices` of W tokens, float32 (float64 of scores that are)."""
+    logits = logits[..., :choices]
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)

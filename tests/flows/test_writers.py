@@ -1,0 +1,194 @@
+"""Distilling models that write, from their settings to their record."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import written
+from transformers import AutoModelForSeq2SeqLM
+
+import stillhouse as sh
+from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Silent
+from stillhouse.flows.methods import method
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Rows, a teacher trained on them, a student to be."""
+    folder = tmp_path_factory.mktemp("written")
+    data = written.pairs(folder / "rows.jsonl", 400)
+    start = written.fresh(folder / "start", data)
+    teacher = written.teacher(folder / "teacher", data, start)
+    small = folder / "small"
+    sh.new("seq2seq", out=small, tokenizer_from=str(start), width=16, layers=1, heads=2,
+           progress=Silent())  # fmt: skip
+    return {"data": data, "teacher": teacher, "small": small, "folder": folder}
+
+
+def distil(made: dict[str, Path], out: Path, **changes: Any) -> sh.Run:
+    student = changes.pop("student", made["small"])
+    return written.run(out, made["teacher"], made["data"], student, **changes)
+
+
+def test_a_teacher_learns_the_language(made: dict[str, Path]) -> None:
+    record = sh.Run.open(made["teacher"]).record
+    assert record.metric == "bleu"
+    assert record.student.score > 30
+    assert record.student.metrics["bleu_greedy"] > 30
+    assert record.student.metrics["perplexity"] < 3
+    assert record.signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+
+
+def test_word_level_leaves_a_whole_run(made: dict[str, Path], tmp_path: Path) -> None:
+    run = distil(made, tmp_path / "run", proof={"baseline": True, "efficiency": True})
+    record = run.record
+    assert [s.terms for s in record.stages] == [["soft", "gold"]]
+    assert record.gain is not None
+    assert record.student.tokens_per_s
+    assert {"bleu", "bleu_greedy", "chrf", "perplexity", "mode_probability"} <= {
+        *record.student.metrics
+    }
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "sacrebleu" in page
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "student").config.d_model == 16
+    again = distil(made, tmp_path / "run", proof={"baseline": True, "efficiency": True})
+    assert again.record == record
+
+
+def test_its_own_teacher_gives_no_loss(made: dict[str, Path], tmp_path: Path) -> None:
+    """A student that is its teacher has nothing to learn from it."""
+    distil(
+        made,
+        tmp_path / "run",
+        student=made["teacher"],
+        objective=[{"kind": "soft"}],
+        training={"dropout": 0.0, "steps": 1},
+    )
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_kept_distributions_are_measured_and_used(made: dict[str, Path], tmp_path: Path) -> None:
+    found = distil(made, tmp_path / "run", label={"tokens": "sparse", "top": 4, "drawn": 4})
+    kept = found.record.distributions
+    assert kept is not None
+    assert kept.estimator in ("tail", "sampled")
+    assert kept.bytes_per_token < 20
+    assert 0 < kept.covered <= 1
+    assert set(kept.before) == set(kept.after) == {"tail", "sampled", "renormalised"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "(taken)" in page
+
+
+@pytest.mark.slow
+def test_with_everything_kept_it_is_the_live_run(made: dict[str, Path], tmp_path: Path) -> None:
+    live = distil(made, tmp_path / "live", objective=[{"kind": "soft"}], training={"dropout": 0.0})
+    sparse = distil(
+        made,
+        tmp_path / "sparse",
+        objective=[{"kind": "soft"}],
+        training={"dropout": 0.0},
+        label={"tokens": "sparse", "top": 120, "drawn": 0, "estimator": "tail"},
+    )
+    mine, theirs = (
+        AutoModelForSeq2SeqLM.from_pretrained(tmp_path / each / "student").state_dict()
+        for each in ("live", "sparse")
+    )
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=2e-3, rtol=0.05)
+    assert live.record.student.metrics["perplexity"] == pytest.approx(
+        sparse.record.student.metrics["perplexity"], rel=0.02
+    )
+
+
+def test_sequence_level_takes_any_tokenizer(made: dict[str, Path], tmp_path: Path) -> None:
+    other = written.fresh(
+        tmp_path / "other", made["data"], tokenizer="unigram", vocabulary=290, width=16
+    )
+    values = method("seq-kd")
+    found = distil(made, tmp_path / "run", student=other, **values).record
+    (learnt,) = found.decoded
+    assert (learnt.stage, learnt.targets) == ("distil", "decoded")
+    assert learnt.texts > 200
+    with pytest.raises(UsageError, match=r"cut texts differently.*seq-kd"):
+        distil(made, tmp_path / "word", student=other)
+    assert not (tmp_path / "word").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["seq-inter", "word-kd+seq-kd", "word-kd+seq-kd+seq-inter"])
+def test_combinations_train_their_stages(made: dict[str, Path], tmp_path: Path, name: str) -> None:
+    found = distil(made, tmp_path / "run", **method(name)).record
+    targets = {each.stage: each.targets for each in found.decoded}
+    assert (
+        targets
+        == {
+            "seq-inter": {"inter": "closest"},
+            "word-kd+seq-kd": {"distil": "decoded"},
+            "word-kd+seq-kd+seq-inter": {"distil": "decoded", "inter": "closest"},
+        }[name]
+    )
+
+
+def test_the_student_writes_what_the_teacher_scores(made: dict[str, Path], tmp_path: Path) -> None:
+    distil(made, tmp_path / "run", **method("gkd"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    assert all(0 <= loss <= 4 * math.log(2) for loss in losses)  # the divergence's bound at 1/2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combine", ["mean", "random"])
+def test_several_teachers_agree_with_themselves(
+    made: dict[str, Path], tmp_path: Path, combine: str
+) -> None:
+    again = [{"model": str(made["teacher"])}, {"model": str(made["teacher"]), "weight": 2.0}]
+    found = distil(made, tmp_path / "run", teachers=again, combine=combine).record
+    assert found.teachers is not None
+    (pair,) = found.teachers.pairs
+    assert pair.same_choice == 1.0
+    assert pair.divergence == pytest.approx(0.0, abs=1e-6)
+
+
+def test_on_policy_needs_a_live_teacher(made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"leave label\.tokens at live"):
+        distil(made, tmp_path / "run", **method("gkd"), label={"tokens": "sparse"})
+
+
+def test_inner_terms_are_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="inner terms read encoders"):
+        distil(made, tmp_path / "run", objective=[{"kind": "hidden"}, {"kind": "soft"}])
+
+
+@pytest.mark.slow
+def test_a_teacher_by_language_is_switched_off_when_passed(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    data = written.pairs(tmp_path / "both.jsonl", 200, languages=("de", "fr"))
+    start = written.fresh(tmp_path / "start", data)
+    taught = written.teacher(tmp_path / "good", data, start, steps=250)
+    shared = {"tokenizer_from": str(start), "width": 32, "layers": 1, "heads": 2}
+    sh.new("seq2seq", out=tmp_path / "bad", progress=Silent(), **shared)
+    found = written.run(
+        tmp_path / "run",
+        taught,
+        data,
+        taught,
+        data={"group": "language"},
+        teachers=[
+            {"model": str(taught), "group": "de"},
+            {"model": str(tmp_path / "bad"), "group": "fr"},
+        ],
+        combine="route",
+        passing={"margin": 5.0},
+        training={"lr": 1e-6, "steps": 4, "evaluations": 2},
+    ).record
+    assert found.teachers is not None
+    assert found.teachers.passed == {"0": ["fr"]}
