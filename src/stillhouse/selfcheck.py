@@ -27,11 +27,13 @@ from stillhouse.flows.common import max_tokens
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.setup import Setup
 from stillhouse.models.forward import has_fast_path, scores
+from stillhouse.numerics.divergences import DIVERGENCES
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
 from stillhouse.training.objective import Objective
+from stillhouse.training.response import REGRESSION
 from stillhouse.training.steps import TextForward, plain_step
 
 ROWS = 32
@@ -91,7 +93,7 @@ def _teacher_is_steady(pair: _Pair) -> str:
 def _zero_at_equality(pair: _Pair) -> str:
     teacher_NK = pair.live.scores(pair.batch())
     choices, worst = teacher_NK.shape[1], 0.0
-    names = objectives.REGRESSION if choices == 1 else tuple(objectives.d.DIVERGENCES)
+    names = REGRESSION if choices == 1 else tuple(DIVERGENCES)
     for name in names:
         term = TermConfig(
             kind="soft",

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import written
 from transformers import AutoModelForSeq2SeqLM
 
 import stillhouse as sh
+import written
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.flows.methods import method
@@ -122,19 +122,26 @@ def test_sequence_level_takes_any_tokenizer(made: dict[str, Path], tmp_path: Pat
     assert not (tmp_path / "word").exists()
 
 
+COMBINED = {
+    "seq-inter": {"inter": "closest"},
+    "word-kd+seq-kd": {"distil": "decoded"},
+    "word-kd+seq-inter": {"inter": "closest"},
+    "seq-kd+seq-inter": {"distil": "decoded", "inter": "closest"},
+    "word-kd+seq-kd+seq-inter": {"distil": "decoded", "inter": "closest"},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["seq-inter", "word-kd+seq-kd", "word-kd+seq-kd+seq-inter"])
+@pytest.mark.parametrize("name", COMBINED)
 def test_combinations_train_their_stages(made: dict[str, Path], tmp_path: Path, name: str) -> None:
     found = distil(made, tmp_path / "run", **method(name)).record
-    targets = {each.stage: each.targets for each in found.decoded}
-    assert (
-        targets
-        == {
-            "seq-inter": {"inter": "closest"},
-            "word-kd+seq-kd": {"distil": "decoded"},
-            "word-kd+seq-kd+seq-inter": {"distil": "decoded", "inter": "closest"},
-        }[name]
-    )
+    assert {each.stage: each.targets for each in found.decoded} == COMBINED[name]
+
+
+@pytest.mark.parametrize("name", ["seq-kd", "seq-inter", "gkd"])
+def test_a_method_of_texts_needs_its_task(name: str, made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is for models that write: set task seq2seq or causal_lm"):
+        distil(made, tmp_path / "run", **method(name), task="auto")
 
 
 def test_the_student_writes_what_the_teacher_scores(made: dict[str, Path], tmp_path: Path) -> None:

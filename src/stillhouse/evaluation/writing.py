@@ -43,8 +43,8 @@ def written_rows(
 
 
 def texts_of(found: Sequence[Hypothesis], data: Written) -> list[str]:
-    decoded = data.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
-    return [text.strip() for text in decoded]
+    ids = [each.ids.tolist() for each in found]
+    return [text.strip() for text in data.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def decoding(config: WritingConfig, *, beams: int) -> Decoding:

@@ -137,13 +137,14 @@ def _linear(config: StageConfig) -> bool:
 
 def _temperature(config: StageConfig) -> float:
     """The one temperature of the soft terms. Raises UsageError where there are several."""
-    found = {term.temperature for term in _soft(config)}
-    if len(found) > 1 or any(t.shape != "constant" for t in found):
+    schedules = [term.temperature for term in _soft(config)]
+    found = {schedule.start for schedule in schedules}
+    if len(found) > 1 or any(schedule.shape != "constant" for schedule in schedules):
         raise UsageError(
             f"stage {config.name}: distributions are kept at one temperature, and its soft terms "
             "have several: leave label.tokens at live"
         )
-    return next(iter(found)).start if found else 1.0
+    return found.pop() if found else 1.0
 
 
 def _asked(setup: Setup, data: Any, precision: str) -> LiveTeacher:
@@ -221,6 +222,11 @@ def _probe(
 
 
 def _joined(parts: list[Sparse]) -> Sparse:
-    names = ("top_ids_NT", "top_p_NT", "tail_N", "drawn_ids_ND")
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return Sparse(**joined, estimator=parts[0].estimator, temperature=parts[0].temperature)
+    return Sparse(
+        torch.cat([part.top_ids_NT for part in parts]),
+        torch.cat([part.top_p_NT for part in parts]),
+        torch.cat([part.tail_N for part in parts]),
+        torch.cat([part.drawn_ids_ND for part in parts]),
+        parts[0].estimator,
+        parts[0].temperature,
+    )

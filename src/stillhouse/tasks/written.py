@@ -37,8 +37,12 @@ class Written:
     def __len__(self) -> int:
         return len(self.tokens.ids)
 
-    @cached_property
+    @property
     def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
         own_E = self.tokens.ids.lengths
         return np.maximum(own_E + self.tokens.before.lengths if self.pairs else own_E, 1)
 
@@ -51,9 +55,13 @@ class Written:
     def pairs(self) -> bool:
         return self.kind == "seq2seq"
 
-    @cached_property
+    @property
     def keys_N2(self) -> np.ndarray:
         """E x 2: stand for the tokens of each example and which of them are scored."""
+        return self._keys_N2
+
+    @cached_property
+    def _keys_N2(self) -> np.ndarray:
         found = bytearray()
         for row in range(len(self)):
             digest = hashlib.blake2b(self.tokens.before[row].tobytes(), digest_size=16)
@@ -95,8 +103,12 @@ class Written:
     def places(self, rows: np.ndarray) -> np.ndarray:
         return ranges(self._starts, rows)
 
-    @cached_property
+    @property
     def gold_N(self) -> Tensor:
+        return self._gold_N
+
+    @cached_property
+    def _gold_N(self) -> Tensor:
         flags = np.asarray(self.tokens.scored.flat).astype(bool)
         if not self.pairs and len(flags):
             flags = flags.copy()
@@ -154,8 +166,12 @@ class RunningText:
     def places(self, rows: np.ndarray) -> np.ndarray:
         return ranges(self._starts, rows)
 
-    @cached_property
+    @property
     def gold_N(self) -> Tensor:
+        return self._gold_N
+
+    @cached_property
+    def _gold_N(self) -> Tensor:
         found = [torch.empty(0, dtype=torch.long)]
         for row in range(len(self)):
             gold_N = self.batch(np.array([row])).gold_N
