@@ -114,7 +114,9 @@ def distilled(args: argparse.Namespace, name: str, model: Path, stage: dict[str,
 def run_all(args: argparse.Namespace) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Metrics of every row, by size, a list over seeds."""
     first = start(args, "teacher", 0, width=256, layers=3, heads=4, ffn=1024)
+    students, args.precision = args.precision, "float32"
     teacher = taught(args, "teacher", first, args.teacher_epochs, args.teacher_lr)
+    args.precision = students
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         "teacher": {"base": [teacher.record.student.metrics]}
     }
@@ -173,7 +175,7 @@ def main() -> None:
     parser.add_argument("--teacher-lr", type=float, default=1e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--evaluations", type=int, default=4)
-    parser.add_argument("--precision", choices=("bf16", "float32"), default="float32")
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     args = parser.parse_args()
     args.pairs = rows(args)
     found = run_all(args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+WRITTEN = {"bleu": "BLEU", "chrf": "chrF"}  # names with capitals of their own
 OF_HUNDRED = ("bleu", "chrf")  # metrics from 0 to 100
 
 
@@ -14,3 +15,8 @@ def points(value: float, metric: str, digits: int = 1) -> str:
 
 def unit(metric: str) -> str:
     return "nats a token" if metric == "log_likelihood" else "points"
+
+
+def spoken(metric: str) -> str:
+    """A metric's name inside a sentence."""
+    return WRITTEN.get(metric, metric.replace("_", "-"))

@@ -29,6 +29,7 @@ from stillhouse.numerics.sequences import sentence_bleu
 from stillhouse.tasks.base import Data, Task
 
 SHOWN = 30
+SEEN = 0.05  # points of BLEU or chrF: less is no difference, however sure
 
 
 def summary(splits: Splits | None, corpus: Corpus | None, labels: list[str]) -> DataSummary:
@@ -208,6 +209,8 @@ def gain_of(
         groups=groups_of(data),
     )
     gain = Gain(value=found.value, interval=found.interval, p_value=found.p_value)
+    if task.judges_texts and abs(found.value) < SEEN:
+        return gain, "no difference"
     return gain, stats.verdict(found)
 
 

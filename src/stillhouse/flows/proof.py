@@ -19,7 +19,7 @@ from stillhouse.core.results import (
     Verdict,
 )
 from stillhouse.core.terms import TermConfig
-from stillhouse.core.units import points, unit
+from stillhouse.core.units import points, spoken, unit
 from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
@@ -46,9 +46,9 @@ def sentence(
 ) -> str:
     """The result in words, for people in a hurry."""
     kept = (
-        f"keeps {100 * student.retention:.1f} % of the teacher's {task.metric}"
+        f"keeps {100 * student.retention:.1f} % of the teacher's {spoken(task.metric)}"
         if student.retention and student.retention > 0 and student.score >= 0
-        else (f"scores {student.score:.3f} in {task.metric.replace('_', '-')}")
+        else (f"scores {student.score:.3f} in {spoken(task.metric)}")
     )
     if student.latency_ms and teacher.latency_ms:
         kept += f" at {teacher.latency_ms / student.latency_ms:.1f} times its speed"
@@ -161,7 +161,6 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     seconds = done.trained.seconds
     low, high = model.interval
     rows = "rows" if gold.corpus is None else "blocks of text"
-    name = task.metric.replace("_", "-")
     return Record(
         flow="finetune",
         task=task.name,
@@ -172,7 +171,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         baseline=None,
         gain=None,
         verdict=None,
-        sentence=f"{name} {model.score:.3f} on {len(done.reported):,} {rows} "
+        sentence=f"{spoken(task.metric)} {model.score:.3f} on {len(done.reported):,} {rows} "
         f"(95 % interval {low:.3f} to {high:.3f}).",
         timing=Timing(
             teacher_s=0.0,

@@ -172,8 +172,9 @@ class Writing:
                 raise UsageError(
                     "label.tokens sparse keeps one teacher's answers: leave teachers out"
                 )
-            kept = sparse_source(setup, config, data, self.progress)
-            self.distributions[config.name] = kept
+            if config.name not in self.distributions:
+                self.distributions[config.name] = sparse_source(setup, config, data, self.progress)
+            kept = self.distributions[config.name]
             return lambda seed: Own(kept.source)
         several = Several(setup, config, pool) if setup.config.teachers else None
         if several is not None:

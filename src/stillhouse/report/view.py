@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record, TrainedResult
+from stillhouse.core.units import WRITTEN
 from stillhouse.report import format as fmt
 
 EXPORT_NAMES = {"onnx": "ONNX", "onnx-int8": "ONNX int8"}
@@ -118,6 +119,11 @@ def metric_name(name: str) -> str:
     return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
 
 
+def lowered(metric: str) -> str:
+    """A metric's name inside a sentence."""
+    return WRITTEN.get(metric) or metric_name(metric).lower()
+
+
 def _row_name(metric: str) -> str:
     return metric_name(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else "")
 
@@ -209,7 +215,7 @@ COSTS: Sequence[tuple[str, Callable[[Model], Cell]]] = (
 def headlines(record: Record) -> list[Headline]:
     """Three numbers: quality kept, size, speed; against the teacher where there is one."""
     student, teacher = record.student, record.teacher
-    metric = metric_name(record.metric).lower()
+    metric = lowered(record.metric)
     if teacher is None:
         detail = fmt.interval(student.interval, record.metric)
         quality = Headline(fmt.score(student.score, record.metric), metric, detail)
@@ -244,7 +250,7 @@ def _own_speed(model: Efficiency) -> Headline:
 
 
 def _kept(student: TrainedResult, teacher: ModelResult, metric: str) -> Headline:
-    name, own = metric_name(metric).lower(), fmt.score(student.score, metric)
+    name, own = lowered(metric), fmt.score(student.score, metric)
     detail = f"{own} against {fmt.score(teacher.score, metric)}"
     # A share of what is better the lower it is says nothing about what was kept.
     if student.retention is None or metric in LOWER_IS_BETTER:
