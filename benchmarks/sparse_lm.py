@@ -8,7 +8,7 @@ result     see docs/results.md, "Sparse distributions"
 The teacher is a GPT-2 of four layers, trained here with its tokenizer; the student has two of its
 half width. Every row trains the same student as long on the same blocks: on the text alone, on the
 teacher's whole distributions, and on what is kept of them in as many bytes. Angles are of the
-gradient with respect to head and hidden states against the dense one, on 4,096 tokens.
+gradient with respect to head and hidden states against the dense one, on the probe's 1,024 tokens.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from stillhouse.core.config import DistillConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import parse
 from stillhouse.flows.distill import distill
-from stillhouse.flows.methods import METHODS, method
+from stillhouse.flows.methods import METHODS, OF_TEXTS, method
 
 SMALL = {"steps": 2, "batch_size": 8, "precision": "float32", "evaluations": 1}
 
@@ -36,10 +36,7 @@ def settled(name: str, corpus: Path | None) -> dict[str, Any]:
     return values
 
 
-WRITING = [n for n in METHODS if n == "gkd" or n.startswith(("word-kd", "seq-"))]
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in WRITING])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OF_TEXTS])
 def test_every_method_trains_a_student(
     name: str, teacher: Path, reviews: Path, cache: Path, corpus: Path, tmp_path: Path
 ) -> None:

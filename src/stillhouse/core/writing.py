@@ -25,14 +25,14 @@ class WritingConfig(Config):
 
 class DecodeConfig(Config):
     """The teacher's texts to the training sources (Kim & Rush 2016). Stages with targets decoded
-    learn its best one; with targets closest the one of `best` that is closest to the gold text by
-    smoothed sentence BLEU: halving (theirs) or add_one (Marian's).
+    learn its best one; with targets closest the one of `best` (left out: of all beams') that is
+    closest to the gold text by smoothed sentence BLEU: halving (theirs) or add_one (Marian's).
 
     Left out are texts that are empty, repeat themselves, did not come to an end, or whose length
     is not within `ratio` times what the corpus's mean ratio lets expect."""
 
     beams: Positive = 5
-    best: Positive = 5
+    best: Positive | None = None
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
     max_tokens: Positive | None = None
     batch_tokens: Positive = 4096
@@ -41,8 +41,8 @@ class DecodeConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> DecodeConfig:
-        if self.best > self.beams:
-            raise ValueError(f"best {self.best} of {self.beams} beams: give as many beams")
+        if self.best is not None and self.best > self.beams:
+            raise ValueError(f"best {self.best} of {self.beams} beams: raise beams, or lower best")
         if self.ratio[0] >= self.ratio[1]:
             raise ValueError(f"ratio goes from the shorter to the longer, got {self.ratio}")
         return self

@@ -100,6 +100,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()
 
 
+def tokens_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`tokenizer_fingerprint`, with what else decides how rows with answers are cut: which tokens
+    begin, end and fill a text, and how conversations are shown."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    digest = hashlib.blake2b(tokenizer_fingerprint(tokenizer).encode(), digest_size=12)
+    digest.update(repr((ends, tokenizer.chat_template)).encode())
+    return digest.hexdigest()
+
+
 def _chunks(pool: Pool) -> Iterator[list[Example]]:
     rows = iter(pool)
     while chunk := list(islice(rows, CHUNK)):

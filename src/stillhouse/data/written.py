@@ -23,12 +23,12 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
 from stillhouse.data.chat import ASSISTANT, Turn, answered, turns_of
-from stillhouse.data.encoding import CHUNK, tokenizer_fingerprint
+from stillhouse.data.encoding import CHUNK, tokens_identity
 from stillhouse.data.sources import Pool
 
 Kind = Literal["seq2seq", "causal_lm"]
 Ids = list[int]
-FORMAT = 1
+FORMAT = 2
 
 
 class Ragged:
@@ -63,7 +63,8 @@ class _Writer:
 @dataclass(frozen=True)
 class Rules:
     """How rows become tokens. `source` and `target`: the most tokens of each; of a language model
-    `source` is of prompt and answer together."""
+    `source` is of prompt and answer together, `target` (at most half of it) what is kept free
+    for an answer."""
 
     kind: Kind
     source: int
@@ -100,7 +101,7 @@ def tokens_of(
     """
     held = pool.labels.tolist() if answers is None else list(answers)
     digest = hashlib.blake2b(repr((FORMAT, rules, held)).encode(), digest_size=12)
-    name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{digest.hexdigest()}"
+    name = f"{pool.fingerprint}-{tokens_identity(tokenizer)}-{digest.hexdigest()}"
     folder = store / name
     if (folder / "cut.npy").exists():
         progress(len(pool))
@@ -183,8 +184,16 @@ def _continued(
             )
             ids = before if answer is None else [*before, *said, end]
             scored = [0] * len(before) + [1] * (len(ids) - len(before))
-        most = rules.source
-        yield before[:most], ids[:most], scored[:most], len(ids) > most
+        yield _cut(before, ids, scored, rules)
+
+
+def _cut(before: Ids, ids: Ids, scored: Ids, rules: Rules) -> tuple[Ids, Ids, Ids, bool]:
+    """A prompt that is too long loses its beginning, so that there is room for an answer."""
+    room = min(rules.target, rules.source // 2)
+    over = max(0, min(len(before) - (rules.source - room), len(ids) - rules.source))
+    long = len(before) > rules.source - room or len(ids) > rules.source
+    kept = slice(over, over + rules.source)
+    return before[-(rules.source - room) :], ids[kept], scored[kept], long
 
 
 def beginning(tokenizer: Any) -> Ids:
@@ -198,7 +207,10 @@ def conversation(turns: list[Turn], answer: str | None, tokenizer: Any) -> tuple
     included. Raises DataError without a chat template, or for one that shows a turn differently
     once others follow."""
     if not tokenizer.chat_template:
-        raise DataError("the rows are conversations, and the tokenizer has no chat template")
+        raise DataError(
+            "the rows are conversations, and the tokenizer has no chat template: set its "
+            "chat_template and save it, or take a model that has one"
+        )
     prompt = _shown(tokenizer, turns, asking=True)
     said = turns if answer is None else answered(turns, answer)
     text = _shown(tokenizer, said, asking=False) if answer is not None else prompt

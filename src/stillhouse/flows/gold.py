@@ -26,6 +26,7 @@ from stillhouse.flows.common import (
 )
 from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.writers import (
+    check_named,
     corpus_for,
     is_running_text,
     splits_of,
@@ -182,6 +183,7 @@ def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None =
         task: Task = MaskedLM(tokenizer, width=model.config.vocab_size)
         found = Gold(config, task, tokenizer, None, corpus)
     else:
+        check_named(config.task, config.model)
         splits = load(config.data, store / "rows")
         pools = [splits.labelled, splits.held_out, splits.reported]
         task = gold_task(pools, asked=config.task, metric=metric)

@@ -127,6 +127,8 @@ METHODS: dict[str, Callable[[str | None], Values]] = {
     "gkd": _gkd,
 }
 
+OF_TEXTS = tuple(n for n in METHODS if n == "gkd" or n.startswith(("word-kd", "seq-")))
+
 
 def method(name: str, corpus: str | None = None) -> Values:
     """The settings a method's name stands for. `corpus`: running text for the methods that begin

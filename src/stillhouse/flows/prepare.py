@@ -29,6 +29,8 @@ from stillhouse.flows.common import (
 from stillhouse.flows.objectives import build_objective
 from stillhouse.flows.setup import Make, Setup, alike
 from stillhouse.flows.writers import (
+    check_named,
+    check_starts,
     check_teaching,
     corpus_for,
     is_running_text,
@@ -53,6 +55,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         return _on_text(config, progress)
     if config.task in WRITING:
         return _writers(config, progress)
+    check_named(config.task, config.teacher)
     store, trust = store_root(config.cache), config.trust_remote_code
     splits = load(config.data, store / "rows")
     labelled = [splits.labelled, splits.held_out, splits.reported]
@@ -131,7 +134,9 @@ def _writers(config: DistillConfig, progress: Progress) -> Setup:
     tokenizers = [(config.teacher, theirs)]
     tokenizers += [(name, load_tokenizer(name, trust_remote_code=trust)) for name in others]
     check_teaching(config, mine, tokenizers, probe)
-    width = width_of(mine, make(config.proof.seeds[0]))
+    student = make(config.proof.seeds[0])
+    check_starts(config, student, [teacher, *others.values()])
+    width = width_of(mine, student)
     task = writing_task(kind, config.proof.metric, config.writing, width=width, texts=texts)
     corpus = None
     if splits is None:

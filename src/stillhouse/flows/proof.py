@@ -128,13 +128,21 @@ def distillation_record(
         disagreements=disagreements(
             outcome, task, teacher_answers, task.predictions(outcome.best.scores_NK, reported)
         ),
-        warnings=[*outcome.notes, *_run_warnings(outcome.students)],
+        warnings=[
+            *outcome.notes,
+            *(outcome.writing.doubts if outcome.writing else []),
+            *_run_warnings(outcome.students),
+        ],
         temperature=soft.temperature.start if soft else None,
         stages=stages,
         ablations=ablations,
         similarity=alike,
         diagnosis=diagnosis(stages, ablations, alike, verdict),
-        **({} if outcome.writing is None else outcome.writing.results(outcome.student)),
+        **(
+            {}
+            if outcome.writing is None
+            else outcome.writing.results(outcome.student, outcome.students)
+        ),
         signatures=signatures() if task.judges_texts else {},
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.writing import DecodeConfig
-from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
+from stillhouse.data.encoding import pad_id, tokens_identity
 from stillhouse.data.rows import content_key
 from stillhouse.data.sources import Pool
 from stillhouse.flows.setup import Setup
@@ -39,7 +39,7 @@ def searching(config: DecodeConfig) -> Decoding:
     """How the teacher's texts are looked for."""
     return Decoding(
         beams=config.beams,
-        best=config.best,
+        best=config.best or config.beams,
         length_penalty=config.length_penalty,
         max_tokens=config.max_tokens,
         relative_max=None if config.max_tokens else (2.0, 10.0),
@@ -104,7 +104,8 @@ def _decoded(
     how = searching(config)
     identity: dict[str, object] = {
         "teacher": fingerprint(setup.teacher),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": tokens_identity(tokenizer),
+        "words": repr(vocabulary(setup.teacher, pad_id=pad_id(tokenizer), choices=theirs.width)),
         "max_length": setup.teacher_length,
         "separator": setup.config.data.separator,
         "search": how.model_dump(mode="json", exclude={"max_batch_tokens"}),

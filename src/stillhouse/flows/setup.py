@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stillhouse.core.config import WRITING, DistillConfig
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.documents import file_digest, text_files
-from stillhouse.data.encoding import tokenizer_fingerprint
+from stillhouse.data.encoding import tokenizer_fingerprint, tokens_identity
 from stillhouse.data.sources import Splits
 from stillhouse.data.tokens import same_tokens
 from stillhouse.models.load import fingerprint, folder_fingerprint, resolve
@@ -62,7 +62,9 @@ class Setup:
     @property
     def same_tokens(self) -> bool:
         if self.writes and self.length == self.teacher_length:
-            return same_tokens(self.tokenizer, self.teacher_tokenizer, []) is None
+            shown = (self.tokenizer.chat_template, self.teacher_tokenizer.chat_template)
+            alike_ids = same_tokens(self.tokenizer, self.teacher_tokenizer, []) is None
+            return alike_ids and shown[0] == shown[1]
         return alike(self.tokenizer, self.teacher_tokenizer) and self.length == self.teacher_length
 
     @property
@@ -76,9 +78,10 @@ class Setup:
         """Fingerprints of what the config names by path."""
         source = self.splits or self.corpus
         assert source is not None
+        named_tokens = tokens_identity if self.writes else tokenizer_fingerprint
         found = {
             "teacher": fingerprint(self.teacher),
-            "teacher's tokenizer": tokenizer_fingerprint(self.teacher_tokenizer),
+            "teacher's tokenizer": named_tokens(self.teacher_tokenizer),
             "data": source.fingerprint,
         }
         if named := self.config.student.model or self.config.student.source:

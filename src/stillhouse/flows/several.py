@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from stillhouse.core.types import Predictions
 from stillhouse.data.sources import Pool
 from stillhouse.evaluation.evaluate import predict
 from stillhouse.flows.setup import Setup
-from stillhouse.flows.stages import Own
+from stillhouse.flows.stages import Own, Trained
 from stillhouse.signals.ensemble import Mean, OneAtRandom, agreement
 from stillhouse.signals.routing import Gated, Routed
 from stillhouse.signals.teacher import LiveTeacher
@@ -41,12 +41,19 @@ def live(setup: Setup, model: PreTrainedModel) -> LiveTeacher:
 
 @dataclass
 class Several:
-    """A stage's teachers. `switched`: by seed, the groups whose teachers were off at the end."""
+    """A stage's teachers."""
 
     setup: Setup
     config: StageConfig
     pool: Pool | None
-    gates: dict[int, Threshold] = field(default_factory=dict)
+
+    @property
+    def untaught(self) -> int:
+        """How many rows no teacher answers."""
+        if self.pool is None or self.setup.config.combine != "route":
+            return 0
+        named = {each.group for each in self.setup.config.teachers}
+        return sum(group not in named for group in self.pool.groups)
 
     @property
     def sources(self) -> list[LiveTeacher]:
@@ -79,7 +86,13 @@ class Several:
     def _temperature(self) -> float:
         soft = [term for term in self.config.objective if term.kind == "soft"]
         heats = {term.temperature.start for term in soft}  # pyright: ignore
-        return heats.pop() if len(heats) == 1 else 1.0
+        moving = any(term.temperature.shape != "constant" for term in soft)  # pyright: ignore
+        if len(heats) > 1 or moving:
+            raise UsageError(
+                "the mean of several teachers is taken at one temperature, and the soft terms have "
+                "several: combine random, or give them one"
+            )
+        return heats.pop() if heats else 1.0
 
     def _gated(self, seed: int, routed: Routed, writing: Any) -> Own:
         """Tan et al. 2019: a teacher is off once the student is better by a margin."""
@@ -89,21 +102,26 @@ class Several:
         splits = self.setup.rows
         held_out = writing.rows(splits.held_out, "held-out rows")
         groups = splits.held_out.groups
+        lacking = sorted(self._by_group.keys() - {*groups})
+        if lacking:
+            raise UsageError(
+                f"no held-out row is of group {', '.join(lacking)}, so whether its teacher was "
+                "passed can't be seen: hold out more rows, or leave passing out"
+            )
         scores_of_teachers = {
             group: by_group(self.setup.task, held_out, groups)(source.model)[group]
             for group, source in self._by_group.items()
         }
         rule, margin = config.passing.rule, config.passing.margin
         threshold = Threshold(scores_of_teachers, margin=margin, rule=rule)
-        self.gates[seed] = threshold
         scores = by_group(self.setup.task, held_out, groups)
         steps = writing.steps(self.config, self.pool, seed)
         every = max(1, steps // self.config.training.evaluations)
         gate = Gated(routed, threshold, pool.groups, seed=seed, width=self.setup.task.width)
         return Own(gate, (passing(threshold, scores, every=every),), {"teachers": threshold})
 
-    def result(self, held_out: Data) -> TeachersResult:
-        """How far the teachers agree on held-out rows, and which were passed."""
+    def result(self, held_out: Data, runs: Sequence[Trained]) -> TeachersResult:
+        """How far the teachers agree on held-out rows, and which the students passed."""
         given = self.setup.config.teachers
         names = [f"{Path(each.model).name} ({i + 1})" for i, each in enumerate(given)]
         rows = np.arange(min(COMPARED, len(held_out)))
@@ -124,10 +142,16 @@ class Several:
             ],
             disagreement=found["disagreement"],
             passed={
-                str(seed): [group for group in self._by_group if gate.weight(group) == 0]
-                for seed, gate in self.gates.items()
+                str(run.seed): [group for group, on in _weights(run).items() if not on]
+                for run in runs
+                if _weights(run)
             },
         )
+
+
+def _weights(run: Trained) -> dict[str, float]:
+    """How far each group's teacher was on when a training ended; empty where none is switched."""
+    return run.fits[-1].kept.get("teachers", {}).get("weights", {})
 
 
 def by_group(

@@ -17,6 +17,7 @@ from stillhouse.core.seeding import generator
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Estimator, Sparse
 from stillhouse.flows.setup import Setup
+from stillhouse.flows.writers import start_of
 from stillhouse.models.forward import run, training_mode
 from stillhouse.models.load import fingerprint
 from stillhouse.numerics.divergences import soften
@@ -80,7 +81,10 @@ def sparse_source(
     Raises UsageError for terms that sparse answers can't feed, RunError for another's cache."""
     label, temperature = setup.config.label, _temperature(config)
     if not setup.same_tokens:
-        raise UsageError("label.tokens sparse needs a student with its teacher's tokenizer")
+        raise UsageError(
+            "label.tokens sparse needs a student that cuts texts as its teacher does: the same "
+            "tokenizer, chat template and number of positions"
+        )
     if label.estimator in ("sampled", "renormalised") and not _linear(config):
         raise UsageError(
             f"estimator {label.estimator} is for forward_kl, and stage {config.name} has another "
@@ -90,7 +94,11 @@ def sparse_source(
         raise UsageError("what the student writes is in no cache: leave label.tokens at live")
     cache = DistributionCache(
         setup.store,
-        {"teacher": fingerprint(setup.teacher), "precision": label.precision},
+        {
+            "teacher": fingerprint(setup.teacher),
+            "precision": label.precision,
+            "start": start_of(setup.teacher),
+        },
         choices=setup.task.width,
         top=label.top,
         drawn=label.drawn,
@@ -115,7 +123,10 @@ def sparse_source(
     progress.note(f"cached distributions agree with the live teacher within {worst:.4f}")
     student = setup.make(setup.config.proof.seeds[0])
     before = _probe(live, cache, data, rows, student, setup.task.width)
-    chosen, why = choose_estimator(before)
+    sizes = data.scored_counts(np.arange(len(data)))
+    training = config.training
+    step = max(1, round(float(sizes.mean()) * training.batch_size * training.accumulation))
+    chosen, why = choose_estimator(before, tokens_per_step=step)
     estimator = chosen if label.estimator == "auto" else label.estimator
     if label.estimator == "auto" and not _linear(config):
         estimator, why = "tail", "estimator 'tail': the objective's divergence is no forward_kl"

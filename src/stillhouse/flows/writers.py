@@ -21,7 +21,7 @@ from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
 from stillhouse.data.written import Kind, Rules, tokens_of
-from stillhouse.flows.common import corpus_of, load_answering, max_tokens
+from stillhouse.flows.common import corpus_of, kind_of, load_answering, max_tokens
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
 from stillhouse.models.load import load_tokenizer
@@ -35,6 +35,13 @@ def is_running_text(data: DataConfig) -> bool:
     """Whether a language model's data are text to go on with, rather than prompts with answers."""
     path = Path(data.path)
     return path.suffix.lower() == ".txt" or (path / "train.txt").is_file()
+
+
+def check_named(task: str, model: str) -> None:
+    """Raises UsageError for a model that writes where its task wasn't asked for."""
+    kind = kind_of(model) if task == "auto" else task
+    if task == "auto" and kind in WRITING:
+        raise UsageError(f"{model} is a model that writes: say so with --task {kind}")
 
 
 def writing_task(
@@ -83,6 +90,22 @@ def check_teaching(
         difference = same_tokens(mine, theirs, probe)
         if difference is not None:
             raise UsageError(f"{word_level_refusal(difference)} (its teacher is {name})")
+
+
+def check_starts(
+    config: DistillConfig, student: PreTrainedModel, teachers: list[PreTrainedModel]
+) -> None:
+    """Raises UsageError where a stage compares token by token, and a teacher's targets begin with
+    another token than the student's: it would be asked about texts it has never seen begin so."""
+    if not any(_by_token(stage) for stage in config.plan):
+        return
+    for teacher in teachers:
+        if start_of(student) != start_of(teacher):
+            raise UsageError(
+                f"the student's targets begin with id {start_of(student)}, its teacher's with "
+                f"{start_of(teacher)} (decoder_start_token_id): make them the same, or distil at "
+                "sequence level (--method seq-kd)"
+            )
 
 
 def _check_stage(stage: StageConfig) -> None:

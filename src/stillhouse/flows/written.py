@@ -18,7 +18,7 @@ from stillhouse.flows.sequence import Decoded, decoded
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.several import Several, live
 from stillhouse.flows.sparse import Distributions, sparse_source
-from stillhouse.flows.stages import Own, Stage, score_on
+from stillhouse.flows.stages import Own, Stage, Trained, score_on
 from stillhouse.flows.writers import own_texts, start_of, written_data
 from stillhouse.signals.teacher import LiveTeacher
 from stillhouse.tasks.base import Data
@@ -107,6 +107,11 @@ class Writing:
         """A stage, ready to run; `pool`: its rows, where the run is not on running text."""
         setup = self.setup
         data, described = self._data(config, pool)
+        if not config.on_policy and not len(data.gold_N):
+            raise UsageError(
+                f"stage {config.name} has no text to learn: its rows have no answers; let the "
+                "teacher write them (targets: decoded)"
+            )
         held_out = self.held_out
         scored = len(held_out) > 0
         by_seed = self._by_seed(config, objective, data, pool)
@@ -178,7 +183,12 @@ class Writing:
             return lambda seed: Own(kept.source)
         several = Several(setup, config, pool) if setup.config.teachers else None
         if several is not None:
-            self.several[config.name] = several
+            self.several.setdefault(config.name, several)
+            if untaught := several.untaught:
+                self.progress.note(
+                    f"{untaught:,} rows of stage {config.name} are of groups without a teacher: "
+                    "they have their gold answers only"
+                )
 
         def own(seed: int) -> Own:
             made = Own(self._live()) if several is None else several.own(seed, self)
@@ -194,13 +204,23 @@ class Writing:
     def _live(self) -> LiveTeacher:
         return live(self.setup, self.setup.teacher)
 
-    def results(self, student: nn.Module) -> dict[str, Any]:
+    @property
+    def doubts(self) -> list[str]:
+        """What a reader should know of the teacher's texts."""
+        return [
+            f"stage {name} learned only {found.texts_left:,} of the teacher's "
+            f"{len(found.texts):,} texts: is the teacher trained for this task?"
+            for (name, _), found in self.learnt.items()
+            if found.texts_left < len(found.texts) / 2
+        ]
+
+    def results(self, student: nn.Module, runs: Sequence[Trained]) -> dict[str, Any]:
         """What the record says of the teachers' answers."""
         kept = next(iter(self.distributions.values()), None)
         several = next(iter(self.several.values()), None)
         return {
             "distributions": kept and kept.result(student, self.setup.task.width),
-            "teachers": several and several.result(self.held_out),
+            "teachers": several and several.result(self.held_out, runs),
             "decoded": [
                 DecodedResult(
                     stage=name, targets=targets, texts=found.texts_left, dropped=found.dropped

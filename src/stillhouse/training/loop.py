@@ -51,7 +51,8 @@ class Kept(Protocol):
 @dataclass
 class FitResult:
     """A finished training. `score` is the held-out one of the weights that were kept, which are
-    those of `best_step`; `peak` is the best there was, at `peak_step`."""
+    those of `best_step`; `peak` is the best there was, at `peak_step`. `kept`: the last states of
+    what a checkpoint held besides."""
 
     steps: int
     best_step: int
@@ -61,6 +62,7 @@ class FitResult:
     warnings: list[str] = field(default_factory=list)
     peak: float | None = None
     peak_step: int | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -365,6 +367,7 @@ class _Run:
             warnings=list(at.warnings),
             peak=at.best_score,
             peak_step=None if at.best_score is None else at.best_step,
+            kept={name: part.state() for name, part in self.kept.items()},
         )
 
 
