@@ -6,7 +6,8 @@ result     see docs/results.md, "Decoding"
 
 A Marian model of random weights; sources of 5 to 40 tokens, most of them short, as captions are. An
 end token grows likely once a text is about as long as its source, whoever searches, so that texts
-get the lengths of translations. The same beam and the same rule for stopping; what is found is
+get the lengths of translations. The same beam and setting of early stopping, though `generate` has one
+limit of length for a batch and ours one for each text; what is found is
 compared. In turns; medians. CPU seconds are of the process, and tell less of what else runs there.
 """
 

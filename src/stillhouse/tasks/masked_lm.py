@@ -23,6 +23,7 @@ from stillhouse.data.corpus import Blocks
 from stillhouse.data.masking import choose, corrupt
 from stillhouse.numerics import metrics
 from stillhouse.tasks.base import Data
+from stillhouse.tasks.written import ranges
 
 
 class MaskedBlocks:
@@ -89,9 +90,7 @@ class MaskedBlocks:
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where in `gold_N` the scored rows of `batch(rows)` stand, in its order."""
-        starts = self._gold[1]
-        ranges = [np.arange(int(starts[row]), int(starts[row + 1])) for row in rows]
-        return np.concatenate([np.empty(0, np.int64), *ranges])
+        return ranges(self._gold[1], rows)
 
     @cached_property
     def _gold(self) -> tuple[np.ndarray, np.ndarray]:
