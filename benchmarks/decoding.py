@@ -6,9 +6,9 @@ result     see docs/results.md, "Decoding"
 
 A Marian model of random weights; sources of 5 to 40 tokens, most of them short, as captions are. An
 end token grows likely once a text is about as long as its source, whoever searches, so that texts
-get the lengths of translations. The same beam and setting of early stopping, though `generate` has one
-limit of length for a batch and ours one for each text; what is found is
-compared. In turns; medians. CPU seconds are of the process, and tell less of what else runs there.
+get the lengths of translations. Beam and setting of early stopping are the same, but `generate` has
+one limit of length for a batch, ours one for each text; what is found is compared. In turns;
+medians. CPU seconds are of the process, and tell less of what else runs there.
 """
 
 from __future__ import annotations
