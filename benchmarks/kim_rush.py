@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from multi30k import Answers, answers, bleu_gain, ratio_gain, write_pairs
 
 import stillhouse as sh
 from stillhouse.core.console import Terminal
@@ -31,8 +32,8 @@ SIZES: dict[str, dict[str, int]] = {
 GOLD = [{"kind": "gold"}]
 WORD = [{"kind": "soft", "weight": 0.5}, {"kind": "gold", "weight": 0.5}]
 FIRST: dict[str, dict[str, Any]] = {  # rows that train from nothing
-    "word": {"objective": WORD},
     "seq": {"objective": GOLD, "targets": "decoded"},
+    "word": {"objective": WORD},
     "seq+word": {"objective": WORD, "targets": "decoded"},
 }
 THEN: dict[str, tuple[str, list[dict[str, Any]]]] = {  # rows that go on with a student of another
@@ -42,18 +43,6 @@ THEN: dict[str, tuple[str, list[dict[str, Any]]]] = {  # rows that go on with a 
     "seq+inter": ("seq", GOLD),
     "seq+word+inter": ("seq+word", WORD),
 }
-
-
-def rows(args: argparse.Namespace) -> Path:
-    """The pairs: the first `--rows` of train, dev and test_2016 as they are."""
-    folder = args.out / "pairs"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, source in (("train", "train"), ("dev", "dev"), ("test", "test_2016")):
-        lines = (args.data / "multi30k" / f"{source}.jsonl").read_text("utf-8").splitlines()
-        lines = lines[: args.rows or None] if name == "train" else lines
-        pairs = [json.dumps({k: json.loads(x)[k] for k in ("en", "de")}) for x in lines]
-        (folder / f"{name}.jsonl").write_text("\n".join(pairs) + "\n", encoding="utf-8")
-    return folder
 
 
 def training(args: argparse.Namespace, epochs: float, lr: float) -> dict[str, Any]:
@@ -122,8 +111,10 @@ def run_all(args: argparse.Namespace) -> dict[str, dict[str, list[dict[str, floa
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         "teacher": {"base": [teacher.record.student.metrics]}
     }
-    for size, shape in SIZES.items():
+    for size in args.sizes:
+        shape = SIZES[size]
         of_size: dict[str, list[dict[str, float]]] = {}
+        written: dict[str, list[Answers]] = {}
         for seed in range(args.seeds):
             model = start(args, size, seed, **shape)
             done = {"base": taught(args, f"{size}-base-{seed}", model, args.epochs, args.lr)}
@@ -142,9 +133,42 @@ def run_all(args: argparse.Namespace) -> dict[str, dict[str, list[dict[str, floa
                 done[row] = distilled(args, f"{size}-{row}-{seed}", folder, stage)
             for row, run in done.items():
                 of_size.setdefault(row, []).append(run.record.student.metrics)
+                folder = run.out / "student"
+                folder = folder if folder.exists() else run.out
+                seen = answers(folder, data(args), args.out / "cache")
+                written.setdefault(row, []).append(seen)
             found[size] = of_size
             write(args, found)
+        claims(args, size, written)
     return found
+
+
+def claims(args: argparse.Namespace, size: str, written: dict[str, list[Answers]]) -> None:
+    """Every row against the baseline, and the fine-tuned ones against one trained on as long."""
+    lines = [
+        "| row | against | beam BLEU | greedy less its beam | nats a gold token | p(mode), % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, mine in written.items():
+        for other in ("base", "base+more"):
+            if row == other or (other == "base+more" and "inter" not in row):
+                continue
+            theirs = written[other]
+            gains = (
+                bleu_gain([x.beam_ES for x in mine], [x.beam_ES for x in theirs]),
+                bleu_gain([x.greedy_ES for x in mine], [x.beam_ES for x in theirs]),
+                ratio_gain([x.nats_E2 for x in mine], [x.nats_E2 for x in theirs]),
+                ratio_gain(
+                    [x.mode_E2 * [100, 1] for x in mine], [x.mode_E2 * [100, 1] for x in theirs]
+                ),
+            )
+            cells = [
+                f"{gain['gain']:+.2f} ({gain['interval'][0]:+.2f} to {gain['interval'][1]:+.2f})"
+                for gain in gains
+            ]
+            lines.append(f"| {row} | {other} | {' | '.join(cells)} |")
+    (args.out / f"claims-{size}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    Terminal().note("\n".join([f"size {size}", *lines]))
 
 
 def write(args: argparse.Namespace, found: dict[str, dict[str, list[dict[str, float]]]]) -> None:
@@ -170,6 +194,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=8000, help="training pairs (0: all 29,000)")
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--vocabulary", type=int, default=4000)
     parser.add_argument("--teacher-epochs", type=float, default=12)
     parser.add_argument("--epochs", type=float, default=8)
@@ -183,7 +208,8 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=4)
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     args = parser.parse_args()
-    args.pairs = rows(args)
+    made = lambda row: [{"en": row["en"], "de": row["de"]}]  # noqa: E731
+    args.pairs = write_pairs(args.data, args.out / "pairs", made, args.rows)
     found = run_all(args)
     Terminal().note((args.out / "table.md").read_text(encoding="utf-8"))
     Terminal().note(f"{sum(map(len, found.values()))} rows in {args.out / 'table.json'}")

@@ -18,31 +18,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from multi30k import Answers, answers, bleu_gain, write_pairs
 
 import stillhouse as sh
 from stillhouse.core.console import Terminal
+from stillhouse.numerics.sequences import bleu_of
 
 LANGUAGES = ("de", "fr")
 STUDENT = {"width": 128, "layers": 2, "heads": 4, "ffn": 512}
 TEACHER = {"width": 256, "layers": 3, "heads": 4, "ffn": 1024}
 WORD = [{"kind": "soft", "weight": 0.5}, {"kind": "gold", "weight": 0.5}]
 
+BEFORE = {  # what a row is compared with
+    "joint": ("individual",),
+    "distilled": ("joint", "teachers"),
+    "threshold": ("joint", "distilled", "teachers"),
+}
+
 
 def rows(args: argparse.Namespace) -> None:
     """Pairs of each language, and of both."""
-    for name, source in (("train", "train"), ("dev", "dev"), ("test", "test_2016")):
-        lines = (args.data / "multi30k" / f"{source}.jsonl").read_text("utf-8").splitlines()
-        found = [json.loads(x) for x in (lines[: args.rows or None] if name == "train" else lines)]
-        for folder, languages in (*((x, (x,)) for x in LANGUAGES), ("both", LANGUAGES)):
-            pairs = [
-                json.dumps({"source": row[x], "target": row["en"], "language": x})
-                for row in found
-                for x in languages
-            ]
-            (args.out / "pairs" / folder).mkdir(parents=True, exist_ok=True)
-            path = args.out / "pairs" / folder / f"{name}.jsonl"
-            path.write_text("\n".join(pairs) + "\n", encoding="utf-8")
+    for name, languages in (*((x, (x,)) for x in LANGUAGES), ("both", LANGUAGES)):
+
+        def made(row: dict[str, str], of: tuple[str, ...] = languages) -> list[dict[str, str]]:
+            return [{"source": row[x], "target": row["en"], "language": x} for x in of]
+
+        write_pairs(args.data, args.out / "pairs" / name, made, args.rows)
 
 
 def data(args: argparse.Namespace, which: str) -> dict[str, Any]:
@@ -50,7 +51,13 @@ def data(args: argparse.Namespace, which: str) -> dict[str, Any]:
 
 
 def training(args: argparse.Namespace, epochs: float, lr: float) -> dict[str, Any]:
-    return {"epochs": epochs, "lr": lr, "batch_size": args.batch, "evaluations": args.evaluations}
+    return {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": args.batch,
+        "evaluations": args.evaluations,
+        "precision": args.precision,
+    }
 
 
 def start(args: argparse.Namespace, name: str, seed: int, shape: dict[str, int]) -> Path:
@@ -93,17 +100,31 @@ def distilled(args: argparse.Namespace, name: str, model: Path, **settings: Any)
     return out / "student"
 
 
-def scored(args: argparse.Namespace, model: Path, languages: tuple[str, ...]) -> dict[str, float]:
-    """BLEU with the beam on each language's test rows."""
-    cache = str(args.out / "cache")
-    return {x: sh.evaluate(model, data(args, x), cache=cache)["bleu"] for x in languages}
+def read(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Answers]:
+    """What a model of each language writes to its test rows."""
+    return {x: answers(model, data(args, x), args.out / "cache") for x, model in models.items()}
+
+
+def table(found: dict[str, list[dict[str, Answers]]]) -> dict[str, Any]:
+    """Of each row and language BLEU (the beam's), and gains with intervals over earlier rows."""
+    made: dict[str, Any] = {}
+    for row, seeds in found.items():
+        made[row] = {}
+        for x in LANGUAGES:
+            mine = [each[x].beam_ES for each in seeds]
+            of: dict[str, Any] = {"bleu": [bleu_of(beam_ES.sum(0)) for beam_ES in mine]}
+            for other in BEFORE.get(row, ()):
+                theirs = [each[x].beam_ES for each in found[other]]
+                of[f"over {other}"] = bleu_gain(mine, theirs)
+            made[row][x] = of
+    return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=8000, help="training rows a language (0: all)")
+    parser.add_argument("--rows", type=int, default=6000, help="training rows a language (0: all)")
     parser.add_argument("--vocabulary", type=int, default=4000)
     parser.add_argument("--teacher-epochs", type=float, default=10)
     parser.add_argument("--epochs", type=float, default=6)
@@ -112,33 +133,32 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--teacher-lr", type=float, default=1e-3)
     parser.add_argument("--evaluations", type=int, default=4)
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     args = parser.parse_args()
     rows(args)
-    found: dict[str, list[dict[str, float]]] = {"teachers": [{}]}
+    found: dict[str, list[dict[str, Answers]]] = {}
+    teachers: dict[str, Path] = {}
     for x in LANGUAGES:
         model = start(args, f"teacher-{x}", 1 + LANGUAGES.index(x), TEACHER)
         lessons = {"epochs": args.teacher_epochs, "lr": args.teacher_lr}
-        teacher = taught(args, f"teacher-{x}", model, x, **lessons)
-        found["teachers"][0] |= scored(args, teacher, (x,))
+        teachers[x] = taught(args, f"teacher-{x}", model, x, **lessons)
+    found["teachers"] = [read(args, teachers)] * args.seeds
     for seed in range(args.seeds):
         model = start(args, "student", seed, STUDENT)
         lessons = {"epochs": args.epochs, "lr": args.lr}
-        of: dict[str, dict[str, float]] = {"individual": {}}
-        for x in LANGUAGES:
-            alone = taught(args, f"individual-{x}-{seed}", model, x, **lessons)
-            of["individual"] |= scored(args, alone, (x,))
+        alone = {x: taught(args, f"individual-{x}-{seed}", model, x, **lessons) for x in LANGUAGES}
+        students = {"individual": alone}
         joint = taught(args, f"joint-{seed}", model, "both", **lessons)
-        of["joint"] = scored(args, joint, LANGUAGES)
-        both = {"distilled": {}, "threshold": {"passing": {"margin": 1.0}}}
-        for row, settings in both.items():
+        students["joint"] = dict.fromkeys(LANGUAGES, joint)
+        for row, settings in (("distilled", {}), ("threshold", {"passing": {"margin": 1.0}})):
             student = distilled(args, f"{row}-{seed}", model, **settings)
-            of[row] = scored(args, student, LANGUAGES)
-        for row, scores in of.items():
-            found.setdefault(row, []).append(scores)
-        (args.out / "table.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    for row, seeds in found.items():
-        means = {x: round(float(np.mean([each[x] for each in seeds])), 2) for x in LANGUAGES}
-        Terminal().note(f"{row}: {means}")
+            students[row] = dict.fromkeys(LANGUAGES, student)
+        for row, models in students.items():
+            found.setdefault(row, []).append(read(args, models))
+    made = table(found)
+    (args.out / "table.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
+    for row, of in made.items():
+        Terminal().note(f"{row}: {json.dumps(of)}")
 
 
 if __name__ == "__main__":

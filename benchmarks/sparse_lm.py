@@ -1,34 +1,44 @@
 """A language model on WikiText-2 from what is kept of its teacher's distributions.
 
 command    python benchmarks/sparse_lm.py --data $STILLHOUSE_DATA --out lm
-           the full table: --blocks 0 --epochs 6 --teacher-epochs 8 --seeds 3
+           the full table: --blocks 0 --teacher-blocks 0 --epochs 6 --teacher-epochs 8 --seeds 3
 hardware   two CPU cores; see docs/results.md for the time it took
 result     see docs/results.md, "Sparse distributions"
 
 The teacher is a GPT-2 of four layers, trained here with its tokenizer; the student has two of its
 half width. Every row trains the same student as long on the same blocks: on the text alone, on the
-teacher's whole distributions, and on what is kept of them in as many bytes. Angles are of the
-gradient with respect to head and hidden states against the dense one, on the probe's 1,024 tokens.
+teacher's whole distributions, and on what is kept of them. Angles are between the gradients of all
+the student's parameters, those of the whole distributions and those of what is kept (packed and
+unpacked), on 4,096 tokens of training text: for the student as it starts, and trained on the whole.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stillhouse as sh
 from stillhouse.core.console import Terminal
+from stillhouse.numerics.packing import decode, encode, position_bytes
+from stillhouse.numerics.sparse import choose, divergence
 
 SOFT = [{"kind": "soft"}]
+ANGLE_TOKENS = 4096
+LENGTH = 128
 ROWS: dict[str, dict[str, Any]] = {
     "dense": {},
     "top-12 renormalised": {"top": 12, "drawn": 0, "estimator": "renormalised"},
     "top-12 + tail": {"top": 12, "drawn": 0, "estimator": "tail"},
-    "top-6 + 24 drawn": {"top": 6, "drawn": 24, "estimator": "sampled"},
+    "top-17 + tail": {"top": 17, "drawn": 0, "estimator": "tail"},
+    "25 drawn": {"top": 0, "drawn": 25, "estimator": "sampled"},
     "40 drawn": {"top": 0, "drawn": 40, "estimator": "sampled"},
 }
 
@@ -56,7 +66,7 @@ def training(args: argparse.Namespace, epochs: float, lr: float) -> dict[str, An
 
 
 def blocks(args: argparse.Namespace, count: int) -> dict[str, Any]:
-    return {"path": str(args.text), "max_length": 128, "labelled_rows": count or None}
+    return {"path": str(args.text), "max_length": LENGTH, "labelled_rows": count or None}
 
 
 def new(args: argparse.Namespace, name: str, seed: int, **shape: Any) -> Path:
@@ -98,11 +108,57 @@ def distilled(args: argparse.Namespace, row: str, seed: int, model: Path) -> sh.
     )
 
 
+def angles(args: argparse.Namespace, student: Path) -> dict[str, float]:
+    """Degrees between each sparse row's gradient and the dense one."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    teacher, mine = (
+        AutoModelForCausalLM.from_pretrained(x).eval() for x in (args.out / "runs/teacher", student)
+    )
+    blocks = -(-ANGLE_TOKENS // (LENGTH - 1))
+    words = (args.text / "train.txt").read_text(encoding="utf-8")[: 16 * blocks * LENGTH]
+    ids = tokenizer(words, return_tensors="pt").input_ids[0, : blocks * LENGTH].view(blocks, LENGTH)
+    with torch.no_grad():
+        logp_NK = scores(teacher, ids).log_softmax(-1)
+
+    def gradient(loss_N: Tensor) -> Tensor:
+        parts = torch.autograd.grad(loss_N.mean(), list(mine.parameters()))
+        return torch.cat([part.flatten() for part in parts]).double()
+
+    student_NK = scores(mine, ids).log_softmax(-1)
+    dense = gradient((logp_NK.exp() * (logp_NK - student_NK)).sum(-1))
+    found: dict[str, float] = {}
+    for row, settings in ROWS.items():
+        if not settings:
+            continue
+        top, drawn, K = settings["top"], settings["drawn"], logp_NK.shape[1]
+        kept = choose(logp_NK, torch.rand(len(logp_NK), 1), top=top, drawn=drawn)
+        packed_NY = encode(*(x.numpy() for x in kept), choices=K)
+        assert packed_NY.shape[1] == position_bytes(K, top, drawn)
+        read = map(torch.as_tensor, decode(packed_NY, choices=K, top=top, drawn=drawn))
+        estimated = divergence(
+            "forward_kl",
+            scores(mine, ids),
+            *read,
+            estimator=settings["estimator"],
+            temperature=1.0,
+        )
+        cosine = torch.cosine_similarity(gradient(estimated), dense, dim=0)
+        found[row] = math.degrees(math.acos(min(1.0, float(cosine))))
+    return found
+
+
+def scores(model: Any, ids_BL: Tensor) -> Tensor:
+    """Of every token but each block's first, (ANGLE_TOKENS, K)."""
+    return model(input_ids=ids_BL).logits[:, :-1].flatten(0, 1)[:ANGLE_TOKENS].float()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--blocks", type=int, default=4000, help="training blocks (0: all)")
+    parser.add_argument("--blocks", type=int, default=3000, help="training blocks (0: all)")
+    parser.add_argument("--teacher-blocks", type=int, default=6000, help="the teacher's (0: all)")
     parser.add_argument("--lines", type=int, default=600, help="of valid and of test")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--teacher-epochs", type=float, default=3)
@@ -110,12 +166,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--precision", choices=("bf16", "float32"), default="float32")
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     args = parser.parse_args()
     args.text = text(args)
     first = new(args, "teacher", 0, width=256, layers=4, heads=4)
     lessons = training(args, args.teacher_epochs, 1e-3)
-    teacher = finetuned(args, "teacher", first, 0, training=lessons)
+    teacher = finetuned(args, "teacher", first, args.teacher_blocks, training=lessons)
     found: dict[str, list[dict[str, Any]]] = {"teacher": [of(teacher)]}
     for seed in range(args.seeds):
         model = new(args, "student", seed, width=128, layers=2, heads=4)
@@ -123,8 +179,10 @@ def main() -> None:
         runs = {"text alone": finetuned(args, f"alone-{seed}", model, args.blocks, training=alone)}
         for row in ROWS:
             runs[row] = distilled(args, row, seed, model)
+        near = angles(args, model), angles(args, runs["dense"].out / "student")
         for row, run in runs.items():
-            found.setdefault(row, []).append(of(run))
+            degrees = {"angle_start": near[0].get(row), "angle_trained": near[1].get(row)}
+            found.setdefault(row, []).append(of(run) | (degrees if ROWS.get(row) else {}))
         (args.out / "table.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     for row, seeds in found.items():
         loss = np.mean([each["loss"] for each in seeds])

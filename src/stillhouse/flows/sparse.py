@@ -29,7 +29,8 @@ from stillhouse.signals.distributions import (
 from stillhouse.signals.probe import Probe, choose_estimator, measure
 from stillhouse.signals.teacher import LiveTeacher
 
-TOKENS = 1024  # of a probe batch
+TOKENS = 4096  # of a probe batch, or fewer
+PROBED = 1 << 28  # scores of a probe batch at most: 1 GiB
 RELATIVE = 0.06  # how far a kept probability may be from a live one, relative to it: 8 bits' worth
 ABSOLUTE = {"bf16": 0.05, "float32": 2e-3}
 
@@ -117,7 +118,7 @@ def sparse_source(
             keep_distributions(live, cache, label, counts=data.scored_counts, progress=advance)
     else:
         progress.note(f"the teacher has answered all {len(data):,} texts before")
-    rows = _probed(data)
+    rows = _probed(data, _tokens(setup.task.width))
     allowed = ABSOLUTE[label.precision]
     worst = _compare(_asked(setup, data, "float32"), cache, data, rows, allowed)
     progress.note(f"cached distributions agree with the live teacher within {worst:.4f}")
@@ -164,11 +165,15 @@ def _asked(setup: Setup, data: Any, precision: str) -> LiveTeacher:
     )
 
 
-def _probed(data: Any) -> np.ndarray:
-    """Examples, drawn at random, that have about TOKENS scored tokens together."""
+def _tokens(width: int) -> int:
+    return max(2, min(TOKENS, PROBED // width))
+
+
+def _probed(data: Any, tokens: int) -> np.ndarray:
+    """Examples, drawn at random, that have about so many scored tokens together."""
     order = generator(0, "probe").permutation(len(data))
     ends = np.cumsum(data.scored_counts(order))
-    return np.sort(order[: int(np.searchsorted(ends, TOKENS)) + 1])
+    return np.sort(order[: int(np.searchsorted(ends, tokens)) + 1])
 
 
 def _pieces(data: Any, rows: np.ndarray) -> list[np.ndarray]:
@@ -224,10 +229,11 @@ def _probe(
             head = found.head
             states.append(found.hidden_NH)
     assert head is not None
+    tokens = _tokens(width)
     return measure(
-        torch.cat(theirs)[:TOKENS],
-        Factored(torch.cat(states)[:TOKENS], head),
-        _joined(kept).part(slice(0, TOKENS)),
+        torch.cat(theirs)[:tokens],
+        Factored(torch.cat(states)[:tokens], head),
+        _joined(kept).part(slice(0, tokens)),
         bytes_per_token=float(cache.token_bytes),
     )
 

@@ -21,11 +21,12 @@ from stillhouse.models.weights import Masks
 from stillhouse.tasks.base import Data, Task
 from stillhouse.training import checkpoint
 from stillhouse.training.callbacks import advancing
-from stillhouse.training.loop import FitResult, Kept, fit
+from stillhouse.training.loop import FitResult, fit
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.objective import Objective
 from stillhouse.training.on_policy import Rewrite
 from stillhouse.training.order import steps_per_epoch
+from stillhouse.training.resume import Kept
 from stillhouse.training.steps import StepStats, TextForward, plain_step
 
 View = Callable[[PreTrainedModel, int], nn.Module]

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
@@ -28,24 +28,14 @@ from stillhouse.models.forward import training_mode
 from stillhouse.models.masks import apply_masks, check_masks
 from stillhouse.models.weights import NO_MASKS, Leaf, Masks, own_leaves
 from stillhouse.tasks.base import Data
-from stillhouse.training import checkpoint
-from stillhouse.training.metrics import MetricsLog
+from stillhouse.training.metrics import MetricsLog, finite, imbalance
 from stillhouse.training.objective import Objective, at
 from stillhouse.training.on_policy import Rewrite
 from stillhouse.training.optim import Optimizer, learning_rate
 from stillhouse.training.order import step_batches, steps_per_epoch
 from stillhouse.training.ranks import Ranks
+from stillhouse.training.resume import Kept, Parts, Position
 from stillhouse.training.steps import Forward, StepStats, leaves_of, plain_step
-
-IMBALANCE = 100.0
-
-
-@runtime_checkable
-class Kept(Protocol):
-    """What changes as a run goes on: a checkpoint holds its state, as JSON."""
-
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass
@@ -63,20 +53,6 @@ class FitResult:
     peak: float | None = None
     peak_step: int | None = None
     kept: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Progress:
-    """Where a run is. Everything here and the tensors are what a checkpoint holds."""
-
-    step: int = 0
-    best_step: int = 0
-    best_score: float | None = None
-    last_score: float | None = None
-    since_best: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    warnings: list[str] = field(default_factory=list)
 
 
 def fit(
@@ -165,7 +141,7 @@ class _Run:
         rewrite: Rewrite | None,
         kept: Mapping[str, Kept],
     ) -> None:
-        self.model, self.rewrite, self.kept = model, rewrite, kept
+        self.model, self.rewrite = model, rewrite
         self.data, self.objective, self.source = data, objective, source
         self.config, self.seed, self.forward, self.evaluate = config, seed, forward, evaluate
         self.log = log if accelerator.is_main_process else MetricsLog(None)
@@ -178,9 +154,9 @@ class _Run:
         self.every = max(1, self.steps // config.evaluations) if evaluate is not None else 0
         if not 0 <= start < self.steps:
             raise ValueError(f"a training of {self.steps} steps can't begin at step {start}")
-        self.at = _Progress(step=start)
-        self.best: dict[str, Tensor] = {}
-        self._load()
+        self.parts = Parts(model, objective.bridges, self.optimizer, kept)
+        resumed = self.parts.load(resume) if resume else None
+        self.at, self.best = resumed or (Position(step=start), {})
         self.log.cut(self.at.step)
         self._logged = (time.perf_counter(), self.at.examples)
 
@@ -203,7 +179,8 @@ class _Run:
                 self._evaluate()
                 before -= time.perf_counter() - paused
             if self.resume and time.perf_counter() - saved > self.config.checkpoint_s:
-                self._save()
+                if self.accelerator.is_main_process:
+                    self.parts.save(self.resume, self.at, self.best)
                 saved = time.perf_counter()
             if state.stop:
                 break
@@ -267,7 +244,9 @@ class _Run:
             }
             for term in self.objective.terms
         }
-        self._warn(terms)
+        warned = any("times" in warning for warning in self.at.warnings)  # one a run is enough
+        if not warned and (found := imbalance(terms, self.at.step)):
+            self.at.warnings.append(found)
         now = time.perf_counter()
         then, examples = self._logged
         rate = (self.at.examples - examples) / (now - then) if now > then else None
@@ -280,20 +259,8 @@ class _Run:
             gradient_norm=norm,
             lr=learning_rate(self.config, self.at.step - 1, self.steps),
             examples_per_s=rate,
-            terms={k: _finite(v) for k, v in terms.items()},
+            terms={k: finite(v) for k, v in terms.items()},
         )
-
-    def _warn(self, terms: dict[str, dict[str, float]]) -> None:
-        """One warning a run when a term's gradient is over a hundred times another's."""
-        norms = {n: t["gradient_norm"] for n, t in terms.items() if t["gradient_norm"] > 0}
-        if len(norms) < 2 or any("times" in w for w in self.at.warnings):
-            return
-        big, small = max(norms, key=lambda n: norms[n]), min(norms, key=lambda n: norms[n])
-        if norms[big] > IMBALANCE * norms[small]:
-            self.at.warnings.append(
-                f"the gradient of the {big} term is {norms[big] / norms[small]:.0f} times that of "
-                f"the {small} term at step {self.at.step}: the {small} term hardly counts"
-            )
 
     def _evaluate(self) -> None:
         assert self.evaluate is not None
@@ -317,41 +284,6 @@ class _Run:
     def _out_of_patience(self) -> bool:
         return self.config.patience is not None and self.at.since_best >= self.config.patience
 
-    def _save(self) -> None:
-        assert self.resume is not None
-        if not self.accelerator.is_main_process:
-            return
-        tensors = {f"model|{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"bridges|{k}": v for k, v in self.objective.bridges.state_dict().items()}
-        tensors |= {f"best|{k}": v for k, v in self.best.items()}
-        tensors |= {f"optim|{k}": v for k, v in self.optimizer.state().items()}
-        facts = {**vars(self.at)}
-        if self.kept:
-            facts["kept"] = {name: part.state() for name, part in self.kept.items()}
-        checkpoint.save(self.resume, tensors, facts)
-
-    def _load(self) -> None:
-        found = checkpoint.load(self.resume) if self.resume else None
-        if found is None:
-            return
-        tensors, facts = found
-        parts: dict[str, dict[str, Tensor]] = {
-            "model": {},
-            "best": {},
-            "optim": {},
-            "bridges": {},
-        }
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("|")
-            parts[part][rest] = tensor
-        self.model.load_state_dict(parts["model"])
-        self.objective.bridges.load_state_dict(parts["bridges"])
-        self.best = parts["best"]
-        self.optimizer.load(parts["optim"])
-        for name, state in facts.pop("kept", {}).items():
-            self.kept[name].load(state)
-        self.at = _Progress(**facts)
-
     def finish(self) -> FitResult:
         for p in (*self.model.parameters(), *self.objective.bridges.parameters()):
             p.grad = None
@@ -367,9 +299,5 @@ class _Run:
             warnings=list(at.warnings),
             peak=at.best_score,
             peak_step=None if at.best_score is None else at.best_step,
-            kept={name: part.state() for name, part in self.kept.items()},
+            kept=self.parts.states(),
         )
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}

@@ -1,12 +1,16 @@
-"""metrics.jsonl, line by line."""
+"""metrics.jsonl, line by line, and what its lines warn of."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stillhouse.core.rundir import write_text
+
+IMBALANCE = 100.0
 
 
 class MetricsLog:
@@ -34,3 +38,22 @@ class MetricsLog:
             if not mine or row["step"] <= step:
                 kept.append(line)
         write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+
+def imbalance(terms: Mapping[str, Mapping[str, float]], step: int) -> str | None:
+    """A sentence where one term's gradient is over a hundred times another's."""
+    norms = {n: t["gradient_norm"] for n, t in terms.items() if t["gradient_norm"] > 0}
+    if len(norms) < 2:
+        return None
+    big, small = max(norms, key=lambda n: norms[n]), min(norms, key=lambda n: norms[n])
+    if norms[big] <= IMBALANCE * norms[small]:
+        return None
+    return (
+        f"the gradient of the {big} term is {norms[big] / norms[small]:.0f} times that of the "
+        f"{small} term at step {step}: the {small} term hardly counts"
+    )
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """The same, None for what is not finite: JSON has no such number."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
