@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stillhouse.core.config import StageConfig
-from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.errors import UsageError
 from stillhouse.core.head import Factored
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import DistributionResult, EstimatorResult
@@ -20,7 +20,7 @@ from stillhouse.flows.setup import Setup
 from stillhouse.flows.writers import start_of
 from stillhouse.models.forward import run, training_mode
 from stillhouse.models.load import fingerprint
-from stillhouse.numerics.divergences import soften
+from stillhouse.signals.distribution_check import check_distributions
 from stillhouse.signals.distributions import (
     CachedDistributions,
     DistributionCache,
@@ -31,7 +31,6 @@ from stillhouse.signals.teacher import LiveTeacher
 
 TOKENS = 4096  # of a probe batch, or fewer
 PROBED = 1 << 28  # scores of a probe batch at most: 1 GiB
-RELATIVE = 0.06  # how far a kept probability may be from a live one, relative to it: 8 bits' worth
 ABSOLUTE = {"bf16": 0.05, "float32": 2e-3}
 
 
@@ -119,9 +118,11 @@ def sparse_source(
     else:
         progress.note(f"the teacher has answered all {len(data):,} texts before")
     rows = _probed(data, _tokens(setup.task.width))
+    exact = _asked(setup, data, "float32")
     allowed = ABSOLUTE[label.precision]
-    worst = _compare(_asked(setup, data, "float32"), cache, data, rows, allowed)
-    progress.note(f"cached distributions agree with the live teacher within {worst:.4f}")
+    progress.note(
+        check_distributions(exact.scores, cache, data, _pieces(data, rows), tolerance=allowed)
+    )
     student = setup.make(setup.config.proof.seeds[0])
     before = _probe(live, cache, data, rows, student, setup.task.width)
     sizes = data.scored_counts(np.arange(len(data)))
@@ -178,29 +179,6 @@ def _probed(data: Any, tokens: int) -> np.ndarray:
 
 def _pieces(data: Any, rows: np.ndarray) -> list[np.ndarray]:
     return np.array_split(rows, max(1, len(rows) // 16))
-
-
-def _compare(
-    live: LiveTeacher, cache: DistributionCache, data: Any, rows: np.ndarray, allowed: float
-) -> float:
-    """The largest difference between kept and live probabilities, beyond what their 8 bits
-    explain. Raises RunError where it is over `allowed`."""
-    worst, held = 0.0, cache.positions(data.keys_N2)
-    if not cache.top:
-        return worst  # what is drawn is not told apart from what might have been
-    for part in _pieces(data, rows):
-        batch = data.batch(part)
-        found = cache.read(held[part], "tail", torch.device("cpu"))
-        scores_NK = soften(live.scores(batch).cpu()[:, : cache.choices], cache.temperature)
-        theirs_NT = scores_NK.softmax(-1).gather(1, found.top_ids_NT.long())
-        excess = (found.top_p_NT - theirs_NT).abs() - RELATIVE * theirs_NT
-        worst = max(worst, float(excess.clamp(min=0).max()))
-    if not worst <= allowed:
-        raise RunError(
-            f"the cached distributions are not this teacher's: they differ by up to {worst:.3f} "
-            f"(allowed {allowed}): give another --cache, or delete this one"
-        )
-    return worst
 
 
 def _probe(
