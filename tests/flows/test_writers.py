@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_a_teacher_learns_the_language(made: dict[str, Path]) -> None:
     assert record.signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
 
 
+@pytest.mark.slow
 def test_word_level_leaves_a_whole_run(made: dict[str, Path], tmp_path: Path) -> None:
     run = distil(made, tmp_path / "run", proof={"baseline": True, "efficiency": True})
     record = run.record
@@ -167,6 +169,20 @@ def test_several_teachers_agree_with_themselves(
 def test_on_policy_needs_a_live_teacher(made: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"leave label\.tokens at live"):
         distil(made, tmp_path / "run", **method("gkd"), label={"tokens": "sparse"})
+
+
+def test_a_model_that_would_not_stop_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    odd = shutil.copytree(made["small"], tmp_path / "odd")
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((odd / name).read_text())
+        (odd / name).write_text(json.dumps({**settings, "eos_token_id": 7}))
+    says = r"ends a text with id \d+, the model with 7: it would never stop"
+    with pytest.raises(UsageError, match=says):
+        distil(made, tmp_path / "run", student=odd)
+    with pytest.raises(UsageError, match=says):
+        sh.finetune(odd, str(made["data"]), out=tmp_path / "tuned", task="seq2seq")
+    with pytest.raises(UsageError, match=says):
+        sh.evaluate(odd, str(made["data"]))
 
 
 def test_inner_terms_are_refused(made: dict[str, Path], tmp_path: Path) -> None:

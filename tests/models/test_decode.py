@@ -255,6 +255,22 @@ def test_a_forced_first_token_comes_first_and_costs_nothing() -> None:
         assert mine.logp == pytest.approx(total, rel=1e-5)
 
 
+def test_a_models_own_first_token_is_kept_to() -> None:
+    model, given = generator("bart"), sources(3)
+    model.generation_config.forced_bos_token_id = 7
+    found = decode(model, given, Decoding(beams=3, max_tokens=8), pad_id=PAD)
+    assert all(mine.ids[0] == 7 for (mine,) in found)
+
+
+def test_it_is_told_by_which_token_a_text_ended() -> None:
+    model = generator("bart")
+    model.generation_config.eos_token_id = [END, 5]
+    config = Decoding(beams=4, best=4, max_tokens=12)
+    found = [each for texts in decode(model, sources(8), config, pad_id=PAD) for each in texts]
+    assert {each.end for each in found} >= {END, 5}
+    assert all(len(each.ids) == 12 for each in found if not each.finished)
+
+
 def test_padding_that_is_the_end_token_may_be_written() -> None:
     model = generator("gpt2")
     found = decode(model, sources(6), Decoding(beams=3, best=3, max_tokens=12), pad_id=END)

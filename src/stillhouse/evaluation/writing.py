@@ -24,7 +24,7 @@ from stillhouse.tasks.written import Written
 
 PROMPT, LONGEST = 32, 64  # tokens, where writing is timed
 AS_LONG = (2.0, 10.0)  # a text has at most so many times its source's tokens, and so many more
-NOTHING = Hypothesis(np.empty(0, np.int64), -np.inf, finished=False)
+NOTHING = Hypothesis(np.empty(0, np.int64), -np.inf, end=None)
 PART = 1 << 24  # scores of a vocabulary at once
 
 

@@ -31,7 +31,6 @@ from stillhouse.flows.writers import (
     is_running_text,
     splits_of,
     start_of,
-    width_of,
     writing_task,
     written_data,
 )
@@ -206,8 +205,7 @@ def _writer(
     kind: Kind = "seq2seq" if config.task == "seq2seq" else "causal_lm"
     model = load_generator(config.model, kind, trust_remote_code=config.trust_remote_code)
     texts = not (kind == "causal_lm" and is_running_text(config.data))
-    width = width_of(tokenizer, model)
-    task = writing_task(kind, metric, config.writing, width=width, texts=texts)
+    task = writing_task(kind, metric, config.writing, tokenizer, model, texts=texts)
     if texts:
         return Gold(config, task, tokenizer, splits_of(config.data, store), None)
     length = max_tokens(model, config.data.tokens("masked_lm"))

@@ -35,7 +35,6 @@ from stillhouse.flows.writers import (
     corpus_for,
     is_running_text,
     splits_of,
-    width_of,
     writing_task,
 )
 from stillhouse.models.generator import load_generator
@@ -136,8 +135,7 @@ def _writers(config: DistillConfig, progress: Progress) -> Setup:
     check_teaching(config, mine, tokenizers, probe)
     student = make(config.proof.seeds[0])
     check_starts(config, student, [teacher, *others.values()])
-    width = width_of(mine, student)
-    task = writing_task(kind, config.proof.metric, config.writing, width=width, texts=texts)
+    task = writing_task(kind, config.proof.metric, config.writing, mine, student, texts=texts)
     corpus = None
     if splits is None:
         asked = config.data.tokens("masked_lm")

@@ -25,6 +25,7 @@ from stillhouse.flows.common import corpus_of, kind_of, load_answering, max_toke
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
 from stillhouse.models.load import load_tokenizer
+from stillhouse.models.reader import ends_of
 from stillhouse.tasks.base import Data, Task
 from stillhouse.tasks.writing import TEXT_METRICS, Texts, Tokens
 from stillhouse.tasks.written import RunningText, Written
@@ -45,10 +46,24 @@ def check_named(task: str, model: str) -> None:
 
 
 def writing_task(
-    kind: Kind, metric: str | None, writing: WritingConfig, *, width: int, texts: bool
+    kind: Kind,
+    metric: str | None,
+    writing: WritingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    *,
+    texts: bool,
 ) -> Task:
     """A translation is judged by its text; what goes on with running text, by its tokens. `texts`:
-    whether there are answers to judge. Raises UsageError."""
+    whether there are answers to judge. Raises UsageError, also where a model and its tokenizer
+    don't go together."""
+    width = width_of(tokenizer, model)
+    if texts and tokenizer.eos_token_id not in (ends := ends_of(model)):
+        raise UsageError(
+            f"the tokenizer ends a text with id {tokenizer.eos_token_id}, the model with "
+            f"{' or '.join(map(str, ends)) or 'none'}: it would never stop writing what it learns; "
+            "set eos_token_id in its generation_config.json, or the tokenizer's eos_token"
+        )
     chosen = metric or ("bleu" if kind == "seq2seq" else "log_likelihood")
     if chosen in TEXT_METRICS:
         if not texts:
@@ -172,8 +187,7 @@ def reported_by_writer(
     """A model that writes with the reported rows in its own tokens."""
     model, tokenizer = load_generator(name, kind), load_tokenizer(name)
     texts = not (kind == "causal_lm" and is_running_text(config))
-    width = width_of(tokenizer, model)
-    task = writing_task(kind, None, WritingConfig(), width=width, texts=texts)
+    task = writing_task(kind, None, WritingConfig(), tokenizer, model, texts=texts)
     if not texts:
         length = max_tokens(model, config.tokens("masked_lm"))
         corpus = corpus_for(config, tokenizer, store, length, progress)
@@ -197,7 +211,7 @@ def own_texts(data: Any, config: OnPolicyConfig) -> Write:
     )
 
     def write(model: nn.Module, batch: Batch, rng: np.random.Generator) -> Batch:
-        prompts, end = data.prompts(batch.rows), data.tokenizer.eos_token_id
+        prompts = data.prompts(batch.rows)
         found = decode(
             model,  # pyright: ignore[reportArgumentType]
             prompts,
@@ -206,8 +220,8 @@ def own_texts(data: Any, config: OnPolicyConfig) -> Write:
             choices=data.width,
             rng=rng,
         )
-        texts = [[*each[0].ids.tolist(), *([end] if each[0].finished else [])] for each in found]
-        return data.rewritten(batch.rows, [np.array(text, np.int64) for text in texts])
+        texts = [np.append(best.ids, [best.end] if best.finished else []) for best, *_ in found]
+        return data.rewritten(batch.rows, [text.astype(np.int64) for text in texts])
 
     return write
 

@@ -29,9 +29,9 @@ Ids = Int[np.ndarray, " _"]  # texts differ in length
 @dataclass(frozen=True)
 class Vocabulary:
     """Which tokens a search knows. Only ids under `choices` are scored (a padded vocabulary has
-    more), `suppressed` are never written, `first` always comes first, for nothing (as mBART's
-    language). The padding is never written, unless it is an end token too. What can't be written
-    keeps its probability: the others are not scaled up. `start`: of the decoder."""
+    more), `suppressed` are never written, `first` always comes first, for nothing (a language, in
+    mBART and NLLB). The padding is never written, unless it is an end token too. What can't be
+    written keeps its probability: the others are not scaled up. `start`: of the decoder."""
 
     pad: int
     ends: tuple[int, ...]
@@ -53,22 +53,29 @@ def vocabulary(
     suppressed: Sequence[int] = (),
     forced_bos: int | None = None,
 ) -> Vocabulary:
-    """Start and end tokens as the model's settings have them. Raises ModelError without."""
-    generation = getattr(model, "generation_config", None)
-
-    def setting(name: str) -> Any:
-        of_generation = getattr(generation, name, None)
-        return getattr(model.config, name, None) if of_generation is None else of_generation
-
-    ends, start = setting("eos_token_id"), setting("decoder_start_token_id")
-    ends = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+    """Start, end and forced first tokens as the model's settings have them. Raises ModelError
+    without the first two."""
+    ends, start = ends_of(model), _setting(model, "decoder_start_token_id")
     if not ends:
         raise ModelError("the model has no end token: set eos_token_id in its config.json")
     if model.config.is_encoder_decoder and start is None:
         raise ModelError(
             "the model has no start token: set decoder_start_token_id in its config.json"
         )
-    return Vocabulary(pad_id, ends, start, choices, tuple(suppressed), forced_bos)
+    first = _setting(model, "forced_bos_token_id") if forced_bos is None else forced_bos
+    return Vocabulary(pad_id, ends, start, choices, tuple(suppressed), first)
+
+
+def ends_of(model: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens at which the model stops writing."""
+    ends = _setting(model, "eos_token_id")
+    return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+
+
+def _setting(model: PreTrainedModel, name: str) -> Any:
+    """As `generate` reads it: the generation's settings before the model's."""
+    found = getattr(getattr(model, "generation_config", None), name, None)
+    return getattr(model.config, name, None) if found is None else found
 
 
 @contextmanager

@@ -72,11 +72,15 @@ class Decoding(Config):
 @dataclass(frozen=True)
 class Hypothesis:
     """What was written, without start and end token; its log-probability in nats, the end token's
-    included; whether it ended, or was cut off at the limit."""
+    included; and that end token, None where it was cut off at the limit."""
 
     ids: Ids
     logp: float
-    finished: bool
+    end: int | None
+
+    @property
+    def finished(self) -> bool:
+        return self.end is not None
 
 
 @dataclass
@@ -226,9 +230,9 @@ def _keep(
         if texts[s].done or logp == -np.inf:
             continue
         token = int(found.tokens_SC[s, c])
-        ids_T, finished = prefix_SBT[s, found.beams_SC[s, c]], token in words.ends
-        ids_T = ids_T.copy() if finished else np.append(ids_T, token)
-        texts[s].add(logp / length**config.length_penalty, Hypothesis(ids_T, logp, finished))
+        ids_T, end = prefix_SBT[s, found.beams_SC[s, c]], token if token in words.ends else None
+        ids_T = np.append(ids_T, token) if end is None else ids_T.copy()
+        texts[s].add(logp / length**config.length_penalty, Hypothesis(ids_T, logp, end))
 
 
 def _done(
