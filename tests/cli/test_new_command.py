@@ -16,6 +16,7 @@ from stillhouse.core.config import DataConfig
 from stillhouse.core.seeding import derive
 from stillhouse.data.rows import folded_key
 from stillhouse.data.sources import load
+from stillhouse.data.written import conversation
 from stillhouse.models.generator import load_generator
 
 Call = Callable[..., tuple[int, str, str]]
@@ -178,3 +179,21 @@ def test_a_folder_that_is_taken_is_left_alone(call: Call, pairs: Path, tmp_path:
     code, _, err = call("new", "--task", "seq2seq", "--data", pairs, "--out", tmp_path / "m")
     assert (code, "exists: give another --out" in err) == (2, True)
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["mine.txt"]
+
+
+def test_conversations_get_a_chat_template(call: Call, cache: Path, tmp_path: Path) -> None:
+    turns = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        for asked, said in tiny.sentences(120)
+    ]
+    turns[0][1:1] = [{"role": "tool", "content": "seen", "name": "look"}]
+    rows = tmp_path / "chat.jsonl"
+    rows.write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    given = ["new", "--task", "causal_lm", "--data", rows, *SMALL, "--cache", cache]
+    code, _, err = call(*given, "--out", tmp_path / "m")
+    assert code == 0, err
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "m")
+    prompt, whole, scored = conversation(turns[0][:-1], turns[0][-1]["content"], tokens)
+    assert tokens.decode(prompt).endswith("assistant\n")
+    answer = [token for token, mine in zip(whole, scored, strict=True) if mine]
+    assert tokens.decode(answer) == turns[0][-1]["content"] + tokens.eos_token

@@ -55,7 +55,7 @@ def test_rows_left_out_are_counted_with_their_lines(tmp_path: Path) -> None:
     }
     assert rows.notes == [
         "data.csv: 2 broken rows left out (line 7, 8)",
-        "data.csv: 1 non-UTF-8 row left out (line 9)",
+        "data.csv: 1 non-UTF-8 row left out (line 9): save the file as UTF-8",
         "data.csv: 1 empty row left out (line 10)",
         "data.csv: 2 duplicated rows left out (line 5, 11)",
         "data.csv: 1 contradictory duplicated row left out (line 6)",

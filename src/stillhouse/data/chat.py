@@ -13,6 +13,11 @@ from stillhouse.core.errors import DataError
 
 Turn = dict[str, Any]
 ASSISTANT = "assistant"
+CHAT_TEMPLATE = (  # of tokenizers made here: a turn is its role, its words, and the end token
+    "{% for turn in messages %}{{ turn.role }}\n"
+    "{{ turn.content if turn.content is string else turn | tojson }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant\n{% endif %}"
+)
 MARK = '[{"role": '  # how a stored conversation begins
 
 

@@ -29,6 +29,7 @@ FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
 SHOWN_LINES = 5
+NOT_UTF8 = "non-UTF-8"
 FORMAT = 5  # of what is stored: rows of another one are read anew
 
 
@@ -118,7 +119,8 @@ class _Problems:
             more = ", ..." if count > len(lines) else ""
             listed = ", ".join(map(str, lines)) + more
             row = "row" if count == 1 else "rows"
-            return f"{where}: {count} {kind} {row} left out (line {listed})"
+            hint = ": save the file as UTF-8" if kind == NOT_UTF8 else ""
+            return f"{where}: {count} {kind} {row} left out (line {listed}){hint}"
 
         found = [one(kind, count) for kind, count in self.counts.items()]
         if self.unread:
@@ -184,7 +186,7 @@ def _usable(
             label = _clean(row.get(found.label)) if found.label else None
         group = _clean(row.get(found.group)) if found.group else None
         if not _is_utf8(text, pair, label, group):
-            problems.add("non-UTF-8", line)
+            problems.add(NOT_UTF8, line)
         elif text is None or (found.pair and pair is None):
             problems.add("empty", line)
         else:

@@ -19,7 +19,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import atomic_folder, manifest, write_json
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import Config, Positive, Share
-from stillhouse.data.chat import turns_of
+from stillhouse.data.chat import CHAT_TEMPLATE, turns_of
 from stillhouse.data.documents import documents, text_files
 from stillhouse.data.sources import load
 from stillhouse.data.tokens import train_tokenizer
@@ -87,8 +87,10 @@ def run_new(config: NewConfig, out: Path, progress: Progress) -> New:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists: give another --out, or delete it")
-    texts = _texts(config, progress) if config.data else None
+    texts, conversations = _texts(config, progress) if config.data else (None, False)
     tokenizer = _tokenizer(config, texts, progress)
+    if conversations and not tokenizer.chat_template:
+        tokenizer.chat_template = CHAT_TEMPLATE
     model = new_model(
         config.task,
         tokenizer,
@@ -116,8 +118,9 @@ def run_new(config: NewConfig, out: Path, progress: Progress) -> New:
     return found
 
 
-def _texts(config: NewConfig, progress: Progress) -> Callable[[], Iterator[str]]:
-    """The training texts, from their beginning each time. Raises DataError."""
+def _texts(config: NewConfig, progress: Progress) -> tuple[Callable[[], Iterator[str]], bool]:
+    """The training texts, from their beginning each time, and whether they are conversations.
+    Raises DataError."""
     data = config.data
     assert data is not None
     if config.task == "causal_lm" and is_running_text(data):
@@ -131,7 +134,7 @@ def _texts(config: NewConfig, progress: Progress) -> Callable[[], Iterator[str]]
                 if split == "train":
                     yield text
 
-        return lines
+        return lines, False
     splits = load(data, store_root(config.cache) / "rows", texts=True)
     for note in splits.notes:
         progress.note(note)
@@ -141,7 +144,8 @@ def _texts(config: NewConfig, progress: Progress) -> Callable[[], Iterator[str]]
             yield from _said(example.text)
             yield from _said(str(label))
 
-    return rows
+    first = next(iter(splits.labelled), None)
+    return rows, first is not None and turns_of(first.text) is not None
 
 
 def _said(text: str) -> Iterator[str]:
