@@ -185,6 +185,24 @@ def test_a_model_that_would_not_stop_is_refused(made: dict[str, Path], tmp_path:
         sh.evaluate(odd, str(made["data"]))
 
 
+@pytest.mark.parametrize(
+    ("label", "term", "says"),
+    [
+        ({"top": 0, "drawn": 0}, {"kind": "soft"}, "nothing would be kept"),
+        ({"top": 0, "estimator": "tail"}, {"kind": "soft"}, "tail needs top of 1 or more"),
+        ({"drawn": 0, "estimator": "sampled"}, {"kind": "soft"}, "sampled needs drawn"),
+        ({"top": 0}, {"kind": "hard"}, "set label.top to 1"),
+        ({"top": 0}, {"kind": "soft", "divergence": "reverse_kl"}, "set label.top to 1"),
+        ({}, {"kind": "soft", "divergence": "logit_mse"}, "leave label.tokens at live"),
+    ],
+)
+def test_a_term_needs_what_is_kept(
+    made: dict[str, Path], tmp_path: Path, label: dict[str, Any], term: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        distil(made, tmp_path / "run", objective=[term], label={"tokens": "sparse", **label})
+
+
 def test_inner_terms_are_refused(made: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="inner terms read encoders"):
         distil(made, tmp_path / "run", objective=[{"kind": "hidden"}, {"kind": "soft"}])

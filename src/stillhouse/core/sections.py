@@ -188,6 +188,15 @@ class LabelConfig(Config):
     drawn: Annotated[int, Field(ge=0)] = 12
     estimator: Literal["auto", "tail", "sampled", "renormalised"] = "auto"
 
+    @model_validator(mode="after")
+    def _keeps_what_it_needs(self) -> LabelConfig:
+        needed = {"tail": "top", "renormalised": "top", "sampled": "drawn"}.get(self.estimator)
+        if self.tokens == "sparse" and needed and not getattr(self, needed):
+            raise ValueError(f"estimator {self.estimator} needs {needed} of 1 or more")
+        if self.tokens == "sparse" and not self.top + self.drawn:
+            raise ValueError("top and drawn are both 0: nothing would be kept")
+        return self
+
 
 class ProofConfig(Config):
     """What is measured and compared at the end. ablation: also train without each term."""

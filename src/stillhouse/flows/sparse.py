@@ -28,6 +28,7 @@ from stillhouse.signals.distributions import (
 )
 from stillhouse.signals.probe import Probe, choose_estimator, measure
 from stillhouse.signals.teacher import LiveTeacher
+from stillhouse.training.response import check_soft
 
 TOKENS = 4096  # of a probe batch, or fewer
 PROBED = 1 << 28  # scores of a probe batch at most: 1 GiB
@@ -90,6 +91,13 @@ def sparse_source(
             f"estimator {label.estimator} is for forward_kl, and stage {config.name} has another "
             "divergence: set label.estimator=tail"
         )
+    if not label.top and not (_linear(config) and all(t.kind != "hard" for t in config.objective)):
+        raise UsageError(
+            f"stage {config.name}: a hard term, or a divergence other than forward_kl, needs the "
+            "likeliest choices: set label.top to 1 or more"
+        )
+    for term in _soft(config):
+        check_soft(term, term.divergence or "forward_kl", setup.task.width, Sparse)
     if config.on_policy:
         raise UsageError("what the student writes is in no cache: leave label.tokens at live")
     cache = DistributionCache(

@@ -152,7 +152,7 @@ def check_soft(config: TermConfig, name: str, choices: int, signal: type) -> Non
     if signal is Sparse and (name in sparse.REFUSED or config.standardise):
         refused = sparse.REFUSED.get(name, "can't be standardised with part of a distribution")
         raise UsageError(
-            f"divergence {name} {refused}: set --set label.top=0 or another divergence"
+            f"divergence {name} {refused}: leave label.tokens at live, or take another divergence"
         )
     if choices == 1 and name not in REGRESSION:
         raise UsageError(
