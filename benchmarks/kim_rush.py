@@ -8,7 +8,8 @@ result     see docs/results.md, "Sequence-level distillation"
 The teacher and the students are trained here from nothing, with one tokenizer, on the same pairs.
 Every student of a size and seed starts from the same weights; rows with an interpolated stage go on
 from the student of the row they name, and base+more goes on as long on the gold texts. Seeds are of
-the first weights; the teacher is one. Selection is by greedy BLEU on dev; test_2016 is read once.
+the students; the teacher is one. Selection is by greedy BLEU on dev; test_2016 is read once. Rows
+are compared by paired bootstrap over test rows (and over seeds, where there are several).
 A killed run goes on where it was.
 """
 
@@ -73,7 +74,9 @@ def start(args: argparse.Namespace, name: str, seed: int, **shape: Any) -> Path:
     return folder
 
 
-def taught(args: argparse.Namespace, name: str, model: Path, epochs: float, lr: float) -> sh.Run:
+def taught(
+    args: argparse.Namespace, name: str, model: Path, epochs: float, lr: float, seed: int = 0
+) -> sh.Run:
     """A model trained on the gold texts."""
     return sh.finetune(
         model,
@@ -81,24 +84,25 @@ def taught(args: argparse.Namespace, name: str, model: Path, epochs: float, lr: 
         out=args.out / "runs" / name,
         task="seq2seq",
         training=training(args, epochs, lr),
+        seed=seed,
         cache=str(args.out / "cache"),
         resamples=200,
     )
 
 
-def distilled(args: argparse.Namespace, name: str, model: Path, stage: dict[str, Any]) -> sh.Run:
+def distilled(
+    args: argparse.Namespace, name: str, model: Path, stage: dict[str, Any], seed: int
+) -> sh.Run:
     return sh.distill(
         args.out / "runs" / "teacher",
         data(args),
         task="seq2seq",
         student={"model": str(model)},
         out=args.out / "runs" / name,
-        seeds=1,
-        baseline=False,
         stages=[{"name": "distil", **stage}],
         decode={"beams": args.best, "best": args.best},
         cache=str(args.out / "cache"),
-        proof={"seeds": [0], "baseline": False, "efficiency": False, "resamples": 200},
+        proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 200},
     )
 
 
@@ -117,20 +121,20 @@ def run_all(args: argparse.Namespace) -> dict[str, dict[str, list[dict[str, floa
         written: dict[str, list[Answers]] = {}
         for seed in range(args.seeds):
             model = start(args, size, seed, **shape)
-            done = {"base": taught(args, f"{size}-base-{seed}", model, args.epochs, args.lr)}
+            done = {"base": taught(args, f"{size}-base-{seed}", model, args.epochs, args.lr, seed)}
             for row, stage in FIRST.items():
                 whole = {**stage, "training": training(args, args.epochs, args.lr)}
-                done[row] = distilled(args, f"{size}-{row}-{seed}", model, whole)
+                done[row] = distilled(args, f"{size}-{row}-{seed}", model, whole, seed)
             for row, (before, objective) in THEN.items():
                 inner = training(args, args.inter_epochs, args.lr / 4)
                 folder = done[before].out
                 folder = folder if before == "base" else folder / "student"
                 if row == "base+more":  # as many steps again, on the gold texts
                     name = f"{size}-{row}-{seed}"
-                    done[row] = taught(args, name, folder, args.inter_epochs, args.lr / 4)
+                    done[row] = taught(args, name, folder, args.inter_epochs, args.lr / 4, seed)
                     continue
                 stage = {"objective": objective, "targets": "closest", "training": inner}
-                done[row] = distilled(args, f"{size}-{row}-{seed}", folder, stage)
+                done[row] = distilled(args, f"{size}-{row}-{seed}", folder, stage, seed)
             for row, run in done.items():
                 of_size.setdefault(row, []).append(run.record.student.metrics)
                 folder = run.out / "student"

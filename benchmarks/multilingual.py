@@ -73,11 +73,13 @@ def start(args: argparse.Namespace, name: str, seed: int, shape: dict[str, int])
 def taught(args: argparse.Namespace, name: str, model: Path, which: str, **lessons: Any) -> Path:
     out = args.out / "runs" / name
     common = {"task": "seq2seq", "cache": str(args.out / "cache"), "resamples": 50}
-    sh.finetune(model, data(args, which), out=out, training=training(args, **lessons), **common)
+    seed = lessons.pop("seed", 0)
+    lessons = training(args, **lessons)
+    sh.finetune(model, data(args, which), out=out, training=lessons, seed=seed, **common)
     return out
 
 
-def distilled(args: argparse.Namespace, name: str, model: Path, **settings: Any) -> Path:
+def distilled(args: argparse.Namespace, name: str, model: Path, seed: int, **settings: Any) -> Path:
     out = args.out / "runs" / name
     run = sh.distill(
         args.out / "runs" / "teacher-de",
@@ -92,7 +94,7 @@ def distilled(args: argparse.Namespace, name: str, model: Path, **settings: Any)
         objective=WORD,
         training=training(args, args.epochs, args.lr),
         cache=str(args.out / "cache"),
-        proof={"seeds": [0], "baseline": False, "efficiency": False, "resamples": 50},
+        proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 50},
         **settings,
     )
     if run.record.teachers:
@@ -145,13 +147,13 @@ def main() -> None:
     found["teachers"] = [read(args, teachers)] * args.seeds
     for seed in range(args.seeds):
         model = start(args, "student", seed, STUDENT)
-        lessons = {"epochs": args.epochs, "lr": args.lr}
+        lessons = {"epochs": args.epochs, "lr": args.lr, "seed": seed}
         alone = {x: taught(args, f"individual-{x}-{seed}", model, x, **lessons) for x in LANGUAGES}
         students = {"individual": alone}
         joint = taught(args, f"joint-{seed}", model, "both", **lessons)
         students["joint"] = dict.fromkeys(LANGUAGES, joint)
         for row, settings in (("distilled", {}), ("threshold", {"passing": {"margin": 1.0}})):
-            student = distilled(args, f"{row}-{seed}", model, **settings)
+            student = distilled(args, f"{row}-{seed}", model, seed, **settings)
             students[row] = dict.fromkeys(LANGUAGES, student)
         for row, models in students.items():
             found.setdefault(row, []).append(read(args, models))

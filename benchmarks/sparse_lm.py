@@ -104,7 +104,7 @@ def distilled(args: argparse.Namespace, row: str, seed: int, model: Path) -> sh.
         training=training(args, args.epochs, args.lr),
         label={"precision": args.precision, **kept},
         cache=str(args.out / "cache"),
-        proof={"seeds": [0], "baseline": False, "efficiency": False, "resamples": 200},
+        proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 200},
     )
 
 
@@ -175,8 +175,8 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {"teacher": [of(teacher)]}
     for seed in range(args.seeds):
         model = new(args, "student", seed, width=128, layers=2, heads=4)
-        alone = training(args, args.epochs, args.lr)
-        runs = {"text alone": finetuned(args, f"alone-{seed}", model, args.blocks, training=alone)}
+        alone = {"training": training(args, args.epochs, args.lr), "seed": seed}
+        runs = {"text alone": finetuned(args, f"alone-{seed}", model, args.blocks, **alone)}
         for row in ROWS:
             runs[row] = distilled(args, row, seed, model)
         near = angles(args, model), angles(args, runs["dense"].out / "student")
