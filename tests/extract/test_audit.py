@@ -97,6 +97,7 @@ def test_every_cell_is_there(record: AuditRecord) -> None:
     assert AuditRecord.model_validate_json(record.model_dump_json(by_alias=True)) == record
 
 
+@pytest.mark.slow
 def test_the_same_behind_an_api_is_the_same_curve(
     folder: Path, tmp_path: Path, record: AuditRecord
 ) -> None:
@@ -247,7 +248,8 @@ def test_a_pools_columns_are_its_own(folder: Path, tmp_path: Path) -> None:
 
 def test_a_folder_is_nobodys_until_all_that_is_given_fits(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("one film\n", encoding="utf-8")
-    queries = {"kinds": ["pool"], "pool": str(tmp_path / "few.txt"), "of": 80}
+    queries = {"kinds": ["pool"], "pool": str(tmp_path / "few.txt"), "of": 80,
+               "corpus": str(folder / "text.txt")}  # fmt: skip
     with pytest.raises(UsageError, match="gives 1 different pool queries"):
         run_audit(config(folder, queries=queries), tmp_path / "run", progress=Silent())
     assert not (tmp_path / "run").exists()

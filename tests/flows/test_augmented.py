@@ -142,6 +142,7 @@ def test_finished_rows_are_found_again(splits: Splits, masked: Path, tmp_path: P
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_rows_are_found_by_all_that_they_depend_on(
     splits: Splits, masked: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.numerics.divergences import forward_kl
 from stillhouse.training.callbacks import max_norm
 
+pytestmark = pytest.mark.slow
 SIDE = 10
 SMALL = [
     "teacher_hidden=[64,64]", "student_hidden=[32,32]", "jitter=1", "input_dropout=0.2",

@@ -43,6 +43,7 @@ def test_the_bet_is_fair_at_the_tolerance_and_loses_below(rate: float) -> None:
         assert rate * won + (1 - rate) * lost <= now * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_honest_clients_are_flagged_no_more_often_than_alpha(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

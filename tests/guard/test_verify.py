@@ -111,6 +111,7 @@ def test_an_independent_model_is_not(make: Made, keys: Keys) -> None:
         assert "No evidence that suspect is a copy" in record.sentence
 
 
+@pytest.mark.slow
 def test_p_values_of_independent_models_are_uniform_or_larger(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann", controls=10)
     snapshot = take(guard.registry, keys)
@@ -130,6 +131,7 @@ def test_whose_answers_were_learned_is_told(make: Made, keys: Keys) -> None:
     assert record.suspects[0].clients == ["bob"]
 
 
+@pytest.mark.slow
 def test_of_many_suspects_one_small_p_is_no_copy(make: Made, keys: Keys) -> None:
     guard = stolen(make, "ann")
     snapshot = take(guard.registry, keys)
@@ -140,6 +142,7 @@ def test_of_many_suspects_one_small_p_is_no_copy(make: Made, keys: Keys) -> None
     assert beside.suspects[0].trials[0].adjusted >= min(1, 2 * alone)
 
 
+@pytest.mark.slow
 def test_what_is_little_among_many_is_no_verdict(make: Made, keys: Keys) -> None:
     """A p-value that would do alone doesn't among sixty."""
     guard = stolen(make, "ann")
@@ -360,6 +363,7 @@ def test_marks_for_everyone_name_nobody(make: Made, keys: Keys) -> None:
     assert "learned from its answers" in found.sentence
 
 
+@pytest.mark.slow
 def test_periods_of_other_odds_are_tested_apart(make: Made, keys: Keys, tmp_path: Path) -> None:
     """A suspect that hits more in one period, in which more was marked, is no copy."""
     guards = [make(about=ABOUT, marks={"rate": rate, "early": 0, "controls": controls})

@@ -105,6 +105,7 @@ def test_text_of_the_user_never_becomes_markup(write_run: WriteRun) -> None:
         assert "{{ 7 * 7 }}" in found.text
 
 
+@pytest.mark.slow
 def test_same_record_gives_the_same_page_in_any_process(write_run: WriteRun) -> None:
     folder = write_run()
     code = "import sys; from pathlib import Path; from stillhouse.report import render; "

@@ -22,6 +22,8 @@ from stillhouse.tickets.search import masks_path
 from stillhouse.tickets.transfer import _sentence
 from stillhouse.training.sparse import load_masks
 
+pytestmark = pytest.mark.slow
+
 
 def search(folder: Path, name: str, **changes: Any) -> TicketsRun:
     values: dict[str, Any] = {
