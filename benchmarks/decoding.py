@@ -6,9 +6,10 @@ result     see docs/results.md, "Decoding"
 
 A Marian model of random weights; sources of 5 to 40 tokens, most of them short, as captions are. An
 end token grows likely once a text is about as long as its source, whoever searches, so that texts
-get the lengths of translations. Beam and setting of early stopping are the same, but `generate` has
-one limit of length for a batch, ours one for each text; what is found is compared. In turns;
-medians. CPU seconds are of the process, and tell less of what else runs there.
+get the lengths of translations. Beam and setting of early stopping are the same, but by its source
+`generate` has one limit of length for a batch, ours one for each text; with --limit both have one
+for all. What is found is compared. In turns; medians. CPU seconds are of the process, and tell less
+of what else runs there.
 """
 
 from __future__ import annotations
@@ -78,13 +79,12 @@ def plain(model: MarianMTModel, sources: list[np.ndarray], config: Decoding, siz
         ids = torch.full((len(part), longest), PAD)
         for row, source in enumerate(part):
             ids[row, : len(source)] = torch.from_numpy(source)
-        a, b = config.relative_max or (0, 0)
         out: Any = model.generate(
             ids,
             attention_mask=(ids != PAD).long(),
             num_beams=config.beams,
             do_sample=False,
-            max_new_tokens=int(a * longest + b),
+            max_new_tokens=int(config.limits(np.array([longest]))[0]),
             length_penalty=config.length_penalty,
             early_stopping=config.early_stopping,
             bad_words_ids=[[PAD]],
@@ -112,12 +112,14 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--vocabulary", type=int, default=8000)
     parser.add_argument("--early-stopping", default="never", choices=["never", "false", "true"])
+    parser.add_argument("--limit", type=int, help="tokens of any text (left out: by its source)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     early: Any = {"never": "never", "false": False, "true": True}[args.early_stopping]
-    config = Decoding(beams=args.beams, relative_max=(1.2, 8), early_stopping=early)
+    limit = {"max_tokens": args.limit} if args.limit else {"relative_max": (1.2, 8)}
+    config = Decoding(beams=args.beams, early_stopping=early, **limit)
     narrow = config.model_copy(update={"precision": "bf16"})
     model, sources = made(args.vocabulary), captions(args.sentences, args.vocabulary)
     ways: dict[str, Callable[[], Texts]] = {
