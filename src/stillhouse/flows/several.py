@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Several:
     setup: Setup
     config: StageConfig
     pool: Pool | None
+    _scores: dict[str, float] = field(default_factory=dict)  # of teachers, on held-out rows
 
     @property
     def untaught(self) -> int:
@@ -108,13 +109,11 @@ class Several:
                 f"no held-out row is of group {', '.join(lacking)}, so whether its teacher was "
                 "passed can't be seen: hold out more rows, or leave passing out"
             )
-        scores_of_teachers = {
-            group: by_group(self.setup.task, held_out, groups)(source.model)[group]
-            for group, source in self._by_group.items()
-        }
-        rule, margin = config.passing.rule, config.passing.margin
-        threshold = Threshold(scores_of_teachers, margin=margin, rule=rule)
         scores = by_group(self.setup.task, held_out, groups)
+        if not self._scores:  # the same for every seed
+            self._scores = {g: scores(source.model)[g] for g, source in self._by_group.items()}
+        rule, margin = config.passing.rule, config.passing.margin
+        threshold = Threshold(self._scores, margin=margin, rule=rule)
         steps = writing.steps(self.config, self.pool, seed)
         every = max(1, steps // self.config.training.evaluations)
         gate = Gated(routed, threshold, pool.groups, seed=seed, width=self.setup.task.width)
