@@ -39,6 +39,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "top-12 + tail": {"top": 12, "drawn": 0, "estimator": "tail"},
     "top-17 + tail": {"top": 17, "drawn": 0, "estimator": "tail"},
     "25 drawn": {"top": 0, "drawn": 25, "estimator": "sampled"},
+    "top-4 + 29 drawn": {"top": 4, "drawn": 29, "estimator": "sampled"},
     "40 drawn": {"top": 0, "drawn": 40, "estimator": "sampled"},
 }
 
