@@ -66,7 +66,8 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
         content = prepare(config, progress=progress).content
         return _finished(out, config.model_dump(mode="json"), content, progress)
     export = _exported(config)
-    if config.export.onnx and not export.onnx:
+    asked = config.export.onnx and "onnx" in config.export.model_fields_set
+    if asked and not export.onnx:
         progress.note(NO_EXPORT.get(config.task, NO_EXPORT["seq2seq"]))
     if export.onnx:
         _check_export(export)

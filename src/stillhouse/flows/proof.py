@@ -45,14 +45,20 @@ def sentence(
     verdict: Verdict | None,
 ) -> str:
     """The result in words, for people in a hurry."""
-    kept = (
-        f"keeps {100 * student.retention:.1f} % of the teacher's {spoken(task.metric)}"
-        if student.retention and student.retention > 0 and student.score >= 0
-        else (f"scores {student.score:.3f} in {spoken(task.metric)}")
-    )
+    size = f"{100 * student.parameters / teacher.parameters:.0f} %"
+    faster = None
     if student.latency_ms and teacher.latency_ms:
-        kept += f" at {teacher.latency_ms / student.latency_ms:.1f} times its speed"
-    kept += f" and {100 * student.parameters / teacher.parameters:.0f} % of its parameters"
+        faster = f"{teacher.latency_ms / student.latency_ms:.1f} times"
+    if student.retention and student.retention > 0 and student.score >= 0:
+        kept = f"keeps {100 * student.retention:.1f} % of the teacher's {spoken(task.metric)}"
+        kept += (f" at {faster} its speed" if faster else "") + f" and {size} of its parameters"
+    else:
+        kept = f"scores {student.score:.3f} in {spoken(task.metric)}"
+        kept += (
+            f" at {faster} the teacher's speed and {size} of its parameters"
+            if faster
+            else f" with {size} of the teacher's parameters"
+        )
     if gain is None or verdict is None:
         return f"The student {kept}. No baseline was trained, so whether distilling helped is open."
     low, high = gain.interval

@@ -47,13 +47,8 @@ class CachedStates:
 
     def __init__(self, cache: StatesCache, keys_N2: np.ndarray) -> None:
         self._cache = cache
-        self._positions = cache.positions(keys_N2)
+        self._positions = cache.positions_of_all(keys_N2)
         self.fingerprint = cache.fingerprint
-        missing = int((self._positions < 0).sum())
-        if missing:
-            raise RunError(
-                f"the cache lacks the states of {missing} of {len(keys_N2)} rows: keep them first"
-            )
 
     def signal(self, batch: Batch) -> States:
         """Raises RunError where a row's tokens are not as many as were kept."""
