@@ -1,14 +1,16 @@
 """One student for two languages, a teacher for each: Tan et al. 2019 on Multi30k, {de, fr} to en.
 
 command    python benchmarks/multilingual.py --data $STILLHOUSE_DATA --out multi
-           the full table: --rows 0 --epochs 20 --teacher-epochs 20 --seeds 3
+           the full table: --rows 0 --epochs 20 --seeds 3
 hardware   two CPU cores; see docs/results.md for the time it took
 result     see docs/results.md, "Several languages, one student"
 
-individual: a student a language. joint: one for both, on the gold texts. distilled: one for both,
-by the teacher of each row's language. threshold: the same, a teacher switched off once the student
-is a point better on dev. All students have one shape and the teachers' tokenizer; the joint ones
-see both languages' rows, so twice an individual one's in an epoch. A killed run goes on.
+individual: a model a language; they are the teachers. joint: one for both, on the gold texts.
+distilled: one for both, by the teacher of each row's language. threshold: the same, a teacher
+switched off once the student is a point better on dev. All have one shape, as there, and one
+tokenizer; those for both see both languages' rows, so twice an individual one's in an epoch, and
+train for as many epochs. Rows are compared by paired bootstrap over a language's test rows (and
+over seeds, where there are several). A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -25,14 +27,18 @@ from stillhouse.core.console import Terminal
 from stillhouse.numerics.sequences import bleu_of
 
 LANGUAGES = ("de", "fr")
-STUDENT = {"width": 128, "layers": 2, "heads": 4, "ffn": 512}
-TEACHER = {"width": 256, "layers": 3, "heads": 4, "ffn": 1024}
+SHAPE = {"width": 128, "layers": 2, "heads": 4, "ffn": 512}
 WORD = [{"kind": "soft", "weight": 0.5}, {"kind": "gold", "weight": 0.5}]
 
+KINDS: dict[str, dict[str, Any]] = {  # of one model for both, and what is set for it
+    "joint": {},
+    "distilled": {},
+    "threshold": {"passing": {"margin": 1.0}},
+}
 BEFORE = {  # what a row is compared with
     "joint": ("individual",),
-    "distilled": ("joint", "teachers"),
-    "threshold": ("joint", "distilled", "teachers"),
+    "distilled": ("individual", "joint"),
+    "threshold": ("individual", "joint", "distilled"),
 }
 
 
@@ -50,49 +56,53 @@ def data(args: argparse.Namespace, which: str) -> dict[str, Any]:
     return {"path": str(args.out / "pairs" / which), "max_length": 64, "group": "language"}
 
 
-def training(args: argparse.Namespace, epochs: float, lr: float) -> dict[str, Any]:
+def training(args: argparse.Namespace) -> dict[str, Any]:
     return {
-        "epochs": epochs,
-        "lr": lr,
+        "epochs": args.epochs,
+        "lr": args.lr,
         "batch_size": args.batch,
         "evaluations": args.evaluations,
         "precision": args.precision,
     }
 
 
-def start(args: argparse.Namespace, name: str, seed: int, shape: dict[str, int]) -> Path:
-    folder = args.out / "start" / f"{name}-{seed}"
-    first = args.out / "start" / "teacher-0"
+def start(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """A new model; the first one learns the tokenizer, of both languages."""
+    folder, first = args.out / "start" / f"{name}-{seed}", args.out / "start" / "first"
     if not first.exists():
-        sh.new("seq2seq", data(args, "both"), out=first, vocabulary=args.vocabulary, **TEACHER)
+        sh.new("seq2seq", data(args, "both"), out=first, vocabulary=args.vocabulary, **SHAPE)
     if not folder.exists():
-        sh.new("seq2seq", out=folder, tokenizer_from=str(first), seed=seed, **shape)
+        sh.new("seq2seq", out=folder, tokenizer_from=str(first), seed=seed, **SHAPE)
     return folder
 
 
-def taught(args: argparse.Namespace, name: str, model: Path, which: str, **lessons: Any) -> Path:
+def taught(args: argparse.Namespace, name: str, model: Path, which: str, seed: int) -> Path:
     out = args.out / "runs" / name
-    common = {"task": "seq2seq", "cache": str(args.out / "cache"), "resamples": 50}
-    seed = lessons.pop("seed", 0)
-    lessons = training(args, **lessons)
-    sh.finetune(model, data(args, which), out=out, training=lessons, seed=seed, **common)
+    sh.finetune(
+        model,
+        data(args, which),
+        out=out,
+        task="seq2seq",
+        training=training(args),
+        seed=seed,
+        cache=str(args.out / "cache"),
+        resamples=50,
+    )
     return out
 
 
 def distilled(args: argparse.Namespace, name: str, model: Path, seed: int, **settings: Any) -> Path:
     out = args.out / "runs" / name
     run = sh.distill(
-        args.out / "runs" / "teacher-de",
+        args.out / "runs" / "de",
         data(args, "both"),
         task="seq2seq",
         student={"model": str(model)},
         out=out,
-        teachers=[
-            {"model": str(args.out / "runs" / f"teacher-{x}"), "group": x} for x in LANGUAGES
-        ],
+        teachers=[{"model": str(args.out / "runs" / x), "group": x} for x in LANGUAGES],
         combine="route",
         objective=WORD,
-        training=training(args, args.epochs, args.lr),
+        training=training(args),
         cache=str(args.out / "cache"),
         proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 50},
         **settings,
@@ -108,7 +118,7 @@ def read(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, Answers
 
 
 def table(found: dict[str, list[dict[str, Answers]]]) -> dict[str, Any]:
-    """Of each row and language BLEU (the beam's), and gains with intervals over earlier rows."""
+    """Of each row and language BLEU (the beam's), and gains with intervals over other rows."""
     made: dict[str, Any] = {}
     for row, seeds in found.items():
         made[row] = {}
@@ -116,8 +126,9 @@ def table(found: dict[str, list[dict[str, Answers]]]) -> dict[str, Any]:
             mine = [each[x].beam_ES for each in seeds]
             of: dict[str, Any] = {"bleu": [bleu_of(beam_ES.sum(0)) for beam_ES in mine]}
             for other in BEFORE.get(row, ()):
-                theirs = [each[x].beam_ES for each in found[other]]
-                of[f"over {other}"] = bleu_gain(mine, theirs)
+                if other in found:
+                    theirs = [each[x].beam_ES for each in found[other]]
+                    of[f"over {other}"] = bleu_gain(mine, theirs)
             made[row][x] = of
     return made
 
@@ -126,37 +137,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=6000, help="training rows a language (0: all)")
+    parser.add_argument("--rows", type=int, default=5000, help="training rows a language (0: all)")
     parser.add_argument("--vocabulary", type=int, default=4000)
-    parser.add_argument("--teacher-epochs", type=float, default=10)
-    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--teacher-lr", type=float, default=1e-3)
     parser.add_argument("--evaluations", type=int, default=4)
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     args = parser.parse_args()
     rows(args)
-    found: dict[str, list[dict[str, Answers]]] = {}
-    teachers: dict[str, Path] = {}
-    for x in LANGUAGES:
-        model = start(args, f"teacher-{x}", 1 + LANGUAGES.index(x), TEACHER)
-        lessons = {"epochs": args.teacher_epochs, "lr": args.teacher_lr}
-        teachers[x] = taught(args, f"teacher-{x}", model, x, **lessons)
-    found["teachers"] = [read(args, teachers)] * args.seeds
+    alone = {x: taught(args, x, start(args, x, i), x, i) for i, x in enumerate(LANGUAGES)}
+    found = {"individual": [read(args, alone)] * args.seeds}
     for seed in range(args.seeds):
-        model = start(args, "student", seed, STUDENT)
-        lessons = {"epochs": args.epochs, "lr": args.lr, "seed": seed}
-        alone = {x: taught(args, f"individual-{x}-{seed}", model, x, **lessons) for x in LANGUAGES}
-        students = {"individual": alone}
-        joint = taught(args, f"joint-{seed}", model, "both", **lessons)
-        students["joint"] = dict.fromkeys(LANGUAGES, joint)
-        for row, settings in (("distilled", {}), ("threshold", {"passing": {"margin": 1.0}})):
-            student = distilled(args, f"{row}-{seed}", model, seed, **settings)
-            students[row] = dict.fromkeys(LANGUAGES, student)
-        for row, models in students.items():
-            found.setdefault(row, []).append(read(args, models))
+        model = start(args, "both", seed)
+        for kind in args.kinds:
+            name = f"{kind}-{seed}"
+            if kind == "joint":
+                student = taught(args, name, model, "both", seed)
+            else:
+                student = distilled(args, name, model, seed, **KINDS[kind])
+            answered = read(args, dict.fromkeys(LANGUAGES, student))
+            found.setdefault(kind, []).append(answered)
     made = table(found)
     (args.out / "table.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
     for row, of in made.items():
