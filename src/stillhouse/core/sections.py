@@ -184,8 +184,8 @@ class LabelConfig(Config):
     check_rows: Positive = 64
     states: Literal["live", "bf16", "int8"] = "live"
     tokens: Literal["live", "sparse"] = "live"
-    top: Annotated[int, Field(ge=0)] = 8
-    drawn: Annotated[int, Field(ge=0)] = 12
+    top: Annotated[int, Field(ge=0)] = 4
+    drawn: Annotated[int, Field(ge=0)] = 28
     estimator: Literal["auto", "tail", "sampled", "renormalised"] = "auto"
 
     @model_validator(mode="after")
