@@ -25,6 +25,8 @@ RECOVER = {
     "export": {"onnx": False, "int8": False},
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

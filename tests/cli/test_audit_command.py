@@ -50,6 +50,7 @@ def test_an_audit_from_its_question_to_its_page(call: Call, folder: Path) -> Non
     assert "finished already" in err
 
 
+@pytest.mark.slow
 def test_choosing_queries_and_one_view(call: Call, folder: Path) -> None:
     code, out, _ = call(*words(folder, "chosen", "--choose", "both", "--views", "label", "--json"))
     assert code == 0

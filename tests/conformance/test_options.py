@@ -151,6 +151,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_every_option_trains_a_student(
     name: str, distil: Distil, folders: Callable[..., Path], tmp_path: Path

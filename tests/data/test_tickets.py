@@ -122,11 +122,13 @@ def test_the_parts_are_many_and_without_repeats():
     assert len(set(everything)) == len(everything)
 
 
+@pytest.mark.slow
 def test_unlabelled_messages_differ_from_each_other():
     keys = {fold(text) for text in unlabelled(DISTINCT)}
     assert len(keys) == DISTINCT
 
 
+@pytest.mark.slow
 def test_unlabelled_messages_depend_on_the_seed_alone():
     first = list(unlabelled(4000, seed=5))
     assert first == list(unlabelled(4000, seed=5))

@@ -299,6 +299,7 @@ def test_a_thief_reads_queries_as_its_model_does(folder: Path) -> None:
     np.testing.assert_allclose(entropy_N, -(logp_NK.exp() * logp_NK).sum(-1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_queries_are_chosen_with_the_thief_one_has(folder: Path, tmp_path: Path) -> None:
     queries = config(folder).queries.model_dump(exclude={"pool"}) | {
         "kinds": ["wiki"], "choose": ["uncertainty", "k-centre", "both"], "candidates": 2.0,

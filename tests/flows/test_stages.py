@@ -203,6 +203,7 @@ def test_leaving_a_term_out() -> None:
     assert without([StageConfig(name="s", objective=(term("hint"),))], "s", "hint") is None
 
 
+@pytest.mark.slow
 def test_ablations_stand_in_the_record_and_start_from_shared_stages(
     distil: Distil, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_with_everything_kept_it_is_the_live_run(made: dict[str, Path], tmp_path
     )
 
 
+@pytest.mark.slow
 def test_sequence_level_takes_any_tokenizer(made: dict[str, Path], tmp_path: Path) -> None:
     other = written.fresh(
         tmp_path / "other", made["data"], tokenizer="unigram", vocabulary=290, width=16
@@ -146,6 +147,7 @@ def test_a_method_of_texts_needs_its_task(name: str, made: dict[str, Path], tmp_
         distil(made, tmp_path / "run", **method(name), task="auto")
 
 
+@pytest.mark.slow
 def test_the_student_writes_what_the_teacher_scores(made: dict[str, Path], tmp_path: Path) -> None:
     distil(made, tmp_path / "run", **method("gkd"))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

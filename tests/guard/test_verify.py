@@ -270,6 +270,7 @@ def test_a_verdict_holds_together(verdict: tuple[Path, Registry]) -> None:
     assert "known to be independent" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new", "fails"),
     [

@@ -190,6 +190,7 @@ def test_p_value_and_interval_agree(seeds):
     assert seen == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed_sd", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("metric", [share_right, mean_value], ids=["accuracy", "mean"])
 def test_false_positives_stay_rare(seed_sd, metric):

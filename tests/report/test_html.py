@@ -120,6 +120,7 @@ def test_same_record_gives_the_same_page_in_any_process(write_run: WriteRun) -> 
     assert pages[0] == pages[1]
 
 
+@pytest.mark.slow
 def test_page_of_one_run_does_not_depend_on_its_folder(write_run: WriteRun) -> None:
     one, other = write_run("one"), write_run("other")
     assert (
@@ -210,6 +211,7 @@ def test_finetuned_model_is_nobodys_student(write_run: WriteRun) -> None:
     assert "eacher" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [unmeasured(), regression(), finetuned(), bare()])
 @pytest.mark.parametrize("lines", [[], [evaluation_line("student", 0, 50)], metric_lines()])
 def test_missing_parts_break_nothing(
@@ -221,6 +223,7 @@ def test_missing_parts_break_nothing(
     assert record.sentence in page(folder).text
 
 
+@pytest.mark.slow
 def test_missing_parts_break_no_comparison(write_run: WriteRun) -> None:
     records = [make_record(), unmeasured(), regression(), finetuned(), bare()]
     folders = [write_run(f"{n}", record=each, lines=[]) for n, each in enumerate(records)]
@@ -248,6 +251,7 @@ def test_many_labels_are_a_table_of_top_confusions(write_run: WriteRun) -> None:
     assert cells.index("label 3label 72533.3") < cells.index("label 9label 21016.7")
 
 
+@pytest.mark.slow
 def test_verdict_hurt_and_no_difference_are_named(write_run: WriteRun) -> None:
     worse = Gain(value=-0.02, interval=(-0.03, -0.01), p_value=0.0001)
     hurt = write_run("a", record=make_record(verdict="hurt", gain=worse))
@@ -266,6 +270,7 @@ def test_several_runs_are_compared_and_each_told(write_run: WriteRun) -> None:
     assert "compare their gains" not in found.text
 
 
+@pytest.mark.slow
 def test_runs_of_two_metrics_share_no_axis(write_run: WriteRun) -> None:
     text = page(write_run("a"), write_run("b", record=regression())).text
     assert "compare their gains" in text

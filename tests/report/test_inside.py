@@ -3,6 +3,8 @@
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from stillhouse.core.results import Similarity
 from stillhouse.report import ablations, heatmap
 
@@ -118,6 +120,7 @@ def test_lower_is_better_is_said_wherever_it_matters(write_run: WriteRun) -> Non
     assert "Lower is better. Thin lines" in text
 
 
+@pytest.mark.slow
 def test_tokens_and_rows_share_no_axis(write_run: WriteRun) -> None:
     text = page(write_run("a", record=masked_lm()), write_run("b")).text
     assert text.count("Accuracy against latency") == 4

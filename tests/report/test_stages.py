@@ -39,6 +39,7 @@ def test_one_stage_on_answers_only_is_told_as_ever(write_run: WriteRun) -> None:
     assert "diagnosis" not in pages[0]
 
 
+@pytest.mark.slow
 def test_record_without_the_new_fields_gives_the_same_page(write_run: WriteRun) -> None:
     folder = write_run()
     before = html.page_of([html.load(folder)])
@@ -119,6 +120,7 @@ def test_lines_are_read_with_their_stage(write_run: WriteRun) -> None:
     assert max(row.step for row in later.evaluations) == 1200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [[], metric_lines(), stage_lines(THREE[1:])])
 def test_missing_lines_break_nothing(write_run: WriteRun, lines: list[dict[str, object]]) -> None:
     text = page(write_run(record=staged(stages=THREE), lines=lines)).text
@@ -147,6 +149,7 @@ def test_names_of_the_user_never_become_markup(write_run: WriteRun) -> None:
         assert len(each.ids) == len(set(each.ids))
 
 
+@pytest.mark.slow
 def test_comparison_names_the_stages(write_run: WriteRun) -> None:
     staged_run = write_run("a", record=staged(), lines=stage_lines([INTERMEDIATE, PREDICTION]))
     text = page(staged_run, write_run("b")).text

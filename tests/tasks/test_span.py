@@ -280,6 +280,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_learns_where_answers_are(teacher: Path) -> None:
     found = sh.evaluate(
         teacher / "teacher", {"path": str(teacher / "rows.jsonl"), "max_length": 32},
@@ -323,6 +324,7 @@ def test_spans_are_distilled_from_a_live_teacher(teacher: Path, tmp_path: Path) 
     assert "AutoModelForQuestionAnswering" in card
 
 
+@pytest.mark.slow
 def test_live_answers_and_saved_models_agree(teacher: Path, tmp_path: Path) -> None:
     found = data(tmp_path, rows(20, seed=5, longest=60))
     model, task = load_span_model(str(teacher / "teacher")), Span()
@@ -332,6 +334,7 @@ def test_live_answers_and_saved_models_agree(teacher: Path, tmp_path: Path) -> N
     assert task.score(predict(model, found, task))["f1"] > 0.5
 
 
+@pytest.mark.slow
 def test_what_can_not_be_is_refused(teacher: Path, tmp_path: Path) -> None:
     place_ = {"path": str(teacher / "rows.jsonl"), "max_length": 32}
     with pytest.raises(ModelError, match="no head for spans"):
@@ -347,6 +350,7 @@ def test_what_can_not_be_is_refused(teacher: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_is_a_mean_over_both_ends(teacher: Path, tmp_path: Path) -> None:
     found = data(tmp_path, rows(6, longest=60))
     whole = found.batch(np.arange(len(found)))

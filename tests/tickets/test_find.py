@@ -210,6 +210,7 @@ def test_without_rewinding_a_round_goes_on_from_the_one_before(
             assert torch.equal(begins[after][name], tensor), (after, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["magnitude", "movement", "gradient", "fisher", "random"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_every_score_prunes_to_the_count(
@@ -262,6 +263,7 @@ def test_the_last_layer_is_pruned_at_half_the_rate_where_it_is_prunable(
     assert numerics.density({"x": masks["bert.pooler.dense.weight"]}) == 0.5
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """Stopped in each training in turn, by an error in the place of a kill."""
     asked = config(folder, prune={"score": "movement"}, proof={"seeds": [0]})

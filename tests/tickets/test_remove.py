@@ -173,6 +173,7 @@ def test_a_speed_is_reached_as_measured(
     assert counted(model) / counted(found.model) < 2.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [1.2, 1.5, 1.75, 1.95, 2.2, 2.45, 2.6])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_no_more_speed_is_bought_than_was_asked(
