@@ -8,9 +8,9 @@ result     see docs/results.md, "Several languages, one student"
 individual: a model a language; they are the teachers. joint: one for both, on the gold texts.
 distilled: one for both, by the teacher of each row's language. threshold: the same, a teacher
 switched off once the student is a point better on dev. All have one shape, as there, and one
-tokenizer; those for both see both languages' rows, so twice an individual one's in an epoch, and
-train for as many epochs. Rows are compared by paired bootstrap over a language's test rows (and
-over seeds, where there are several). A killed run goes on where it was.
+tokenizer, and are trained for as many steps: individual ones see their rows twice as often. Rows
+are compared by paired bootstrap over a language's test rows (and over seeds, where there are
+several). A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def data(args: argparse.Namespace, which: str) -> dict[str, Any]:
     return {"path": str(args.out / "pairs" / which), "max_length": 64, "group": "language"}
 
 
-def training(args: argparse.Namespace) -> dict[str, Any]:
+def training(args: argparse.Namespace, which: str) -> dict[str, Any]:
     return {
-        "epochs": args.epochs,
+        "epochs": args.epochs * (1 if which == "both" else len(LANGUAGES)),
         "lr": args.lr,
         "batch_size": args.batch,
         "evaluations": args.evaluations,
@@ -83,7 +83,7 @@ def taught(args: argparse.Namespace, name: str, model: Path, which: str, seed: i
         data(args, which),
         out=out,
         task="seq2seq",
-        training=training(args),
+        training=training(args, which),
         seed=seed,
         cache=str(args.out / "cache"),
         resamples=50,
@@ -102,7 +102,7 @@ def distilled(args: argparse.Namespace, name: str, model: Path, seed: int, **set
         teachers=[{"model": str(args.out / "runs" / x), "group": x} for x in LANGUAGES],
         combine="route",
         objective=WORD,
-        training=training(args),
+        training=training(args, "both"),
         cache=str(args.out / "cache"),
         proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 50},
         **settings,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse import selfcheck_writing as writing
 from stillhouse.core.config import DistillConfig, LabelConfig, TrainingConfig
 from stillhouse.core.errors import StillhouseError, UsageError
 from stillhouse.core.terms import Schedule, TermConfig
@@ -257,12 +259,15 @@ def selfcheck(config: DistillConfig) -> list[Check]:
     if config.task == "masked_lm":
         raise UsageError("selfcheck looks at rows and labels; give it the task to be distilled")
     setup = prepare(config)
+    if setup.writes:
+        with tempfile.TemporaryDirectory() as temporary:
+            student = setup.make(config.proof.seeds[0]).eval()
+            return _run(writing.CHECKS, writing.writers(setup, student, Path(temporary)))
     assert setup.splits is not None
     if setup.task.name == "span":
         raise UsageError("selfcheck looks at rows and labels; spans have neither cache nor labels")
     part: Part = setup.splits.labelled.parts[0]
     pool = Pool([Part(part.rows, part.indices[:ROWS], labelled=True)])
-    found: list[Check] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         student = setup.make(config.proof.seeds[0]).eval()
@@ -279,10 +284,14 @@ def selfcheck(config: DistillConfig) -> list[Check]:
                 (setup.teacher, setup.teacher_tokenizer),
             )
         ]
-        pair = _Pair(setup, student, data[0], data[1], folder)
-        for name, run in CHECKS.items():
-            try:
-                found.append(Check(name, True, run(pair)))
-            except StillhouseError as error:
-                found.append(Check(name, False, str(error)))
+        return _run(CHECKS, _Pair(setup, student, data[0], data[1], folder))
+
+
+def _run(checks: Mapping[str, Callable[[Any], str]], pair: Any) -> list[Check]:
+    found: list[Check] = []
+    for name, run in checks.items():
+        try:
+            found.append(Check(name, True, run(pair)))
+        except StillhouseError as error:
+            found.append(Check(name, False, str(error)))
     return found

@@ -173,6 +173,8 @@ def selfcheck(
     teacher: Annotated[str | None, typer.Option("--teacher", help="a fine-tuned model")] = None,
     data: options.Data = None,
     student: options.Student = None,
+    task: options.Task = None,
+    method: options.Method = None,
     text_column: options.Text = None,
     pair_column: options.Pair = None,
     label_column: options.Label = None,
@@ -192,9 +194,11 @@ def selfcheck(
         {
             "teacher": teacher,
             **options.columns(data, text_column, pair_column, label_column),
+            "task": task,
             "cache": cache,
             "data.label_map": options.pairs(label_map, "--label-map") if label_map else None,
             "student": options.student(student) if student else None,
+            **options.of_method(method),
         },
         set_,
     )

@@ -151,3 +151,14 @@ def required(values: dict[str, Any], *paths: str) -> None:
         if place is None:
             option = {"data.path": "--data"}.get(path, f"--{path}")
             raise UsageError(f"give {option} (see --help for an example)")
+
+
+def of_method(name: str | None, corpus: str | None = None) -> dict[str, Any]:
+    """The settings of --method. Raises UsageError for a corpus that nothing uses."""
+    if name is None:
+        if corpus is not None:
+            raise UsageError("--corpus is for a --method that begins on running text, as tinybert")
+        return {}
+    from stillhouse.flows.methods import method
+
+    return method(name, corpus)

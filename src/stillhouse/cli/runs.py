@@ -9,19 +9,7 @@ import typer
 
 from stillhouse.cli import console, options
 from stillhouse.core.config import DistillConfig, FinetuneConfig
-from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import parse
-
-
-def _method(name: str | None, corpus: str | None) -> dict[str, Any]:
-    """The settings of --method. Raises UsageError for a corpus that nothing uses."""
-    if name is None:
-        if corpus is not None:
-            raise UsageError("--corpus is for a --method that begins on running text, as tinybert")
-        return {}
-    from stillhouse.flows.methods import method
-
-    return method(name, corpus)
 
 
 def distill(
@@ -71,7 +59,7 @@ def distill(
             "proof.seeds": list(range(seeds)) if seeds else None,
             "proof.baseline": None if baseline else False,
             "proof.ablation": ablation or None,
-            **_method(method, corpus),
+            **options.of_method(method, corpus),
             "trust_remote_code": trust_remote_code or None,
         },
         set_,

@@ -220,8 +220,8 @@ def own_texts(data: Any, config: OnPolicyConfig) -> Write:
             choices=data.width,
             rng=rng,
         )
-        texts = [np.append(best.ids, [best.end] if best.finished else []) for best, *_ in found]
-        return data.rewritten(batch.rows, [text.astype(np.int64) for text in texts])
+        texts = [best.ids if best.end is None else [*best.ids, best.end] for best, *_ in found]
+        return data.rewritten(batch.rows, [np.asarray(text, np.int64) for text in texts])
 
     return write
 
