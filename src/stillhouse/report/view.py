@@ -17,7 +17,8 @@ ACRONYMS = {
     "mse": "MSE",
     "mae": "MAE",
     "bleu": "BLEU",
-} | {"chrf": "chrF"}
+    "chrf": "chrF",
+}
 AGREEMENT = "Agreement with the teacher"
 TOP_CONFUSIONS = 20
 TASKS = {

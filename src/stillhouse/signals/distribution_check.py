@@ -64,7 +64,7 @@ def check_distributions(
     if cache.top:
         said.append(f"agree with the live teacher within {worst:.4f}")
     if cache.drawn:
-        said.append(f"have draws that are as likely as it says within {off:.3f} nats")
+        said.append(f"have draws as likely as the teacher says, within {off:.3f} nats")
     return f"cached distributions {' and '.join(said)}"
 
 
