@@ -8,15 +8,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
 import stillhouse as sh
 import written
+from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Silent
+from stillhouse.core.settings import parse, section
+from stillhouse.core.writing import OnPolicyConfig
 from stillhouse.flows.methods import method
+from stillhouse.flows.writers import own_texts, reported_by_writer
+from stillhouse.tasks.written import Written
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +93,24 @@ def test_kept_distributions_are_measured_and_used(made: dict[str, Path], tmp_pat
     assert set(kept.before) == set(kept.after) == {"tail", "sampled", "renormalised"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "(taken)" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("divergence", "taken"), [("forward_kl", "sampled"), ("jsd", "tail")])
+def test_draws_stand_for_the_rest_where_the_divergence_is_linear(
+    made: dict[str, Path], tmp_path: Path, divergence: str, taken: str
+) -> None:
+    beta = {"beta": 0.5} if divergence == "jsd" else {}
+    objective = [{"kind": "soft", "divergence": divergence, **beta}]
+    found = distil(
+        made,
+        tmp_path / "run",
+        objective=objective,
+        training={"steps": 1},
+        label={"tokens": "sparse", "top": 1, "drawn": 200},
+    )
+    assert found.record.distributions is not None
+    assert found.record.distributions.estimator == taken
 
 
 @pytest.mark.slow
@@ -166,6 +190,28 @@ def test_several_teachers_agree_with_themselves(
     (pair,) = found.teachers.pairs
     assert pair.same_choice == 1.0
     assert pair.divergence == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_the_student_writes_ends_only_where_it_did(made: dict[str, Path]) -> None:
+    data = section(DataConfig, {"path": str(made["data"]), "max_length": 48}, "path")
+    store = made["folder"] / "cache"
+    model, _, rows = reported_by_writer(
+        str(made["teacher"]), "seq2seq", parse(DataConfig, data), store, Silent()
+    )
+    assert isinstance(rows, Written)
+
+    def ended(max_tokens: int) -> np.ndarray:
+        """Whether the last scored token of each text is the end's."""
+        write = own_texts(rows, OnPolicyConfig(temperature=0.01, max_tokens=max_tokens))
+        batch = write(model, rows.batch(np.arange(8)), np.random.default_rng(0))
+        assert batch.gold_N is not None
+        assert batch.scored_N is not None
+        text_N = batch.scored_N // batch.inputs["decoder_input_ids"].shape[1]
+        last_B = torch.searchsorted(text_N, torch.arange(8), right=True) - 1
+        return (batch.gold_N[last_B] == rows.tokenizer.eos_token_id).numpy()
+
+    assert ended(24).all()
+    assert not ended(2).any()
 
 
 def test_on_policy_needs_a_live_teacher(made: dict[str, Path], tmp_path: Path) -> None:

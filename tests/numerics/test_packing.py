@@ -23,6 +23,7 @@ SPLITS = [
     (1000, 0, 30),
     (1024, 1, 7),
     (1025, 5, 64),
+    (30, 1, 60),  # so many that no low bits are left
 ]
 
 

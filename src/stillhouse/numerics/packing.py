@@ -158,5 +158,5 @@ def _numbers(bits_NXW: np.ndarray) -> np.ndarray:
     """Bits, the highest first, as numbers: N x X. By a matrix product, which is quick."""
     N, X, W = bits_NXW.shape
     powers = np.float32(2) ** np.arange(W - 1, -1, -1, dtype=np.float32)
-    flat = bits_NXW.reshape(-1, W).astype(np.float32) @ powers
+    flat = bits_NXW.reshape(N * X, W).astype(np.float32) @ powers
     return flat.reshape(N, X).astype(np.int64)
