@@ -150,7 +150,7 @@ def run_all(args: argparse.Namespace) -> dict[str, dict[str, list[dict[str, floa
 def claims(args: argparse.Namespace, size: str, written: dict[str, list[Answers]]) -> None:
     """Every row against the baseline, and the fine-tuned ones against one trained on as long."""
     lines = [
-        "| row | against | beam BLEU | greedy less its beam | nats a gold token | p(mode), % |",
+        "| row | against | beam | greedy less the other's beam | nats a gold token | p(mode), % |",
         "|---|---|---|---|---|---|",
     ]
     for row, mine in written.items():

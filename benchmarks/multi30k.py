@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import numpy as np
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.console import Terminal
+from stillhouse.core.rundir import atomic
 from stillhouse.core.settings import parse, section
 from stillhouse.evaluation.writing import written_rows
 from stillhouse.flows.common import store_root
 from stillhouse.measure import model_and_rows
+from stillhouse.models.load import folder_fingerprint
 from stillhouse.numerics.sequences import bleu_of
 from stillhouse.numerics.stats import paired_gain
 from stillhouse.tasks.writing import judged, unkept
@@ -46,15 +49,19 @@ class Answers:
 
 
 def answers(model: Path, data: dict[str, Any], cache: Path) -> Answers:
-    """Kept beside the model: it writes once."""
-    kept = model.parent / f"{model.name}-{Path(data['path']).name}-answers.npz"
+    """Kept in the cache, by model and rows: it writes once."""
+    rows = hashlib.blake2b((Path(data["path"]) / "test.jsonl").read_bytes(), digest_size=8)
+    kept = cache / f"answers-{folder_fingerprint(str(model))}-{rows.hexdigest()}.npz"
     if not kept.exists():
         config = parse(DataConfig, section(DataConfig, data, "path"))
-        loaded, task, rows = model_and_rows(str(model), config, store_root(str(cache)), Terminal())
-        facts_E5, (greedy, beam) = unkept(written_rows(loaded, rows, task))  # pyright: ignore
-        gold = [answer or "" for answer in rows.answers]  # pyright: ignore
+        loaded, task, reported = model_and_rows(
+            str(model), config, store_root(str(cache)), Terminal()
+        )
+        facts_E5, (greedy, beam) = unkept(written_rows(loaded, reported, task))  # pyright: ignore
+        gold = [answer or "" for answer in reported.answers]  # pyright: ignore
         both = {"greedy": judged(greedy, gold)["bleu"], "beam": judged(beam, gold)["bleu"]}
-        np.savez(kept, facts=facts_E5, **both)
+        with atomic(kept) as temporary, temporary.open("wb") as file:
+            np.savez(file, facts=facts_E5, **both)
     with np.load(kept) as found:
         facts_E5 = found["facts"]
         mode_E2 = np.stack([np.exp(facts_E5[:, 3]), np.ones(len(facts_E5))], axis=1)

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stillhouse as sh
 from stillhouse.core.console import Terminal
+from stillhouse.core.rundir import write_text
 from stillhouse.numerics.packing import decode, encode, position_bytes
 from stillhouse.numerics.sparse import choose, divergence
 
@@ -46,12 +47,10 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def text(args: argparse.Namespace) -> Path:
     folder = args.out / "text"
-    if not (folder / "test.txt").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, lines in (("train", None), ("valid", args.lines), ("test", args.lines)):
-            whole = (args.data / "wikitext2" / f"{name}.txt").read_text(encoding="utf-8")
-            cut = whole.splitlines(keepends=True)[:lines]
-            (folder / f"{name}.txt").write_text("".join(cut), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("train", None), ("valid", args.lines), ("test", args.lines)):
+        whole = (args.data / "wikitext2" / f"{name}.txt").read_text(encoding="utf-8")
+        write_text(folder / f"{name}.txt", "".join(whole.splitlines(keepends=True)[:lines]))
     return folder
 
 
@@ -183,11 +182,24 @@ def main() -> None:
         near = angles(args, model), angles(args, runs["dense"].out / "student")
         for row, run in runs.items():
             degrees = {"angle_start": near[0].get(row), "angle_trained": near[1].get(row)}
-            found.setdefault(row, []).append(of(run) | (degrees if ROWS.get(row) else {}))
+            over = against_dense(args, run, runs["dense"])
+            found.setdefault(row, []).append(of(run) | over | (degrees if ROWS.get(row) else {}))
         (args.out / "table.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     for row, seeds in found.items():
         loss = np.mean([each["loss"] for each in seeds])
         Terminal().note(f"{row}: {loss:.4f} nats a token, {json.dumps(seeds[0])}")
+
+
+def against_dense(args: argparse.Namespace, run: sh.Run, dense: sh.Run) -> dict[str, Any]:
+    """Nats a token over the student of whole distributions, paired by block."""
+    mine, theirs = (
+        x.out / "student" if (x.out / "student").exists() else x.out for x in (run, dense)
+    )
+    if mine == theirs:
+        return {}
+    found = sh.evaluate(mine, blocks(args, 0), against=theirs, cache=str(args.out / "cache"))
+    low, high = found["against"]["interval"]
+    return {"over_dense": -found["against"]["gain"], "over_dense_interval": [-high, -low]}
 
 
 def of(run: sh.Run) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Axes: N scored tokens, K choices, B examples, T tokens.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import LabelConfig, TrainingConfig
-from stillhouse.core.errors import StillhouseError
+from stillhouse.core.errors import RunError, StillhouseError
 from stillhouse.core.progress import Silent
-from stillhouse.core.types import Batch, StudentOutput
+from stillhouse.core.types import Batch, Example, StudentOutput
+from stillhouse.data.chat import ASSISTANT, Turn, answered, turns_of
 from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Part, Pool
+from stillhouse.flows.common import max_tokens
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.sparse import ABSOLUTE
 from stillhouse.flows.written import read_rows
@@ -33,7 +37,9 @@ from stillhouse.training.objective import Objective
 from stillhouse.training.steps import Forward, TextForward, plain_step
 
 ROWS = 16
-ALL, LITTLE = 1 << 40, 1 << 16  # bytes for the vocabulary's scores: all at once, and in many parts
+SCORES = 1 << 25  # over the vocabulary at most: 128 MiB, a few times in memory
+ALL, LITTLE = 1 << 40, 1 << 16  # bytes for these: all at once, and in many parts
+MORE = 5  # tokens of padding
 DECODER, ENCODER = "decoder_input_ids", "input_ids"
 
 
@@ -83,6 +89,7 @@ class Writers:
     setup: Setup
     student: nn.Module
     some: Some
+    examples: list[Example]  # of the rows; of running text none
     folder: Path
 
     def live(self, precision: str = "float32", *, own_rows: bool = False) -> LiveTeacher:
@@ -113,7 +120,8 @@ class Writers:
         forward = TextForward(
             TrainingConfig(precision="float32"), fast=False, choices=self.setup.task.width
         )
-        batches = [self.some.batch(r) for r in np.array_split(np.arange(len(self.some)), parts)]
+        rows = np.array_split(np.arange(len(self.some)), min(parts, len(self.some)))
+        batches = [self.some.batch(part) for part in rows]
         plain_step(
             model,
             batches,
@@ -122,7 +130,7 @@ class Writers:
             _dense(forward) if dense else forward,
             progress=0.0,
             norms=False,
-            rngs=[np.random.default_rng(0)] * parts,
+            rngs=[np.random.default_rng(0)] * len(batches),
             totals={"examples": len(self.some), "scored": sum(batch.scored for batch in batches)},
             head_memory=memory,
         )
@@ -138,49 +146,116 @@ def _dense(forward: Forward) -> Forward:
 
 
 def writers(setup: Setup, student: nn.Module, folder: Path) -> Writers:
+    """A few rows, fewer where their scores over the vocabulary would take more than SCORES."""
+    examples: list[Example] = []
     if setup.corpus is not None:
         data: Written | RunningText = RunningText(setup.corpus.train, setup.tokenizer)
     else:
         part: Part = setup.rows.labelled.parts[0]
         pool = Pool([Part(part.rows, part.indices[:ROWS], labelled=True)])
         data = read_rows(replace(setup, store=folder), pool, Silent(), "rows")
-    return Writers(setup, student, Some(data, np.arange(min(ROWS, len(data)))), folder)
+        examples = list(pool)
+    counts = data.scored_counts(np.arange(min(ROWS, len(data))))
+    fitting = int((np.cumsum(counts) * setup.task.width <= SCORES).sum())
+    rows = np.arange(max(1, min(len(counts), fitting)))
+    return Writers(setup, student, Some(data, rows), examples, folder)
 
 
 def teacher_is_steady(pair: Writers) -> str:
     if not pair.setup.same_tokens:
         return "not looked at: the teacher reads its own tokens"
     first, second = (pair.live().scores(pair.some.whole) for _ in range(2))
+    if not torch.isfinite(first).all():
+        raise StillhouseError("the teacher's scores are not finite: check its weights")
     if not torch.equal(first, second):
         raise StillhouseError("two passes of the teacher give different answers")
-    if first.requires_grad or any(p.requires_grad for p in pair.setup.teacher.parameters()):
-        raise StillhouseError("the teacher would get a gradient")
-    return "two passes are equal, and no weight wants a gradient"
+    return f"two passes over {len(first):,} tokens are equal"
 
 
 def answers_are_scored(pair: Writers) -> str:
-    """Every answer's tokens and its end, and no other token."""
-    some, tokenizer = pair.some, pair.setup.tokenizer
-    batch = some.whole
+    """Every answer's tokens and its end, and no other token; the answers' tokens are made anew."""
+    some, batch = pair.some, pair.some.whole
     assert batch.gold_N is not None
+    if not batch.scored:
+        raise StillhouseError(f"none of the first {len(some)} rows has an answer to learn")
     ends = np.cumsum(some.scored_counts(np.arange(len(some))))[:-1]
     said = [ids.tolist() for ids in np.split(batch.gold_N.cpu().numpy(), ends)]
     if isinstance(some.data, RunningText):
+        for row, ids in enumerate(said):
+            whole = some.batch(np.array([row])).inputs[ENCODER][0].tolist()
+            if ids != whole[1 : len(ids) + 1] or len(ids) != some.lengths[row] - 1:
+                raise StillhouseError(f"of block {row + 1} other tokens are scored than its own")
         return f"running text: {batch.scored:,} tokens of {len(some)} blocks, all but each's first"
     cut = 0
-    for ids, answer in zip(said, some.data.answers, strict=False):
-        if answer is None or not ids:
-            continue
-        if ids[-1] != tokenizer.eos_token_id:  # a turn's own end, or too long
-            cut += 1
-            continue
-        text = str(tokenizer.decode(ids, skip_special_tokens=True))
-        if "".join(answer.split()) not in "".join(text.split()):
-            raise StillhouseError(f"of the answer {answer[:60]!r} the loss sees {text[:60]!r}")
+    for row, ids in enumerate(said):
+        answer, full = some.data.answers[row], _is_full(pair, some.data, row)
+        turns = turns_of(pair.examples[row].text)
+        if answer is None:
+            right = not ids
+        elif turns is None:
+            right = _agree(ids, _tokens_of(some.data, answer), cut=full)
+        else:
+            right = _agree_in_words(ids, answered(turns, answer), some.data.tokenizer, cut=full)
+        if not right:
+            seen = some.data.tokenizer.decode(ids)
+            raise StillhouseError(
+                f"the answer of row {row + 1} is {str(answer)[:60]!r}, the loss sees {seen!r:.80}"
+            )
+        cut += full
     none = sum(not ids for ids in said)
-    more = f", {cut} without the end-of-text token (cut, or ended by their template)" if cut else ""
-    more += f", {none} without an answer" if none else ""
-    return f"{batch.scored:,} tokens: the answers of {len(said)} rows and their ends{more}"
+    more = f", {cut} of them cut" if cut else ""
+    more += f"; {none} rows without an answer" if none else ""
+    answers = len(said) - none
+    return f"{batch.scored:,} tokens: the answers of {answers} rows and their ends{more}"
+
+
+def _is_full(pair: Writers, data: Written, row: int) -> bool:
+    """Whether a row has as many tokens as it may have: it may have been cut."""
+    limit = pair.setup.length
+    if data.pairs:
+        limit = min(pair.setup.config.data.target_length or limit, limit)
+    return len(data.tokens.ids[row]) >= limit
+
+
+def _tokens_of(data: Written, answer: str) -> list[int]:
+    coded: Any
+    if data.pairs:
+        coded = data.tokenizer(text_target=answer)
+    else:
+        coded = data.tokenizer(answer, add_special_tokens=False)
+    ids, end = list(coded["input_ids"]), data.tokenizer.eos_token_id
+    return ids if data.pairs and ids[-1:] == [end] else [*ids, end]
+
+
+def _agree(ids: list[int], whole: list[int], *, cut: bool) -> bool:
+    return ids == (whole[: len(ids)] if cut and ids else whole)
+
+
+def _agree_in_words(
+    ids: list[int], turns: list[Turn], tokenizer: PreTrainedTokenizerBase, *, cut: bool
+) -> bool:
+    """Whether what is scored of a conversation is what its template shows of the assistant's
+    turns, white space aside, which a tokenizer may join with what is around."""
+
+    def shown(count: int, *, asking: bool) -> str:
+        some = turns[:count]
+        if not some and not asking:
+            return ""
+        return str(
+            tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=asking)
+        )
+
+    def words(tokens: list[int]) -> str:
+        return "".join(str(tokenizer.decode(tokens)).split())
+
+    said = [
+        shown(i + 1, asking=False)[len(shown(i, asking=True)) :]
+        for i, turn in enumerate(turns)
+        if turn["role"] == ASSISTANT
+    ]
+    coded: Any = tokenizer("".join(said), add_special_tokens=False)
+    mine, theirs = words(ids), words(coded["input_ids"])
+    return mine == theirs or (cut and bool(mine) and mine in theirs)
 
 
 def micro_batches(pair: Writers) -> str:
@@ -192,10 +267,13 @@ def in_parts(pair: Writers) -> str:
 
 
 def _same(pair: Writers, what: str, one: dict[str, Any], other: dict[str, Any]) -> str:
-    worst = 0.0
-    for objective in pair.objectives.values():
+    apart = []
+    for name, objective in pair.objectives.items():
         first, second = pair.gradient(objective, **one), pair.gradient(objective, **other)
-        worst = max(worst, float((first - second).norm() / first.norm().clamp(1e-30)))
+        if not 0 < (size := float(first.norm())) < math.inf:
+            raise StillhouseError(f"stage {name}: a gradient of norm {size:.2g} trains nothing")
+        apart.append(float((first - second).norm()) / size)
+    worst = float(np.max(apart, initial=0.0))
     if not worst < 1e-3:
         raise StillhouseError(f"{what}: gradients differ by {worst:.2g}")
     return f"{what}: gradients equal within {worst:.1g}"
@@ -205,11 +283,16 @@ def padding(pair: Writers) -> str:
     batch = pair.some.whole
     longer: dict[str, Tensor] = {}
     for name, tensor in batch.inputs.items():
+        width = tensor.shape[1]
+        more = max_tokens(pair.student, width + MORE) - width  # within its positions
         fill = pad_id(pair.setup.tokenizer) if name in (ENCODER, DECODER) else 0
-        longer[name] = nn.functional.pad(tensor, (0, 5), value=fill)
+        longer[name] = nn.functional.pad(tensor, (0, more), value=fill)
+    if all(longer[name].shape == tensor.shape for name, tensor in batch.inputs.items()):
+        return "not looked at: the rows fill all of the student's positions"
+    answers = DECODER if DECODER in batch.inputs else ENCODER
+    before, after = (inputs[answers].shape[1] for inputs in (batch.inputs, longer))
     assert batch.scored_N is not None
-    T = batch.inputs[DECODER if DECODER in batch.inputs else ENCODER].shape[1]
-    places_N = batch.scored_N // T * (T + 5) + batch.scored_N % T
+    places_N = batch.scored_N // before * after + batch.scored_N % before
     with torch.no_grad():
         one_NK, other_NK = (
             run(
@@ -219,30 +302,38 @@ def padding(pair: Writers) -> str:
         )
     worst = float((one_NK - other_NK).abs().max() / one_NK.std().clamp(1e-30))
     if not worst < 1e-4:
-        raise StillhouseError(
-            f"five more padding tokens change the scores by {worst:.2g} of their spread"
-        )
-    return f"five more padding tokens change no score by more than {worst:.1g} of their spread"
+        raise StillhouseError(f"more padding changes the scores by {worst:.2g} of their spread")
+    return f"more padding tokens change no score by more than {worst:.1g} of their spread"
 
 
 def kept_is_live(pair: Writers) -> str:
+    """Also whether another's distributions would have been told apart: these, a row off."""
     if not pair.setup.same_tokens:
         return "not looked at: the teacher reads its own tokens"
     label, some = pair.setup.config.label, pair.some
-    form: dict[str, Any] = {"choices": pair.setup.task.width, "top": 4, "drawn": 8}
+    form: dict[str, Any] = {
+        "choices": pair.setup.task.width,
+        "top": min(label.top, pair.setup.task.width),
+        "drawn": label.drawn,
+    }
     cache = DistributionCache(pair.folder, {"selfcheck": True}, **form)
     asked = pair.live(label.precision, own_rows=True)
     config = LabelConfig(batch_size=8, precision=label.precision)
     keep_distributions(asked, cache, config, counts=some.scored_counts)
     again = DistributionCache(pair.folder, {"selfcheck": True}, **form)
     shuffled = np.random.default_rng(0).permutation(len(some))
-    return check_distributions(
-        pair.live().scores,
-        again,
-        some,
-        np.array_split(shuffled, 4),
-        tolerance=ABSOLUTE[label.precision],
-    )
+    parts = np.array_split(shuffled, min(4, len(some)))
+
+    def compared(asked: Callable[[Batch], Tensor]) -> str:
+        allowed = ABSOLUTE[label.precision]
+        return check_distributions(asked, again, some, parts, tolerance=allowed)
+
+    said = compared(pair.live().scores)
+    try:
+        compared(lambda batch: pair.live().scores(batch).roll(1, 0))
+    except RunError:
+        return said
+    return f"{said}; its answers are too alike, token for token, to tell them from another's"
 
 
 def tokenizers(pair: Writers) -> str:

@@ -96,6 +96,24 @@ def test_kept_distributions_are_measured_and_used(made: dict[str, Path], tmp_pat
 
 
 @pytest.mark.slow
+def test_rows_without_an_answer_are_not_kept(made: dict[str, Path], tmp_path: Path) -> None:
+    """Where nearly all are: those of the probe that have none are left out of it."""
+    rows = [json.loads(line) for line in made["data"].read_text().splitlines()]
+    few = [row if 80 <= i < 140 else {**row, "target": None} for i, row in enumerate(rows)]
+    (folder := tmp_path / "rows").mkdir()
+    for name, part in (("train", few), ("dev", rows[:40]), ("test", rows[40:80])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    found = distil(
+        made,
+        tmp_path / "run",
+        data={"path": str(folder)},
+        training={"steps": 2},
+        label={"tokens": "sparse"},
+    )
+    assert found.record.distributions is not None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("divergence", "taken"), [("forward_kl", "sampled"), ("jsd", "tail")])
 def test_draws_stand_for_the_rest_where_the_divergence_is_linear(
     made: dict[str, Path], tmp_path: Path, divergence: str, taken: str

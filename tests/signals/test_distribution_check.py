@@ -5,6 +5,7 @@ Axes: N scored rows, K choices.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,8 @@ def test_draws_are_compared_where_nothing_else_is_kept(tmp_path: Path) -> None:
 
 def test_a_little_noise_is_no_other_teacher(tmp_path: Path) -> None:
     assert "draws" in checked(tmp_path, 0, 25, shift=0.02), "as of lower precision"
+
+
+def test_a_teacher_without_an_answer_is_no_agreement(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="scores are not finite"):
+        checked(tmp_path, 6, 0, shift=math.nan)

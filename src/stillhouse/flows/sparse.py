@@ -140,6 +140,8 @@ def sparse_source(
     estimator = chosen if label.estimator == "auto" else label.estimator
     if label.estimator == "auto" and not _linear(config):
         estimator, why = "tail", "estimator 'tail': the objective's divergence is no forward_kl"
+        if label.drawn:
+            why += "; what is drawn is not read (more label.top instead of label.drawn is)"
     elif label.estimator != "auto":
         why = f"estimator {estimator!r}, as asked; {why}"
     progress.note(f"{why}; {before.covered:.1%} of the teacher's probability is kept exactly")
@@ -179,9 +181,13 @@ def _tokens(width: int) -> int:
 
 
 def _probed(data: Any, tokens: int) -> np.ndarray:
-    """Examples, drawn at random, that have about so many scored tokens together."""
+    """Examples, drawn at random, that have about so many scored tokens together. Raises UsageError
+    where none has any."""
     order = generator(0, "probe").permutation(len(data))
-    ends = np.cumsum(data.scored_counts(order))
+    counts = data.scored_counts(order)
+    if not counts.any():
+        raise UsageError("no training row has an answer: there is no token to keep anything of")
+    order, ends = order[counts > 0], np.cumsum(counts[counts > 0])
     return np.sort(order[: int(np.searchsorted(ends, tokens)) + 1])
 
 

@@ -58,6 +58,8 @@ def writing_task(
     whether there are answers to judge. Raises UsageError, also where a model and its tokenizer
     don't go together."""
     width = width_of(tokenizer, model)
+    if texts and tokenizer.eos_token_id is None:
+        raise UsageError("the tokenizer has no end-of-text token: set its eos_token and save it")
     if texts and tokenizer.eos_token_id not in (ends := ends_of(model)):
         raise UsageError(
             f"the tokenizer ends a text with id {tokenizer.eos_token_id}, the model with "

@@ -43,8 +43,12 @@ def check_distributions(
     worst, off, variance, draws = 0.0, 0.0, 0.0, 0
     for rows in parts:
         batch = data.batch(rows)
+        if not batch.scored:
+            continue
         found = cache.read(held[rows], "tail", torch.device("cpu"))
         scores_NK = soften(asked(batch).cpu()[:, : cache.choices], cache.temperature)
+        if not torch.isfinite(scores_NK).all():
+            raise RunError("the live teacher's scores are not finite: check its weights")
         logp_NK = scores_NK.float().log_softmax(-1)
         if cache.top:
             theirs_NT = logp_NK.gather(1, found.top_ids_NT.long()).exp()

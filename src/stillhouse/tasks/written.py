@@ -21,6 +21,8 @@ from stillhouse.data.encoding import pad_id, padded
 from stillhouse.data.written import Kind, Tokens
 from stillhouse.models.generator import used_choices
 
+ANY = 1 << 30  # tokens: no limit
+
 
 @dataclass(frozen=True)
 class Written:
@@ -45,6 +47,14 @@ class Written:
     def _lengths(self) -> np.ndarray:
         own_E = self.tokens.ids.lengths
         return np.maximum(own_E + self.tokens.before.lengths if self.pairs else own_E, 1)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest text on either side: models have so many positions, and may have
+        no more."""
+        return int(
+            max(part.lengths.max(initial=1) for part in (self.tokens.before, self.tokens.ids))
+        )
 
     @cached_property
     def width(self) -> int:
@@ -76,10 +86,10 @@ class Written:
         pad = pad_id(self.tokenizer)
         if not self.pairs:
             scored = [np.asarray(self.tokens.scored[row]).astype(bool) for row in rows]
-            return continued(ids, scored, rows, pad=pad)
+            return continued(ids, scored, rows, pad=pad, most=self.longest)
         before = [np.asarray(self.tokens.before[row]) for row in rows]
         assert self.start is not None, "an encoder-decoder says what its targets begin with"
-        return translated(before, ids, rows, pad=pad, start=self.start)
+        return translated(before, ids, rows, pad=pad, start=self.start, most=self.longest)
 
     @cached_property
     def counts_E(self) -> np.ndarray:
@@ -121,10 +131,10 @@ class Written:
         pad, before = pad_id(self.tokenizer), self.prompts(rows)
         if self.pairs:
             assert self.start is not None
-            return translated(before, texts, rows, pad=pad, start=self.start)
+            return translated(before, texts, rows, pad=pad, start=self.start, most=self.longest)
         ids = [np.concatenate(both) for both in zip(before, texts, strict=True)]
         scored = [np.arange(len(i)) >= len(b) for i, b in zip(ids, before, strict=True)]
-        return continued(ids, scored, rows, pad=pad)
+        return continued(ids, scored, rows, pad=pad, most=self.longest)
 
     def prompts(self, rows: np.ndarray) -> list[np.ndarray]:
         """What each answer is written to: sources, or prompts."""
@@ -190,14 +200,14 @@ def ranges(starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def translated(
     sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], rows: np.ndarray, *, pad: int,
-    start: int,
+    start: int, most: int = ANY,
 ) -> Batch:  # fmt: skip
     """An encoder-decoder's batch: at each place of a target its own token is to be predicted,
-    from those before it."""
-    inputs = _filled(sources, pad)
+    from those before it. What fills it up goes to no more than `most` tokens."""
+    inputs = _filled(sources, pad, most)
     shifted = [np.concatenate([[start], target[:-1]]) for target in targets]
     shifted = [row[: len(target)] for row, target in zip(shifted, targets, strict=True)]
-    behind = _filled([row if len(row) else np.array([start]) for row in shifted], pad)
+    behind = _filled([row if len(row) else np.array([start]) for row in shifted], pad, most)
     inputs["decoder_input_ids"] = behind["input_ids"]
     width = behind["input_ids"].shape[1]
     lengths = np.fromiter(map(len, targets), np.int64, len(targets))
@@ -207,10 +217,12 @@ def translated(
 
 
 def continued(
-    ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], rows: np.ndarray, *, pad: int
-) -> Batch:
-    """A language model's batch: at the place before each scored token, that token."""
-    inputs = _filled([row if len(row) else np.array([pad]) for row in ids], pad)
+    ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], rows: np.ndarray, *, pad: int,
+    most: int = ANY,
+) -> Batch:  # fmt: skip
+    """A language model's batch: at the place before each scored token, that token. What fills it
+    up goes to no more than `most` tokens."""
+    inputs = _filled([row if len(row) else np.array([pad]) for row in ids], pad, most)
     flags = np.zeros(inputs["input_ids"].shape, bool)
     for i, row in enumerate(scored):
         flags[i, : len(row)] = row
@@ -218,9 +230,8 @@ def continued(
     return Batch(inputs, rows, gold_N, places)
 
 
-def _filled(ids: Sequence[np.ndarray], pad: int) -> dict[str, Tensor]:
-    longest = max(map(len, ids))
-    return padded(ids, np.zeros(len(ids), np.int64), pad=pad, types=False, max_length=longest + 3)
+def _filled(ids: Sequence[np.ndarray], pad: int, most: int) -> dict[str, Tensor]:
+    return padded(ids, np.zeros(len(ids), np.int64), pad=pad, types=False, max_length=most)
 
 
 def _next_tokens(ids_BT: Tensor, scored_BT: Tensor) -> tuple[Tensor, Tensor]:
