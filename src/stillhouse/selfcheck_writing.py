@@ -24,6 +24,7 @@ from stillhouse.core.types import Batch, Example, StudentOutput
 from stillhouse.data.chat import ASSISTANT, Turn, answered, turns_of
 from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Part, Pool
+from stillhouse.data.written import end_of
 from stillhouse.flows.common import max_tokens
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.sparse import ABSOLUTE
@@ -223,7 +224,7 @@ def _tokens_of(data: Written, answer: str) -> list[int]:
         coded = data.tokenizer(text_target=answer)
     else:
         coded = data.tokenizer(answer, add_special_tokens=False)
-    ids, end = list(coded["input_ids"]), data.tokenizer.eos_token_id
+    ids, end = list(coded["input_ids"]), end_of(data.tokenizer)
     return ids if data.pairs and ids[-1:] == [end] else [*ids, end]
 
 
