@@ -299,3 +299,8 @@ def test_a_teacher_by_language_is_switched_off_when_passed(
     ).record
     assert found.teachers is not None
     assert found.teachers.passed == {"0": ["fr"]}
+    # The student is still the good one, the teacher of half of the rows the bad one.
+    good, both = found.student.metrics, found.teacher
+    assert both is not None
+    assert both.metrics["accuracy"] < 0.8 * good["accuracy"]
+    assert both.score < 0.8 * found.student.score

@@ -15,6 +15,7 @@ from stillhouse.data.rows import ingest
 from stillhouse.data.sources import Part, Pool
 from stillhouse.data.tokens import train_tokenizer
 from stillhouse.data.written import Kind, Rules, tokens_of
+from stillhouse.tasks.writing import kept, merged, unkept
 from stillhouse.tasks.written import RunningText, Written, continued, ranges, translated
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the house", "two birds sing", "the end"] * 3
@@ -67,6 +68,33 @@ def test_a_batch_has_the_gold_that_its_places_name(kind: Kind, tmp_path: Path) -
         assert torch.equal(batch.gold_N, data.gold_N[torch.from_numpy(data.places(rows))])
         assert data.scored_counts(rows).sum() == batch.scored
     assert data.scored_counts(np.array([2])).tolist() == [0]
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "causal_lm"])
+def test_some_of_the_examples_are_those(kind: Kind, tmp_path: Path) -> None:
+    data, rows = written(kind, tmp_path), np.array([3, 0, 2])
+    some = data.take(rows)
+    assert np.array_equal(some.keys_N2, data.keys_N2[rows])
+    assert torch.equal(some.gold_N, data.gold_N[torch.from_numpy(data.places(rows))])
+    assert some.answers == ["two birds", "sat", None]
+    assert [p.tolist() for p in some.prompts(np.arange(3))] == [
+        p.tolist() for p in data.prompts(rows)
+    ]
+
+
+def test_what_parts_keep_is_put_together_in_the_data_s_order(tmp_path: Path) -> None:
+    data, parts = written("causal_lm", tmp_path), (np.array([3, 0]), np.array([1, 2]))
+    whole_N3 = np.random.default_rng(0).random((len(data.gold_N), 3)).astype(np.float32)
+    tokens = [(rows, whole_N3[data.places(rows)]) for rows in parts]
+    assert np.array_equal(merged(tokens, data, texts=False), whole_N3)
+    facts_E5, greedy, beam = np.arange(20.0).reshape(4, 5), ["a", "", "cc", "d"], list("efgh")
+    texts = [
+        (rows, kept(facts_E5[rows], [greedy[i] for i in rows], [beam[i] for i in rows]))
+        for rows in parts
+    ]
+    found_E5, both = unkept(merged(texts, data, texts=True))
+    assert np.array_equal(found_E5, facts_E5)
+    assert both == (greedy, beam)
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "causal_lm"])

@@ -32,13 +32,23 @@ FORMAT = 2
 
 
 class Ragged:
-    """Rows of different length, flat on disk."""
+    """Rows of different length, flat."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.offsets: np.ndarray = np.load(folder / f"{name}.npy")
-        self.lengths: np.ndarray = np.diff(self.offsets)
-        path, empty = folder / f"{name}.bin", not self.offsets[-1]  # which can't be mapped
-        self.flat = np.empty(0, "<i4") if empty else np.memmap(path, "<i4", mode="r")
+    def __init__(self, flat: np.ndarray, offsets: np.ndarray) -> None:
+        self.flat, self.offsets = flat, offsets
+        self.lengths: np.ndarray = np.diff(offsets)
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> Ragged:
+        """Those on disk."""
+        offsets, path = np.load(folder / f"{name}.npy"), folder / f"{name}.bin"
+        empty = not offsets[-1]  # which can't be mapped
+        return cls(np.empty(0, "<i4") if empty else np.memmap(path, "<i4", mode="r"), offsets)
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """Some of the rows, in memory."""
+        flat = np.concatenate([np.empty(0, "<i4"), *(self[row] for row in rows)])
+        return Ragged(flat, np.concatenate([[0], np.cumsum(self.lengths[rows])]))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -83,6 +93,10 @@ class Tokens:
     scored: Ragged
     cut: int
 
+    def take(self, rows: np.ndarray) -> Tokens:
+        """Some of the rows."""
+        return Tokens(self.before.take(rows), self.ids.take(rows), self.scored.take(rows), self.cut)
+
 
 def tokens_of(
     pool: Pool,
@@ -108,7 +122,7 @@ def tokens_of(
     else:
         with atomic_folder(folder, "tokens") as temporary:
             _write(temporary, pool, held, tokenizer, rules, progress)
-    parts = (Ragged(folder, part) for part in ("before", "ids", "scored"))
+    parts = (Ragged.open(folder, part) for part in ("before", "ids", "scored"))
     return Tokens(*parts, cut=int(np.load(folder / "cut.npy")))
 
 

@@ -16,12 +16,12 @@ from stillhouse.core.rundir import check_free, claim, manifest, write_json
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch
 from stillhouse.data.sources import shared
-from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.ablation import gold_instead, without
 from stillhouse.flows.common import TRAINED_ON
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.setup import Setup
+from stillhouse.flows.several import teacher_scores
 from stillhouse.flows.stages import (
     Stage,
     Trained,
@@ -86,7 +86,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     alone = plan.alone(setup.config.plan) if config.proof.baseline else []
     variants = _variants(setup, plan) if config.proof.ablation else []
     claim(out, settings, content)
-    doubts = [*_seen_by_teacher(setup), *_no_better_than_chance(plan)]
+    doubts = [*_seen_by_teacher(setup), *_no_better_than_chance(plan), *_one_of_several(config)]
     for doubt in doubts:
         progress.note(doubt)
     facts = {
@@ -129,7 +129,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         students=students,
         baselines=baselines,
         ablations=ablations,
-        teacher_scores_NK=score_rows(setup.teacher, plan.teacher_reported, setup.task),
+        teacher_scores_NK=teacher_scores(setup, plan.teacher_reported),
         held_out=plan.held_out,
         teacher_held_out=plan.teacher_held_out,
         reported=plan.reported,
@@ -190,6 +190,12 @@ def _shared_start(
         return None
     path = stage_path(out, "student", seed, same - 1)
     return (same, path) if path.exists() else None
+
+
+def _one_of_several(config: DistillConfig) -> list[str]:
+    if len(config.teachers) < 2 or config.combine == "route":
+        return []
+    return [f"the student is compared with one of its teachers, {config.teacher}"]
 
 
 def _seen_by_teacher(setup: Setup) -> list[str]:

@@ -16,13 +16,15 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.results import PairResult, TeachersResult
 from stillhouse.core.types import Predictions
 from stillhouse.data.sources import Pool
-from stillhouse.evaluation.evaluate import predict
+from stillhouse.evaluation.evaluate import predict, score_rows
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.stages import Own, Trained
 from stillhouse.signals.ensemble import Mean, OneAtRandom, agreement
 from stillhouse.signals.routing import Gated, Routed
 from stillhouse.signals.teacher import LiveTeacher
 from stillhouse.tasks.base import Data, Task
+from stillhouse.tasks.writing import merged
+from stillhouse.tasks.written import Written
 from stillhouse.training.passing import Threshold, passing
 
 COMPARED = 256  # held-out examples on which teachers are compared
@@ -146,6 +148,23 @@ class Several:
                 if _weights(run)
             },
         )
+
+
+def teacher_scores(setup: Setup, data: Data) -> np.ndarray:
+    """What is kept of the teacher's scores of the reported rows; of teachers by group each row's
+    own one's, the first where it has none."""
+    config, splits = setup.config, setup.splits
+    if config.combine != "route" or not config.teachers or splits is None:
+        return score_rows(setup.teacher, data, setup.task)
+    assert isinstance(data, Written)
+    models = {config.teacher: setup.teacher, **setup.teachers}
+    by_group = {each.group: models[each.model] for each in config.teachers}
+    asked_E = [by_group.get(group, setup.teacher) for group in splits.reported.groups]
+    parts = []
+    for model in dict.fromkeys(asked_E):
+        rows = np.array([i for i, each in enumerate(asked_E) if each is model])
+        parts.append((rows, score_rows(model, data.take(rows), setup.task)))
+    return merged(parts, data, texts=setup.task.judges_texts)
 
 
 def _weights(run: Trained) -> dict[str, float]:

@@ -116,8 +116,9 @@ def _rows(
 
 def metric_name(name: str) -> str:
     """`macro_f1` as Macro F1."""
-    words = [ACRONYMS.get(word, word) for word in name.split("_")]
-    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+    first, *others = name.split("_")
+    begins = ACRONYMS.get(first, first[:1].upper() + first[1:])
+    return " ".join([begins, *(ACRONYMS.get(word, word) for word in others)])
 
 
 def lowered(metric: str) -> str:

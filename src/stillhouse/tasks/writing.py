@@ -221,6 +221,23 @@ def unkept(kept_ES: np.ndarray) -> tuple[np.ndarray, tuple[list[str], list[str]]
     return facts_E5, texts
 
 
+def merged(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], data: Data, *, texts: bool
+) -> np.ndarray:
+    """What was kept of all examples of `data` from what was kept of parts of them: examples, and
+    theirs. `texts`: as `kept` made it, a row an example; else a row a token."""
+    rows_E = np.concatenate([rows for rows, _ in parts])
+    if texts:
+        order = np.argsort(rows_E)
+        found = [unkept(part) for _, part in parts]
+        facts_E5 = np.concatenate([facts for facts, _ in found])[order]
+        both = ([text for _, pair in found for text in pair[i]] for i in (0, 1))
+        greedy, beam = ([all_[i] for i in order] for all_ in both)
+        return kept(facts_E5, greedy, beam)
+    whole = np.concatenate([part for _, part in parts])
+    return whole[np.argsort(data.places(rows_E))]
+
+
 def _objects(values: Sequence[object]) -> np.ndarray:
     found = np.empty(len(values), object)
     for i, value in enumerate(values):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,7 +34,6 @@ class Written:
     tokenizer: PreTrainedTokenizerBase
     answers: Sequence[str | None]
     start: int | None = None
-    groups_E: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens.ids)
@@ -125,6 +124,11 @@ class Written:
             firsts = self.tokens.scored.offsets[:-1][self.tokens.scored.lengths > 0]
             flags[firsts] = False
         return torch.from_numpy(np.asarray(self.tokens.ids.flat)[flags].astype(np.int64))
+
+    def take(self, rows: np.ndarray) -> Written:
+        """The examples at `rows`."""
+        answers = [self.answers[row] for row in rows]
+        return replace(self, tokens=self.tokens.take(rows), answers=answers)
 
     def rewritten(self, rows: np.ndarray, texts: Sequence[np.ndarray]) -> Batch:
         """The examples at `rows` with other texts, all of which is scored."""
