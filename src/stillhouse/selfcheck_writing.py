@@ -15,21 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import LabelConfig, TrainingConfig
 from stillhouse.core.errors import RunError, StillhouseError
 from stillhouse.core.progress import Silent
 from stillhouse.core.types import Batch, Example, StudentOutput
-from stillhouse.data.chat import ASSISTANT, Turn, answered, turns_of
+from stillhouse.data.chat import answered, turns_of
 from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Part, Pool
-from stillhouse.data.written import end_of
 from stillhouse.flows.common import max_tokens
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.sparse import ABSOLUTE
 from stillhouse.flows.written import read_rows
 from stillhouse.models.forward import run
+from stillhouse.selfcheck_answers import agree, agree_in_words, tokens_of_answer
 from stillhouse.signals.distribution_check import check_distributions
 from stillhouse.signals.distributions import DistributionCache, keep_distributions
 from stillhouse.signals.teacher import LiveTeacher
@@ -194,9 +193,9 @@ def answers_are_scored(pair: Writers) -> str:
         if answer is None:
             right = not ids
         elif turns is None:
-            right = _agree(ids, _tokens_of(some.data, answer), cut=full)
+            right = agree(ids, tokens_of_answer(some.data, answer), cut=full)
         else:
-            right = _agree_in_words(ids, answered(turns, answer), some.data.tokenizer, cut=full)
+            right = agree_in_words(ids, answered(turns, answer), some.data.tokenizer, cut=full)
         if not right:
             seen = some.data.tokenizer.decode(ids)
             raise StillhouseError(
@@ -216,47 +215,6 @@ def _is_full(pair: Writers, data: Written, row: int) -> bool:
     if data.pairs:
         limit = min(pair.setup.config.data.target_length or limit, limit)
     return len(data.tokens.ids[row]) >= limit
-
-
-def _tokens_of(data: Written, answer: str) -> list[int]:
-    coded: Any
-    if data.pairs:
-        coded = data.tokenizer(text_target=answer)
-    else:
-        coded = data.tokenizer(answer, add_special_tokens=False)
-    ids, end = list(coded["input_ids"]), end_of(data.tokenizer)
-    return ids if data.pairs and ids[-1:] == [end] else [*ids, end]
-
-
-def _agree(ids: list[int], whole: list[int], *, cut: bool) -> bool:
-    return ids == (whole[: len(ids)] if cut and ids else whole)
-
-
-def _agree_in_words(
-    ids: list[int], turns: list[Turn], tokenizer: PreTrainedTokenizerBase, *, cut: bool
-) -> bool:
-    """Whether what is scored of a conversation is what its template shows of the assistant's
-    turns, white space aside, which a tokenizer may join with what is around."""
-
-    def shown(count: int, *, asking: bool) -> str:
-        some = turns[:count]
-        if not some and not asking:
-            return ""
-        return str(
-            tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=asking)
-        )
-
-    def words(tokens: list[int]) -> str:
-        return "".join(str(tokenizer.decode(tokens)).split())
-
-    said = [
-        shown(i + 1, asking=False)[len(shown(i, asking=True)) :]
-        for i, turn in enumerate(turns)
-        if turn["role"] == ASSISTANT
-    ]
-    coded: Any = tokenizer("".join(said), add_special_tokens=False)
-    mine, theirs = words(ids), words(coded["input_ids"])
-    return mine == theirs or (cut and bool(mine) and mine in theirs)
 
 
 def micro_batches(pair: Writers) -> str:
