@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformers import MarianConfig, MarianMTModel
 
+from stillhouse.core.machine import machine
 from stillhouse.models.decode import decode
 from stillhouse.models.search import Decoding
 
@@ -119,15 +120,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     early: Any = {"never": "never", "false": False, "true": True}[args.early_stopping]
     limit = {"max_tokens": args.limit} if args.limit else {"relative_max": (1.2, 8)}
-    config = Decoding(beams=args.beams, early_stopping=early, **limit)
+    config = Decoding(beams=args.beams, early_stopping=early, precision="float32", **limit)
     narrow = config.model_copy(update={"precision": "bf16"})
     model, sources = made(args.vocabulary), captions(args.sentences, args.vocabulary)
     ways: dict[str, Callable[[], Texts]] = {
         "generate": lambda: plain(model, sources, config, args.batch),
         "same batches": lambda: in_parts(model, sources, config, args.batch),
         "sorted": lambda: ours(model, sources, config),
-        "sorted, bf16": lambda: ours(model, sources, narrow),
     }
+    if machine().precision == "bf16":
+        ways["sorted, bf16"] = lambda: ours(model, sources, narrow)
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     spent: dict[str, list[float]] = {way: [] for way in ways}
     texts: dict[str, Texts] = {}

@@ -47,8 +47,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from stillhouse.core.config import DistillConfig, TrainingConfig
 from stillhouse.core.errors import DataError, StillhouseError
+from stillhouse.core.manifest import manifest
 from stillhouse.core.progress import Silent
-from stillhouse.core.rundir import manifest, write_json
+from stillhouse.core.rundir import write_json
 from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse
 from stillhouse.core.terms import Schedule, TermConfig

@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--teacher-lr", type=float, default=1e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--evaluations", type=int, default=4)
-    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto")
     args = parser.parse_args()
     made = lambda row: [{"en": row["en"], "de": row["de"]}]  # noqa: E731
     args.pairs = write_pairs(args.data, args.out / "pairs", made, args.rows)

@@ -8,9 +8,10 @@ result     see docs/results.md, "Stolen, beside ART"
 ART (adversarial-robustness-toolbox) takes arrays of one shape, so that its rows are all padded to
 the longest query, and has neither queries, prices, agreement nor schedules: the texts are ours, the
 learning rate is constant (the best of `--rates` on queries kept out, by agreement with the victim),
-the loss its own, cross-entropy with the victim's probabilities, in float32. Ours once as it comes
-(bf16) and once in float32. In turns, seed by seed. Seconds are of all that one copy takes: models
-loaded, queries tokenized, asked, learned; ours also made the queries and scored the copy.
+the loss its own, cross-entropy with the victim's probabilities, in float32. Ours once as it comes,
+and where that is bf16, once in float32. In turns, seed by seed. Seconds are of all that one copy
+takes: models loaded, queries tokenized, asked, learned; ours also made the queries and scored the
+copy.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 import stillhouse as sh
 from stillhouse.core.console import Terminal
+from stillhouse.core.machine import machine
 from stillhouse.core.rundir import write_json
 from stillhouse.core.settings import parse
 from stillhouse.demo import minilm
@@ -113,7 +115,7 @@ def ours(args: argparse.Namespace, seed: int, precision: str) -> dict[str, float
     return {"score": found.record.copies[0].score, "s": seconds}
 
 
-def thief_settings(precision: str = "bf16") -> dict[str, Any]:
+def thief_settings(precision: str = "auto") -> dict[str, Any]:
     training = {"lr": 1e-4, "epochs": float(EPOCHS), "batch_size": BATCH, "precision": precision}
     return {"model": str(minilm()), "training": training}
 
@@ -141,7 +143,9 @@ def main() -> None:
     best = max(tried, key=lambda rate: tried[rate]["agreed"])
     found: dict[str, Any] = {"tried": {f"{r:g}": each for r, each in tried.items()}, "rate": best}
     for seed in range(args.seeds):
-        turns = [("art", ""), ("ours", "bf16"), ("ours, float32", "float32")]
+        turns = [("art", ""), ("ours", "auto")]
+        if machine().precision != "float32":
+            turns.append(("ours, float32", "float32"))
         for name, precision in turns if seed % 2 else reversed(turns):
             one = ours(args, seed, precision) if precision else knockoff(args, seed, best, made)
             found.setdefault(name, []).append(one)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from stillhouse.core.config import TrainingConfig
-from stillhouse.core.rundir import manifest, write_json
+from stillhouse.core.manifest import manifest
+from stillhouse.core.rundir import write_json
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, StudentOutput
 from stillhouse.demo import minilm

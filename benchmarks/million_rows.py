@@ -18,7 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-from stillhouse.core.rundir import manifest, write_json
+from stillhouse.core.manifest import manifest
+from stillhouse.core.rundir import write_json
 from stillhouse.data.builtin import tickets
 
 

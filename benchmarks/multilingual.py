@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--evaluations", type=int, default=4)
-    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto")
     args = parser.parse_args()
     args.alone_epochs = args.alone_epochs or args.epochs * len(LANGUAGES)
     rows(args)

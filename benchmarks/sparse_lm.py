@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto")
     args = parser.parse_args()
     args.text = text(args)
     first = new(args, "teacher", 0, width=256, layers=4, heads=4)

@@ -43,8 +43,9 @@ from torch import Tensor, nn
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import StillhouseError, UsageError
+from stillhouse.core.manifest import manifest
 from stillhouse.core.progress import Progress
-from stillhouse.core.rundir import claim, manifest, write_json, write_text
+from stillhouse.core.rundir import claim, write_json, write_text
 from stillhouse.core.seeding import derive, generator
 from stillhouse.core.settings import override, parse
 from stillhouse.core.terms import Config, TermConfig

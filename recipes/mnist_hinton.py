@@ -52,8 +52,10 @@ from torch import Tensor, nn
 from stillhouse.core.config import LabelConfig, TrainingConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import StillhouseError, UsageError
+from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import claim, manifest, write_json, write_text
+from stillhouse.core.rundir import claim, write_json, write_text
 from stillhouse.core.seeding import generator, shape_seed
 from stillhouse.core.settings import override, parse
 from stillhouse.core.terms import Config, Schedule, TermConfig
@@ -190,7 +192,7 @@ def forward_of(config: TrainingConfig, *, pixels: int = 0) -> Forward:
         images = batch.inputs["vectors"]
         if pixels:
             images = jitter(images, rng, pixels=pixels)
-        bf16 = config.precision == "bf16"
+        bf16 = precision_of(config.precision) == "bf16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
             return StudentOutput(model(images, rng=rng).logits.float())
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from stillhouse.core.config import WRITING, DataConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
+from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency
 from stillhouse.core.settings import parse, section
@@ -41,6 +42,7 @@ def evaluate(
     data: str | Path | Mapping[str, Any] | DataConfig,
     *,
     against: str | Path | None = None,
+    precision: str = "auto",
     resamples: int = 2000,
     cache: str | None = None,
     progress: Progress | None = None,
@@ -51,13 +53,15 @@ def evaluate(
     config = parse(DataConfig, section(DataConfig, data, "path"))
     store = store_root(cache)
     first, task, rows = model_and_rows(str(model), config, store, progress)
-    answers = predict(first, rows, task)
+    settled = precision_of(precision)
+    answers = predict(first, rows, task, precision=settled)
     metric: Callable[..., float] = lambda a, g: task.metric_of(a, g, task.metric)  # noqa: E731
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {
         "model": str(model),
         "rows": len(answers.gold_N),
         "metric": task.metric,
+        "precision": settled,
         **task.score(answers),
         "interval": interval(
             task, [answers.answers_N], answers.gold_N, resamples=resamples, rng=rng
@@ -68,7 +72,7 @@ def evaluate(
         second, other, their_rows = model_and_rows(str(against), config, store, progress)
         if sorted(other.choices) != sorted(task.choices):
             raise UsageError(f"{against} has other labels: {', '.join(other.choices)}")
-        theirs = predict(second, their_rows, other)
+        theirs = predict(second, their_rows, other, precision=settled)
         moved = _same_choices(theirs.answers_N, other, task)
         gain = stats.paired_gain(
             metric, [answers.answers_N], [moved], answers.gold_N, rng=rng, resamples=resamples

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from stillhouse.core.config import DistillConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
+from stillhouse.core.manifest import manifest
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import KeptLayer, Removed
-from stillhouse.core.rundir import CUT, atomic_folder, check_free, manifest, write_json, write_yaml
+from stillhouse.core.rundir import CUT, atomic_folder, check_free, write_json, write_yaml
 from stillhouse.core.settings import parse
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare

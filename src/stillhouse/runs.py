@@ -16,6 +16,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
 from stillhouse.evaluation import efficiency
+from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.evaluation.writing import mean_tokens, writing_runner
 from stillhouse.export import (
     check_parity,
@@ -212,6 +213,14 @@ def _runner(
     return runner, mean_tokens(runner(many))
 
 
+def _in_float32(outcome: distilling.Outcome) -> np.ndarray:
+    """The student's scores of the reported rows as its ONNX file, which is float32, should give
+    them."""
+    if outcome.stages[-1].training.precision == "float32":
+        return outcome.best.scores_NK
+    return score_rows(outcome.student, outcome.reported, outcome.setup.task)
+
+
 def _export_result(
     name: ExportFormat,
     path: Path,
@@ -221,7 +230,7 @@ def _export_result(
     task: Task,
 ) -> ExportResult:
     """Raises RunError where the fp32 export's scores are not the student's."""
-    original = outcome.best.scores_NK
+    original = _in_float32(outcome)
     compared = slice(1, None) if task.name == "span" else slice(None)  # a span's score, not places
     difference = np.abs(scores - original)[:, compared].max()
     if name == "onnx":

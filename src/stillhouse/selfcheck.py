@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from stillhouse import selfcheck_writing as writing
 from stillhouse.core.config import DistillConfig, LabelConfig, TrainingConfig
 from stillhouse.core.errors import StillhouseError, UsageError
+from stillhouse.core.precision import Auto
 from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
@@ -258,7 +259,7 @@ def selfcheck(config: DistillConfig) -> list[Check]:
     the way; a mismatch raises DataError as it would in a run."""
     if config.task == "masked_lm":
         raise UsageError("selfcheck looks at rows and labels; give it the task to be distilled")
-    setup = prepare(config)
+    setup = prepare(Auto.of().settle(config))
     if setup.writes:
         with tempfile.TemporaryDirectory() as temporary:
             student = setup.make(config.proof.seeds[0]).eval()

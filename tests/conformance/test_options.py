@@ -62,6 +62,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "decay-constant": {"training": {"decay": "constant", "clip": 0.1, "betas": [0.8, 0.9]}},
     "bf16": {"training": {"precision": "bf16"}, "label": {"precision": "bf16"}},
     "float32": {"training": {"precision": "float32"}, "label": {"precision": "float32"}},
+    "faster": {"training": {"precision": "auto"}, "label": {"precision": "auto"}},
     "epochs": {"training": {"steps": None, "epochs": 1.5, "accumulation": 2, "max_tokens": 128}},
     "dropout": {"training": {"dropout": 0.0}},
     "labelling": {"label": {"batch_size": 5, "max_tokens": 64, "check_rows": 1}},
@@ -146,6 +147,10 @@ ELSEWHERE = {
     "stages.corpus.rows",
     "stages.augment.model",  # tests/flows/test_augmented.py
     "stages.augment.vectors",
+    "stages.augment.precision",  # tests/models/test_vocabulary.py, tests/core/test_machine.py
+    "stages.augment.precision=auto",
+    "stages.augment.precision=bf16",
+    "stages.augment.precision=float32",
     "flow",
     "flow=distill",
 }

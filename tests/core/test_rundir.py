@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stillhouse.core.errors import RunError, UsageError
-from stillhouse.core.rundir import atomic, claim, manifest, write_json
+from stillhouse.core.manifest import manifest
+from stillhouse.core.rundir import atomic, claim, write_json
 
 
 def test_atomic_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:

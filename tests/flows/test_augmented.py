@@ -74,7 +74,6 @@ def run(
         tokenizer=tiny.tokenizer(),
         store=store,
         forbidden_N2=forbidden,
-        precision="float32",
         **own,
     )
 

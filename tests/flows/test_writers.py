@@ -220,7 +220,7 @@ def test_what_the_student_writes_ends_only_where_it_did(made: dict[str, Path]) -
 
     def ended(max_tokens: int) -> np.ndarray:
         """Whether the last scored token of each text is the end's."""
-        write = own_texts(rows, OnPolicyConfig(temperature=0.01, max_tokens=max_tokens))
+        write = own_texts(rows, OnPolicyConfig(temperature=0.01, max_tokens=max_tokens), "float32")
         batch = write(model, rows.batch(np.arange(8)), np.random.default_rng(0))
         assert batch.gold_N is not None
         assert batch.scored_N is not None

@@ -50,6 +50,7 @@ def serve(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="processes (over 1: PostgreSQL)")
     ] = None,
+    precision: options.Precision = None,
     config: options.Config = None,
     set_: options.Set = None,
     trust_remote_code: options.Trust = False,
@@ -79,6 +80,7 @@ def serve(
             "host": host,
             "port": port,
             "workers": workers,
+            "precision": precision,
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
@@ -93,6 +95,7 @@ def serve(
             "(/v1/predict, /docs, /owner, /health, /metrics); Ctrl-C stops",
             err=True,
         ),
+        told=lambda note: typer.echo(note, err=True),
     )
 
 
@@ -118,6 +121,7 @@ def verify(
         str | None,
         typer.Option("--label-map", metavar="SUSPECT=OURS,...", help="our names for its labels"),
     ] = None,
+    precision: options.Precision = None,
     config: options.Config = None,
     set_: options.Set = None,
     trust_remote_code: options.Trust = False,
@@ -143,6 +147,7 @@ def verify(
             "clients": client or None,
             "label_map": options.pairs(label_map, "--label-map") if label_map else None,
             "limit": limit,
+            "precision": precision,
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
@@ -210,6 +215,7 @@ def learn(
     features: Annotated[
         str | None, typer.Option("--features", help="both, last (states), or logits")
     ] = None,
+    precision: options.Precision = None,
     text_column: options.Text = None,
     pair_column: options.Pair = None,
     label_column: options.Label = None,
@@ -236,6 +242,7 @@ def learn(
             "data.unlabelled": customers,
             "corpus": corpus,
             "features": features,
+            "precision": precision,
             "cache": cache,
             "trust_remote_code": trust_remote_code or None,
         },

@@ -21,6 +21,7 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option("--against", help="another model to compare with")
     ] = None,
+    precision: options.Precision = None,
     text_column: options.Text = None,
     pair_column: options.Pair = None,
     label_column: options.Label = None,
@@ -37,7 +38,9 @@ def evaluate(
     settings = {"path": data, "text": text_column, "pair": pair_column, "label": label_column}
     if label_map:
         settings["label_map"] = options.pairs(label_map, "--label-map")  # pyright: ignore
-    found = api.evaluate(model, settings, against=against, cache=cache)
+    found = api.evaluate(
+        model, settings, against=against, precision=precision or "auto", cache=cache
+    )
     if json:
         console.print_json(found)
         return
@@ -73,6 +76,7 @@ def augment(
     copies: Annotated[int, typer.Option("--copies", min=1, help="variants a row")] = 20,
     share: Annotated[float, typer.Option("--share", help="of the words that are replaced")] = 0.4,
     candidates: Annotated[int, typer.Option("--candidates", min=1, help="words to draw from")] = 15,
+    precision: options.Precision = None,
     seed: Annotated[int, typer.Option("--seed", help="the seed")] = 0,
     text_column: options.Text = None,
     pair_column: options.Pair = None,
@@ -97,6 +101,7 @@ def augment(
         copies=copies,
         share=share,
         candidates=candidates,
+        precision=precision or "auto",
         seed=seed,
     )
     if json:

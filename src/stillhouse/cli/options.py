@@ -81,6 +81,10 @@ Corpus = Annotated[
         "--corpus", help="running text (.txt, or a folder with train.txt) for a method that uses it"
     ),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="bf16 or float32 (default: auto, the faster on this machine)"),
+]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that comes with a model")
 ]

@@ -1,16 +1,13 @@
-"""A run's folder: atomic writes, the manifest, and who it belongs to."""
+"""A run's folder: atomic writes, and who it belongs to."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
@@ -18,15 +15,6 @@ import yaml
 from stillhouse.core.errors import RunError, UsageError
 
 CUT = "cut"  # in a run's folder: the cut model that it recovers
-PACKAGES = (
-    "stillhouse",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "numpy",
-    "onnxruntime",
-)
 
 
 @contextlib.contextmanager
@@ -147,31 +135,3 @@ def _is_foreign(path: Path) -> bool:
     starts from."""
     left = path.name.startswith(".part-") or (path.name[0] == "." and path.suffix == ".part")
     return not (left or path.name == CUT)
-
-
-def _revision() -> str | None:
-    """The git revision of the working directory, if it is a checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def manifest(**facts: object) -> dict[str, object]:
-    """Versions, hardware and whatever facts the run adds, for manifest.json."""
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    hardware = {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
-    return {"versions": versions, "git_revision": _revision(), "hardware": hardware, **facts}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillhouse.core.terms import Config, Positive, Share
+from stillhouse.core.terms import Config, Positive, Precision, Share
 
 Metric = Literal[
     "accuracy",
@@ -92,13 +92,14 @@ class AugmentConfig(Config):
     probability `share` by one of `candidates` words: a masked language model's best guesses for
     a word of one piece (`model`), the nearest words by embedding for the others, or for all
     where there is no `model`. vectors: a text file of word vectors (GloVe's form) instead of the
-    teacher's embeddings."""
+    teacher's embeddings. precision: of the masked language model's forward."""
 
     copies: Positive = 20
     share: Share = 0.4
     candidates: Positive = 15
     model: str | None = None
     vectors: str | None = None
+    precision: Precision = "auto"
     seed: int = 0
 
 
@@ -158,7 +159,7 @@ class TrainingConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
-    precision: Literal["bf16", "float32"] = "bf16"
+    precision: Precision = "auto"
     embeddings: Literal["rows", "dense", "frozen"] = "rows"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     select: Literal["best", "last"] = "best"
@@ -180,7 +181,7 @@ class LabelConfig(Config):
 
     batch_size: Positive = 64
     max_tokens: Positive = 8192
-    precision: Literal["bf16", "float32"] = "bf16"
+    precision: Precision = "auto"
     check_rows: Positive = 64
     states: Literal["live", "bf16", "int8"] = "live"
     tokens: Literal["live", "sparse"] = "live"

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+AUTO = "auto"
+Precision = Literal["auto", "bf16", "float32"]  # auto: the faster on this machine (core/precision)
 
 
 class Config(BaseModel):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.head import Factored
+from stillhouse.core.precision import precision_of
 from stillhouse.core.results import Bin, Interval
 from stillhouse.core.types import Predictions, StudentOutput
 from stillhouse.data.batching import sorted_batches
@@ -32,6 +33,7 @@ def score_rows(
     """What the task keeps of the scores of every row (without one: all of them), float32, N x S,
     in the data's order; where it judges texts, see `writing.written_rows`. Eval mode, no gradient.
     """
+    precision = precision_of(precision)
     if task is not None and task.judges_texts:
         return written_rows(model, data, task, precision=precision, quick=quick)  # pyright: ignore
     device = next(model.parameters()).device
@@ -65,11 +67,18 @@ def reduced(answers: StudentOutput, gold_N: Tensor, task: Task | None) -> Tensor
 
 
 def predict(
-    model: nn.Module, data: Data, task: Task, *, fast: bool = False, quick: bool = False
+    model: nn.Module,
+    data: Data,
+    task: Task,
+    *,
+    precision: str = "float32",
+    fast: bool = False,
+    quick: bool = False,
 ) -> Predictions:
-    """The model's answers by its own float32 forward (`fast`: by the equal fast path; `quick`:
-    texts are written greedily only)."""
-    return task.predictions(score_rows(model, data, task, fast=fast, quick=quick), data)
+    """The model's answers by its own forward (`fast`: by the equal fast path; `quick`: texts are
+    written greedily only)."""
+    scores_NS = score_rows(model, data, task, precision=precision, fast=fast, quick=quick)
+    return task.predictions(scores_NS, data)
 
 
 def interval(

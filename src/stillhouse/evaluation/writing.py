@@ -34,8 +34,9 @@ def written_rows(
     """Facts and texts of every example (see `tasks.writing.kept`), float32. `quick`: greedily
     only, which stands for the beam's."""
     facts = np.zeros((len(data), 5))
-    greedy = written(model, data, task, beams=1)
-    beam = greedy if quick else written(model, data, task, beams=task.writing.beams)
+    how = task.writing, precision
+    greedy = written(model, data, decoding(*how, beams=1))
+    beam = greedy if quick else written(model, data, decoding(*how, beams=task.writing.beams))
     facts[:, :3] = gold_facts(model, data, task, precision=precision)
     facts[:, 3] = [each.logp for each in beam]
     facts[:, 4] = [each.logp for each in greedy]
@@ -47,7 +48,7 @@ def texts_of(found: Sequence[Hypothesis], data: Written) -> list[str]:
     return [text.strip() for text in data.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def decoding(config: WritingConfig, *, beams: int) -> Decoding:
+def decoding(config: WritingConfig, precision: str, *, beams: int) -> Decoding:
     """How texts are written, by a run's settings."""
     return Decoding(
         beams=beams,
@@ -55,13 +56,13 @@ def decoding(config: WritingConfig, *, beams: int) -> Decoding:
         relative_max=None if config.max_tokens else AS_LONG,
         length_penalty=config.length_penalty,
         max_batch_tokens=config.batch_tokens * beams,
+        precision=precision,  # pyright: ignore[reportArgumentType]
     )
 
 
-def written(model: PreTrainedModel, data: Written, task: Texts, *, beams: int) -> list[Hypothesis]:
+def written(model: PreTrainedModel, data: Written, settings: Decoding) -> list[Hypothesis]:
     """The best text to each example."""
     prompts = data.prompts(np.arange(len(data)))
-    settings = decoding(task.writing, beams=beams)
     with training_mode(model, on=False), torch.no_grad():
         found = decode(model, prompts, settings, pad_id=pad_id(data.tokenizer), choices=data.width)
     return [hypotheses[0] if hypotheses else NOTHING for hypotheses in found]

@@ -14,8 +14,10 @@ import numpy as np
 
 from stillhouse.core.audit_results import Leak
 from stillhouse.core.errors import UsageError
+from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.rundir import claim, write_json
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Predictions
 from stillhouse.data.sources import Pool
@@ -57,6 +59,8 @@ def audit(
     RunError."""
     progress = progress or Silent()
     started = time.perf_counter()
+    identity, auto = config.identity, Auto.of(out)
+    told, config = auto.notes(config), auto.settle(config)
     made = Audit(config, progress)
     progress.note(f"only {config.victim} is asked; it must be yours, or its owner must agree")
     with victim_of(config, made, service) as (victim, task):
@@ -81,10 +85,11 @@ def audit(
         theirs = exact.answers(made.splits.reported, "about reported rows", progress)
         for view in sweep.views:  # what it doesn't show is known before all is asked
             theirs.seen(View.read(view))
-        claim(out, config.identity, content)
-        write_json(out / "manifest.json", manifest(content=content, seeds=config.proof.seeds))
+        claim(out, identity, content)
+        facts = {"content": content, "seeds": config.proof.seeds, "auto": auto.facts}
+        write_json(out / "manifest.json", manifest(**facts))
         notes = [*made.splits.notes, *made.notes]
-        for note in notes:
+        for note in [*notes, *told]:
             progress.note(note)
         swept = sweep.run()
         found = Audited(

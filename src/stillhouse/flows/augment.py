@@ -7,13 +7,13 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import AugmentConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Advance, Progress, Silent
 from stillhouse.core.rundir import atomic
 from stillhouse.core.types import Example
@@ -50,7 +50,6 @@ def augmented(
     store: Path,
     forbidden_N2: np.ndarray,
     stop_words: Collection[str] = STOP_WORDS,
-    precision: Literal["bf16", "float32"] = "bf16",
     progress: Progress | None = None,
 ) -> Rows:
     """Variants of the pool's rows, without labels, kept under `store` and found again there.
@@ -60,21 +59,22 @@ def augmented(
     """
     progress = progress or Silent()
     avoided_N2 = np.unique(np.concatenate([forbidden_N2, pool.folded_N2]), axis=0)
-    identity = [METHOD, FORMAT, pool.fingerprint, config.model_dump(exclude={"model", "vectors"})]
+    own = config.model_dump(exclude={"model", "vectors", "precision"})
+    identity = [METHOD, FORMAT, pool.fingerprint, own]
     identity += [hashlib.blake2b(avoided_N2.tobytes()).hexdigest(), sorted(stop_words)]
     if config.vectors is None:
         identity += [fingerprint(teacher), tokenizer_fingerprint(tokenizer)]
     else:
         identity += [file_digest(Path(config.vectors))]
     if config.model is not None:
-        identity += [folder_fingerprint(config.model), precision]
+        identity += [folder_fingerprint(config.model), precision_of(config.precision)]
     key = hashlib.blake2b(repr(identity).encode(), digest_size=16).hexdigest()
     folder = store / "augmented" / key
     has_pair = bool(len(pool)) and next(iter(pool)).pair is not None
     columns = Columns("text", "pair" if has_pair else None)
     if (folder / "summary.json").exists():
         return Rows(folder)
-    candidates = _candidates(config, teacher, tokenizer, precision)
+    candidates = _candidates(config, teacher, tokenizer)
     tally = Tally()
     with progress.stage("augmenting", len(pool), "rows") as advance:
         variants = augment_rows(
@@ -112,7 +112,6 @@ def _candidates(
     config: AugmentConfig,
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    precision: Literal["bf16", "float32"],
 ) -> Candidates:
     """A masked language model's guesses where there is one, else and for the others neighbours."""
     if config.vectors is None:
@@ -130,7 +129,7 @@ def _candidates(
         candidates=config.candidates,
         max_length=max_tokens(masked, min(CONTEXT, own.model_max_length)),
         is_word=is_word,
-        precision=precision,
+        precision=config.precision,
     )
     return first_of(guesses, near)
 

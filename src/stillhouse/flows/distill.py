@@ -11,8 +11,10 @@ from torch import nn
 
 from stillhouse.core.config import WRITING, DistillConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import check_free, claim, manifest, write_json
+from stillhouse.core.rundir import check_free, claim, write_json
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch
 from stillhouse.data.sources import shared
@@ -75,11 +77,13 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     """
     progress = progress or Silent()
     started = time.perf_counter()
+    settings, auto = config.model_dump(mode="json"), Auto.of(out)
+    told, config = auto.notes(config), auto.settle(config)
     setup = prepare(config, progress=progress)
     _check_answers(setup)
-    settings, content = config.model_dump(mode="json"), setup.content
+    content = setup.content
     check_free(out, settings, content)
-    for note in setup.notes:
+    for note in [*setup.notes, *told]:
         progress.note(note)
     plan = Plan(setup, progress)
     stages = plan.stages(setup.config.plan)
@@ -94,7 +98,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         "data": content["data"],
         "teacher": content["teacher"],
     }
-    write_json(out / "manifest.json", manifest(**facts, content=content))
+    write_json(out / "manifest.json", manifest(**facts, content=content, auto=auto.facts))
     if len(stages) > 1:
         for stage in stages:
             steps = stage.steps(config.proof.seeds[0])
@@ -239,7 +243,10 @@ def _chance(source: CachedTeacher, train: Dataset, setup: Setup) -> list[str]:
 
 def label_only(config: DistillConfig, *, progress: Progress | None = None) -> tuple[Path, int]:
     """Writes the teacher's answers to every training row into the cache; where, and how many."""
-    progress = progress or Silent()
+    progress, auto = progress or Silent(), Auto.of()
+    for note in auto.notes(config):
+        progress.note(note)
+    config = auto.settle(config)
     if config.task == "masked_lm":
         raise UsageError("a masked language model is asked anew for every mask: nothing to keep")
     if config.task in WRITING:

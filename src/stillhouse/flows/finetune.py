@@ -11,8 +11,10 @@ from torch import nn
 
 from stillhouse.core.config import WRITING, FinetuneConfig
 from stillhouse.core.errors import ModelError
+from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import atomic, claim, manifest, write_json
+from stillhouse.core.rundir import atomic, claim, write_json
 from stillhouse.data.documents import file_digest
 from stillhouse.flows.common import TRAINED_ON
 from stillhouse.flows.gold import Gold, prepare_gold
@@ -67,17 +69,20 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     """Trains `config.model` with a head for the data's answers. Raises UsageError, RunError."""
     progress = progress or Silent()
     started = time.perf_counter()
+    settings, auto = config.model_dump(mode="json"), Auto.of(out)
+    told, config = auto.notes(config), auto.settle(config)
     gold = prepare_gold(config, progress, metric=config.metric)
     path = _masks_path(config)
     masks = fitting(load_masks(path)[0], gold.make(config.seed), str(path)) if path else {}
     content = _content(gold, path)
-    claim(out, config.model_dump(mode="json"), content)
+    claim(out, settings, content)
     if masks:
         progress.note(f"{density(masks):.1%} of the weights in {len(masks)} matrices stay ({path})")
-    for note in gold.notes:
+    for note in [*gold.notes, *told]:
         progress.note(note)
     training, held_out, reported = gold.datasets(progress)
-    write_json(out / "manifest.json", manifest(content=content, seeds=[config.seed]))
+    facts = {"content": content, "seeds": [config.seed], "auto": auto.facts}
+    write_json(out / "manifest.json", manifest(**facts))
     if gold.splits is not None:
         with atomic(out / TRAINED_ON) as temporary, temporary.open("wb") as file:
             np.save(file, gold.splits.labelled.folded_N2)
@@ -90,7 +95,9 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         training=config.training,
         on_rows=True,
         metric=gold.task.metric if len(held_out) else None,
-        evaluate=score_on(gold.task, held_out) if len(held_out) else None,
+        evaluate=score_on(gold.task, held_out, config.training.precision)
+        if len(held_out)
+        else None,
         masks=masks,
         choices=gold.task.width if config.task in WRITING else None,
     )

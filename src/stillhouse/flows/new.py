@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.manifest import manifest
 from stillhouse.core.progress import Progress
-from stillhouse.core.rundir import atomic_folder, manifest, write_json
+from stillhouse.core.rundir import atomic_folder, write_json
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import Config, Positive, Share
 from stillhouse.data.chat import CHAT_TEMPLATE, turns_of

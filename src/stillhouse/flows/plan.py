@@ -154,7 +154,9 @@ class Plan:
             training=config.training,
             on_rows=True,
             metric=setup.task.metric if scored else None,
-            evaluate=score_on(setup.task, self.held_out) if scored else None,
+            evaluate=score_on(setup.task, self.held_out, config.training.precision)
+            if scored
+            else None,
         )
 
     def _pool(self, config: StageConfig) -> tuple[Pool, str]:
@@ -251,7 +253,7 @@ class Plan:
             on_rows=is_run,
             view=whole if is_run else view,
             metric=f"masked {task.metric}" if scored else None,
-            evaluate=score_on(task, held_out) if scored else None,
+            evaluate=score_on(task, held_out, config.training.precision) if scored else None,
         )
 
     @cached_property

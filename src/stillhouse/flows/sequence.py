@@ -8,6 +8,7 @@ import numpy as np
 
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
+from stillhouse.core.terms import Precision
 from stillhouse.core.writing import DecodeConfig
 from stillhouse.data.encoding import pad_id, tokens_identity
 from stillhouse.data.rows import content_key
@@ -35,7 +36,7 @@ class Decoded:
         return sum(text is not None for text in self.texts)
 
 
-def searching(config: DecodeConfig) -> Decoding:
+def searching(config: DecodeConfig, precision: Precision) -> Decoding:
     """How the teacher's texts are looked for."""
     return Decoding(
         beams=config.beams,
@@ -44,6 +45,7 @@ def searching(config: DecodeConfig) -> Decoding:
         max_tokens=config.max_tokens,
         relative_max=None if config.max_tokens else (2.0, 10.0),
         max_batch_tokens=config.batch_tokens * config.beams,
+        precision=precision,
     )
 
 
@@ -101,7 +103,7 @@ def _decoded(
 ) -> DecodedStore:
     """The store with the teacher's texts to all sources, written now where it lacks them."""
     config, tokenizer = setup.config.decode, setup.teacher_tokenizer
-    how = searching(config)
+    how = searching(config, setup.config.label.precision)
     identity: dict[str, object] = {
         "teacher": fingerprint(setup.teacher),
         "tokenizer": tokens_identity(tokenizer),

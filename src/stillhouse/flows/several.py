@@ -111,7 +111,7 @@ class Several:
                 f"no held-out row is of group {', '.join(lacking)}, so whether its teacher was "
                 "passed can't be seen: hold out more rows, or leave passing out"
             )
-        scores = by_group(self.setup.task, held_out, groups)
+        scores = by_group(self.setup.task, held_out, groups, self.config.training.precision)
         if not self._scores:  # the same for every seed
             self._scores = {g: scores(source.model)[g] for g, source in self._by_group.items()}
         rule, margin = config.passing.rule, config.passing.margin
@@ -153,9 +153,9 @@ class Several:
 def teacher_scores(setup: Setup, data: Data) -> np.ndarray:
     """What is kept of the teacher's scores of the reported rows; of teachers by group each row's
     own one's, the first where it has none."""
-    config, splits = setup.config, setup.splits
+    config, splits, precision = setup.config, setup.splits, setup.config.label.precision
     if config.combine != "route" or not config.teachers or splits is None:
-        return score_rows(setup.teacher, data, setup.task)
+        return score_rows(setup.teacher, data, setup.task, precision=precision)
     assert isinstance(data, Written)
     models = {config.teacher: setup.teacher, **setup.teachers}
     by_group = {each.group: models[each.model] for each in config.teachers}
@@ -163,7 +163,8 @@ def teacher_scores(setup: Setup, data: Data) -> np.ndarray:
     parts = []
     for model in dict.fromkeys(asked_E):
         rows = np.array([i for i, each in enumerate(asked_E) if each is model])
-        parts.append((rows, score_rows(model, data.take(rows), setup.task)))
+        scores_NS = score_rows(model, data.take(rows), setup.task, precision=precision)
+        parts.append((rows, scores_NS))
     return merged(parts, data, texts=setup.task.judges_texts)
 
 
@@ -173,12 +174,12 @@ def _weights(run: Trained) -> dict[str, float]:
 
 
 def by_group(
-    task: Task, data: Data, groups_E: np.ndarray
+    task: Task, data: Data, groups_E: np.ndarray, precision: str
 ) -> Callable[[nn.Module], Mapping[str, float]]:
     """A model's score on the examples of each group, its texts written greedily."""
 
     def evaluate(model: nn.Module) -> Mapping[str, float]:
-        found = predict(model, data, task, quick=True)
+        found = predict(model, data, task, precision=precision, quick=True)
         return {
             str(group): task.metric_of(*_of(found, groups_E == group), task.metric)
             for group in sorted({g for g in groups_E if g is not None})

@@ -88,11 +88,12 @@ class Stage:
         return self.on_rows and not self.objective.needs_teacher
 
 
-def score_on(task: Task, held_out: Data) -> Callable[[nn.Module], float]:
+def score_on(task: Task, held_out: Data, precision: str) -> Callable[[nn.Module], float]:
     """What selects: the task's metric on held-out rows."""
 
     def evaluate(model: nn.Module) -> float:
-        return task.score(predict(model, held_out, task, fast=True, quick=True))[task.metric]
+        found = predict(model, held_out, task, precision=precision, fast=True, quick=True)
+        return task.score(found)[task.metric]
 
     return evaluate
 
@@ -167,7 +168,8 @@ def train(
 ) -> Trained:
     """Trains one model of a run through its stages (at least one), or finds that it was done.
 
-    Selection sees held-out rows only. The reported rows are answered once, when all is over.
+    Selection sees held-out rows only. The reported rows are answered once, when all is over, in
+    the last stage's precision.
     `start`: stages to leave out, and another training's weights after these.
     """
     path = out / "checkpoints" / f"{role}-{seed}.safetensors"
@@ -197,7 +199,9 @@ def train(
             checkpoint.save(done, dict(model.state_dict()), {"fits": [asdict(f) for f in fits]})
             half.unlink(missing_ok=True)
     tensors = dict(model.state_dict())
-    tensors["|reported"] = torch.from_numpy(score_rows(model, reported, task))
+    precision = stages[-1].training.precision
+    scores_NS = score_rows(model, reported, task, precision=precision)
+    tensors["|reported"] = torch.from_numpy(scores_NS)
     checkpoint.save(path, tensors, {"fits": [asdict(f) for f in fits]})
     half.unlink(missing_ok=True)
     return Trained(role, seed, fits, tensors["|reported"].numpy(), path)

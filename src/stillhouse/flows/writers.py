@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stillhouse.core.config import WRITING, DataConfig, DistillConfig, StageConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
-from stillhouse.core.terms import InnerTermConfig
+from stillhouse.core.terms import InnerTermConfig, Precision
 from stillhouse.core.types import Batch
 from stillhouse.core.writing import OnPolicyConfig, WritingConfig
 from stillhouse.data.corpus import Corpus, load_corpus
@@ -202,7 +202,7 @@ def reported_by_writer(
     return model, task, rows
 
 
-def own_texts(data: Any, config: OnPolicyConfig) -> Write:
+def own_texts(data: Any, config: OnPolicyConfig, precision: Precision) -> Write:
     """What writes a batch anew: the student's own texts to its sources."""
     searching = Decoding(
         beams=1,
@@ -210,6 +210,7 @@ def own_texts(data: Any, config: OnPolicyConfig) -> Write:
         temperature=config.temperature,
         top_k=config.top_k or None,
         max_tokens=config.max_tokens,
+        precision=precision,
     )
 
     def write(model: nn.Module, batch: Batch, rng: np.random.Generator) -> Batch:

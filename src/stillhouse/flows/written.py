@@ -125,7 +125,7 @@ class Writing:
             training=config.training,
             on_rows=True,
             metric=setup.task.metric if scored else None,
-            evaluate=score_on(setup.task, held_out) if scored else None,
+            evaluate=score_on(setup.task, held_out, config.training.precision) if scored else None,
             choices=setup.task.width,
         )
 
@@ -194,7 +194,7 @@ class Writing:
             made = Own(self._live()) if several is None else several.own(seed, self)
             if config.on_policy is None:
                 return made
-            write = own_texts(data, config.on_policy)
+            write = own_texts(data, config.on_policy, config.training.precision)
             share = config.on_policy.share
             return replace(made, rewrite=on_policy(write, made.source, share=share))
 

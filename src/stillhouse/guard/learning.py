@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError, UsageError
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import write_json
 from stillhouse.core.seeding import derive, generator, shape_seed
-from stillhouse.core.terms import Config, Positive, Share
+from stillhouse.core.terms import Config, Positive, Precision, Share
 from stillhouse.core.types import Example
 from stillhouse.data.sources import Pool, load
 from stillhouse.extract.corpus import read_corpus
@@ -50,6 +51,7 @@ class LearnConfig(Config):
     lr: float = 3e-4
     epochs: Positive = 1
     beyond: Share = Field(default=0.01, gt=0)
+    precision: Precision = "auto"
     seed: int = 0
     cache: str | None = None
     max_length: Positive | None = None
@@ -88,11 +90,14 @@ class Learned:
 def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = None) -> Learned:
     """Trains the check of a model and writes it to `out`, beside how good it is. Raises UsageError,
     DataError, ModelError."""
-    progress = progress or Silent()
-    store = store_root(config.cache)
+    progress, auto = progress or Silent(), Auto.of()
+    for note in auto.notes(config):
+        progress.note(note)
+    config, store = auto.settle(config), store_root(config.cache)
     served = ServedModel(
-        config.model, max_length=config.max_length, trust_remote_code=config.trust_remote_code
-    )
+        config.model, max_length=config.max_length, precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
+    )  # fmt: skip
     splits = load(config.data, store / "rows")
     real = _rows([splits.labelled, splits.unlabelled], config.rows, config.seed)
     if len(real) < LEAST:

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.core.errors import DataError
+from stillhouse.core.precision import precision_of
+from stillhouse.core.terms import Precision
 from stillhouse.core.types import Batch, Example, Tap
 from stillhouse.data.batching import sorted_batches
 from stillhouse.data.encoding import encode_now, pad_id, padded
@@ -58,7 +60,7 @@ class ServedModel:
 
     def __init__(
         self, name: str | Path, *, head: Head | None = None, max_length: int | None = None,
-        precision: str = "bf16", trust_remote_code: bool = False,
+        precision: Precision = "auto", trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
         self.name = Path(name).name
         asked = kind_of(str(name))
@@ -79,9 +81,11 @@ class ServedModel:
         self.head = head
         if head is not None:
             head.check(self.fingerprint)
-        self._precision = precision
+        self.precision = precision_of(precision)
         self._last = Tap("hidden", len(blocks(self.model)[1]))
-        self._weights = fast_weights(self.model, precision) if has_fast_path(self.model) else None
+        self._weights = (
+            fast_weights(self.model, self.precision) if has_fast_path(self.model) else None
+        )
         self._lock = threading.Lock()  # one pass at a time: torch has all cores already
 
     @property
@@ -153,7 +157,7 @@ class ServedModel:
         reads = {self._last} if read else set()
         with torch.inference_mode():
             output = run(
-                self.model, batch, precision=self._precision, weights=self._weights, reads=reads
+                self.model, batch, precision=self.precision, weights=self._weights, reads=reads
             )
         states = output.states[self._last].float() if output.states is not None else None
         return states, batch.inputs["attention_mask"].bool(), output.scores_NK.float()

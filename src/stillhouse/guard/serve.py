@@ -23,7 +23,7 @@ from pydantic import Field
 
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, RunError
-from stillhouse.core.terms import Config, Positive
+from stillhouse.core.terms import Config, Positive, Precision
 from stillhouse.guard.asgi import Bounded
 from stillhouse.guard.batcher import Batcher
 from stillhouse.guard.exposure import Curve
@@ -59,7 +59,7 @@ class ServeConfig(Config):
     rows: Positive = 64
     body_bytes: Positive = 4 << 20
     max_length: Positive | None = None
-    precision: Literal["bf16", "float32"] = "bf16"
+    precision: Precision = "auto"
     guarded: bool = True
     trust_remote_code: bool = False
 

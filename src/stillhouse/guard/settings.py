@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from stillhouse.core.errors import UsageError
-from stillhouse.core.terms import Config, Positive
+from stillhouse.core.terms import Config, Positive, Precision
 from stillhouse.extract.answers import View
 from stillhouse.extract.prices import Tariff
 from stillhouse.guard.purses import LimitsConfig
@@ -83,5 +83,6 @@ class VerifyConfig(Config):
     label_map: dict[str, str] = Field(default_factory=dict)
     alpha: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     limit: Positive | None = None
+    precision: Precision = "auto"
     cache: str | None = None
     trust_remote_code: bool = False

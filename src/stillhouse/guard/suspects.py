@@ -53,7 +53,9 @@ def candidate(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: b
     """A model's folder or an API's description. Raises UsageError, ModelError."""
     if is_endpoint(name):
         return _api(name, config, snapshot, control=control)
-    model = ServedModel(name, trust_remote_code=config.trust_remote_code)
+    model = ServedModel(
+        name, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     if model.task != snapshot.task:
         raise UsageError(f"{name} is a {model.task}, and {snapshot.name} a {snapshot.task}")
     ours = _names(name, model.choices, snapshot, config.label_map)

@@ -12,8 +12,10 @@ from typing import Any
 
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
+from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress
-from stillhouse.core.rundir import claim, manifest, write_json, write_text
+from stillhouse.core.rundir import claim, write_json, write_text
 from stillhouse.core.settings import read_yaml
 from stillhouse.core.verdict_results import ClientTrial, Suspect, Verdict, VerdictRecord
 from stillhouse.guard import evidence
@@ -39,11 +41,15 @@ def run_verify(
     snapshot = take(registry, keys, model=config.model, clients=config.clients)
     text = written(snapshot.as_json())
     content = {"snapshot": digest(text.encode())}
-    claim(out, config.model_dump(mode="json"), content)
+    settings, auto = config.model_dump(mode="json"), Auto.of(out)
+    claim(out, settings, content)
     if (out / "record.json").is_file():
         progress.note(f"{out} is finished already")
         return VerdictRecord.open(out, "verification")
-    write_json(out / "manifest.json", manifest(content=content))
+    write_json(out / "manifest.json", manifest(content=content, auto=auto.facts))
+    for note in auto.notes(config):
+        progress.note(note)
+    config = auto.settle(config)
     write_text(out / "snapshot.json", text)
     progress.note(f"only {', '.join(config.suspects)} and the controls are asked")
     asked = [

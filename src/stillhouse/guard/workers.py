@@ -11,6 +11,8 @@ from pathlib import Path
 from uvicorn.supervisors import Multiprocess
 
 from stillhouse.core.errors import UsageError
+from stillhouse.core.machine import cores
+from stillhouse.core.precision import Auto
 from stillhouse.core.rundir import write_yaml
 from stillhouse.core.settings import parse, read_yaml
 from stillhouse.guard.registry import Registry
@@ -36,11 +38,14 @@ def app() -> object:
 
 
 def run_service(
-    config: ServeConfig, *, ready: Callable[[ServeConfig], None] = lambda config: None
+    config: ServeConfig,
+    *,
+    ready: Callable[[ServeConfig], None] = lambda config: None,
+    told: Callable[[str], None] = lambda note: None,
 ) -> None:
     """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered.
-    `ready` is told when all that can be checked before is. Raises UsageError, ModelError,
-    RunError."""
+    `ready` is told when all that can be checked before is; `told` what a user should know. Raises
+    UsageError, ModelError, RunError."""
     import uvicorn
 
     if config.workers > 1 and config.guarded and config.registry.startswith("sqlite"):
@@ -60,8 +65,11 @@ def run_service(
         registry = Registry(config.registry)
         registry.upgrade()
         registry.close()
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
-    config = config.model_copy(update={"threads": threads})
+    threads = config.threads or max(1, cores() // config.workers)
+    auto = Auto.of()  # once: all workers are to answer alike
+    for note in auto.notes(config):
+        told(note)
+    config = auto.settle(config).model_copy(update={"threads": threads})
     settings = {
         "host": config.host,
         "port": config.port,

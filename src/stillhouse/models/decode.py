@@ -17,10 +17,11 @@ from jaxtyping import Float
 from transformers import PreTrainedModel
 
 from stillhouse.core.errors import DataError, UsageError
+from stillhouse.core.precision import Settled, precision_of
 from stillhouse.core.progress import Advance
+from stillhouse.core.terms import Precision
 from stillhouse.models.reader import (
     Ids,
-    Precision,
     Reader,
     Vocabulary,
     evaluating,
@@ -121,7 +122,7 @@ def sequence_logp(
     pad_id: int,
     choices: int | None = None,
     max_batch_tokens: int = 4096,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
 ) -> Float[np.ndarray, " N"]:
     """Log-probability of each whole target given its source, nats: give the end token with it.
 
@@ -134,7 +135,7 @@ def sequence_logp(
     for rows in _batches(lengths_N, max_batch_tokens):
         given, wanted = [sources[row] for row in rows], [targets[row] for row in rows]
         with evaluating(model):
-            found_N[rows] = _sum_logp(model, given, wanted, words, precision)
+            found_N[rows] = _sum_logp(model, given, wanted, words, precision_of(precision))
     return found_N
 
 
@@ -143,7 +144,7 @@ def _sum_logp(
     sources: Sequence[Ids],
     targets: Sequence[Ids],
     words: Vocabulary,
-    precision: Precision,
+    precision: Settled,
 ) -> list[float]:
     device = model.device
     if model.config.is_encoder_decoder:

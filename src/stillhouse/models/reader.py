@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from stillhouse.core.errors import ModelError
+from stillhouse.core.precision import precision_of
+from stillhouse.core.terms import Precision
 
-Precision = Literal["float32", "bf16"]
 Ids = Int[np.ndarray, " _"]  # texts differ in length
 
 
@@ -101,7 +102,8 @@ class Reader:
         words: Vocabulary,
         precision: Precision,
     ) -> None:
-        self._model, self._words, self._precision = model, words, precision
+        self._model, self._words = model, words
+        self._precision = precision_of(precision)
         self._of_encoder = bool(model.config.is_encoder_decoder)
         self._knows = set(inspect.signature(model.forward).parameters)
         ids_ST, self._mask_RT = padded(sources, words.pad, left=not self._of_encoder)

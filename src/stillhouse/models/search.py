@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from stillhouse.core.errors import RunError
-from stillhouse.core.terms import Config, Positive
-from stillhouse.models.reader import Ids, Precision, Reader, Vocabulary
+from stillhouse.core.terms import Config, Positive, Precision
+from stillhouse.models.reader import Ids, Reader, Vocabulary
 
 CLOSED = 1 / 8  # of a batch's texts: when so many are done, they are taken out
 
@@ -50,7 +50,7 @@ class Decoding(Config):
     top_k: Positive | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_batch_tokens: Positive = 16_384
-    precision: Precision = "float32"
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _possible(self) -> Decoding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.errors import ModelError, RunError
+from stillhouse.core.precision import precision_of
+from stillhouse.core.terms import Precision
 from stillhouse.core.types import Example
 from stillhouse.models.masked import check_family, vocabulary_scores
 
@@ -112,7 +114,7 @@ class MaskedGuesses:
         candidates: int,
         max_length: int,
         is_word: IsWord = str.isalpha,
-        precision: Literal["bf16", "float32"] = "bf16",
+        precision: Precision = "auto",
         batch_size: int = 64,
     ) -> None:
         check_family(model.config)
@@ -121,7 +123,7 @@ class MaskedGuesses:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.candidates, self.max_length = candidates, max_length
-        self.precision, self.batch_size = precision, batch_size
+        self.precision, self.batch_size = precision_of(precision), batch_size
         self._device = next(model.parameters()).device
         self._ids_W, self._words = whole_words(tokenizer, is_word)
         if not self._words:

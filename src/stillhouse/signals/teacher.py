@@ -17,6 +17,7 @@ from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
 from stillhouse.core.head import Factored
 from stillhouse.core.memory import keep_freed
+from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Advance
 from stillhouse.core.types import (
     Batch,
@@ -70,7 +71,8 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.data = data
         self.fingerprint = fingerprint
-        self._precision, self._reads, self._scored = precision, frozenset(reads), scored
+        self._precision = precision_of(precision)
+        self._reads, self._scored = frozenset(reads), scored
         self._choices = choices
         self._fast = fast and has_fast_path(model) and readable_fast(reads)
         self._weights: list[Pair] | None = None

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.rundir import claim, write_json
 from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.flows.stages import Trained
 from stillhouse.tasks.base import Data
@@ -37,13 +39,16 @@ def find(config: TicketsConfig, out: Path, *, progress: Progress | None = None) 
     where it was. Raises UsageError, DataError, ModelError, RunError."""
     progress = progress or Silent()
     started = time.perf_counter()
+    settings, auto = config.model_dump(mode="json"), Auto.of(out)
+    told, config = auto.notes(config), auto.settle(config)
     gold = prepare_gold(config, progress, metric=config.proof.metric)
     search = Search(config, gold, out, progress)
     search.check()
-    claim(out, config.model_dump(mode="json"), gold.content)
-    for note in gold.notes:
+    claim(out, settings, gold.content)
+    for note in [*gold.notes, *told]:
         progress.note(note)
-    write_json(out / "manifest.json", manifest(content=gold.content, seeds=config.proof.seeds))
+    facts = {"content": gold.content, "seeds": config.proof.seeds, "auto": auto.facts}
+    write_json(out / "manifest.json", manifest(**facts))
     whole = sum(search.sizes.values())
     progress.note(
         f"{whole:,} prunable weights in {len(search.sizes)} matrices; "

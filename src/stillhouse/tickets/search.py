@@ -263,7 +263,9 @@ class Search:
             training=self.config.training,
             on_rows=True,
             metric="held-out loss, negative" if scored else None,
-            evaluate=minus_loss(self.gold.objective, held_out) if scored else None,
+            evaluate=minus_loss(self.gold.objective, held_out, self.config.training.precision)
+            if scored
+            else None,
             callbacks=() if seed is None else self._keeping(seed),
         )
 
@@ -292,7 +294,7 @@ def fresh(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return like(model, model.config, derive(seed, "reinitialised") % 2**31).eval()
 
 
-def minus_loss(objective: Objective, data: Data) -> Callable[[nn.Module], float]:
+def minus_loss(objective: Objective, data: Data, precision: str) -> Callable[[nn.Module], float]:
     """Minus the mean loss on `data`, which is higher for better models."""
 
     def evaluate(model: nn.Module) -> float:
@@ -300,7 +302,7 @@ def minus_loss(objective: Objective, data: Data) -> Callable[[nn.Module], float]
         total, count = 0.0, 0
         for rows in sorted_batches(data.lengths, size=64, max_tokens=16_384):
             batch = data.batch(rows).to(device)
-            output = forward(model, batch, precision="float32")
+            output = forward(model, batch, precision=precision)
             for term in objective.terms:
                 found = term(output, None, batch, 1.0)
                 total, count = total + float(found.sum), count + found.count

@@ -21,9 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stillhouse.core.errors import UsageError
+from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.results import Gain
-from stillhouse.core.rundir import claim, manifest, write_json
+from stillhouse.core.rundir import claim, write_json
 from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse, read_yaml
 from stillhouse.core.ticket_results import Cell, TicketTiming, TransferRecord
@@ -115,7 +117,7 @@ def opened(folder: Path, out: Path, progress: Progress) -> Ticketed:
     """A finished search. Raises UsageError if there is none in `folder`."""
     if not (folder / "record.json").is_file() or not (folder / "answers.safetensors").is_file():
         raise UsageError(f"{folder} is no finished search for tickets: run tickets find first")
-    config = parse(TicketsConfig, read_yaml(folder / "config.yaml"))
+    config = Auto.of(folder).settle(parse(TicketsConfig, read_yaml(folder / "config.yaml")))
     gold = prepare_gold(config, progress, metric=config.proof.metric)
     search = Search(config, gold, out, progress, theta=folder)
     last = config.prune.rounds

@@ -21,6 +21,7 @@ from torch import nn
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.errors import RunError
+from stillhouse.core.machine import machine
 from stillhouse.core.memory import Pieces, keep_freed
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Callback, LoopState, SignalSource
@@ -85,7 +86,7 @@ def fit(
 
     Raises ValueError for masks that don't fit the model, or a start that is no step of it.
     """
-    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerator or Accelerator(cpu=machine().device == "cpu")
     if step_fn is plain_step:
         step_fn = partial(plain_step, head_memory=config.head_memory_mb * 2**20)
     keep_freed()

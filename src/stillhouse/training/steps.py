@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.config import TrainingConfig
 from stillhouse.core.head import Factored
+from stillhouse.core.precision import precision_of
 from stillhouse.core.types import (
     Batch,
     Dense,
@@ -67,7 +68,7 @@ class TextForward:
         scored: bool = True,
         choices: int | None = None,
     ) -> None:
-        self._precision = config.precision
+        self._precision = precision_of(config.precision)
         self._reads, self._scored, self._choices = frozenset(reads), scored, choices
         self._fast = fast and readable_fast(reads)
         self._flat: FlatWeights | None = None

@@ -1,0 +1,110 @@
+"""What `precision: auto` becomes: the faster of bf16 and float32 on the machine where a run begins.
+
+STILLHOUSE_PRECISION (auto, bf16, float32) overrules the machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel
+
+from stillhouse.core.errors import UsageError, unknown
+from stillhouse.core.machine import Settled, from_environment, machine
+from stillhouse.core.terms import AUTO, Precision
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def precision_of(asked: str) -> Settled:
+    """`asked`; where that is auto, what STILLHOUSE_PRECISION says, else this machine's faster
+    one. Raises UsageError for one that is not known."""
+    if asked in get_args(Settled):
+        return asked  # pyright: ignore[reportReturnType]
+    if asked != AUTO:
+        raise UsageError(unknown("precision", asked, get_args(Precision)))
+    given = from_environment("STILLHOUSE_PRECISION", get_args(Precision))
+    return machine().precision if given == AUTO else given  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class Auto:
+    """What `auto` becomes in one run. begun: the run's folder had it already."""
+
+    precision: Settled
+    begun: bool = False
+
+    @classmethod
+    def of(cls, folder: Path | None = None) -> Auto:
+        """Of a run folder that was begun before what it says, on whatever machine it goes on; else
+        what is fastest here."""
+        path = None if folder is None else folder / "manifest.json"
+        if path is not None and path.is_file():
+            held = json.loads(path.read_text(encoding="utf-8")).get("auto", {})
+            if held.get("precision") in get_args(Settled):
+                return cls(held["precision"], begun=True)
+        return cls(precision_of(AUTO))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For the run's manifest, from where a resumed run takes them."""
+        return {"precision": self.precision}
+
+    def settle(self, config: C) -> C:
+        """`config` with every `precision: auto` replaced by what it becomes."""
+        return _replaced(config, self.precision)
+
+    def notes(self, config: BaseModel) -> list[str]:
+        """What a user should be told of a config's precision, before it is settled."""
+        asked = set(_precisions(config))
+        here = machine()
+        found: list[str] = []
+        if AUTO in asked and self.begun:
+            told = f"precision {self.precision}, as this run began"
+            if self.precision == "bf16" and here.precision != "bf16":
+                told += f"; on this machine a product in bf16 takes {here.cost_of_bf16}"
+            found.append(told)
+        elif AUTO in asked:
+            reason = (
+                here.why if self.precision == here.precision else "STILLHOUSE_PRECISION says so"
+            )
+            found.append(f"precision auto is {self.precision}: {reason}")
+        if "bf16" in asked and here.precision != "bf16":
+            found.append(
+                f"bf16 was asked for, and {here.why}: a product in it takes {here.cost_of_bf16} "
+                "(precision auto takes what is faster)"
+            )
+        return found
+
+
+def _replaced(value: Any, precision: Settled) -> Any:
+    """A config, or a list of them, with every precision that is auto replaced."""
+    if isinstance(value, tuple | list):
+        return type(value)(_replaced(each, precision) for each in value)
+    if not isinstance(value, BaseModel):
+        return value
+    changes: dict[str, Any] = {}
+    for name in type(value).model_fields:
+        held = getattr(value, name)
+        new = precision if name == "precision" and held == AUTO else _replaced(held, precision)
+        if new is not held and new != held:
+            changes[name] = new
+    return value.model_copy(update=changes) if changes else value
+
+
+def _precisions(value: Any) -> Iterator[str]:
+    """Every precision in a config, as it was asked for."""
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from _precisions(each)
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            held = getattr(value, name)
+            if name == "precision":
+                yield held
+            else:
+                yield from _precisions(held)
