@@ -5,9 +5,10 @@ Axes: N rows, K choices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stillhouse.core.machine import machine
 from stillhouse.core.results import (
     Efficiency,
     ExportResult,
@@ -35,6 +36,8 @@ from stillhouse.flows.measured import (
 from stillhouse.flows.stages import Trained
 from stillhouse.numerics.sequences import signatures
 from stillhouse.tasks.base import Task
+
+INT8_GAIN = 1.05  # times as fast as float32: less can't be told from none
 
 
 def sentence(
@@ -137,6 +140,7 @@ def distillation_record(
         warnings=[
             *outcome.notes,
             *(outcome.writing.doubts if outcome.writing else []),
+            *int8_gains_nothing(exports, instructions=machine().int8),
             *_run_warnings(outcome.students),
         ],
         temperature=soft.temperature.start if soft else None,
@@ -151,6 +155,26 @@ def distillation_record(
         ),
         signatures=signatures() if task.judges_texts else {},
     )
+
+
+def int8_gains_nothing(exports: Sequence[ExportResult], *, instructions: bool) -> list[str]:
+    """A warning where the int8 file was measured to be no faster than the float32 one, at one row
+    and at many. `instructions`: whether this CPU has any for int8 dot products."""
+    found = {each.format: each for each in exports}
+    plain, small = found.get("onnx"), found.get("onnx-int8")
+    if plain is None or small is None:
+        return []
+    times = (plain.latency_ms, small.latency_ms, plain.throughput_per_s, small.throughput_per_s)
+    if None in times:
+        return []
+    plain_ms, small_ms, plain_per_s, small_per_s = times
+    if small_ms * INT8_GAIN < plain_ms or small_per_s > INT8_GAIN * plain_per_s:  # pyright: ignore
+        return []
+    lacking = "" if instructions else ", which has no instructions for it (VNNI)"
+    return [
+        f"int8 gains nothing on this CPU{lacking}: {small_ms:.2f} ms a row, and the float32 file "
+        f"{plain_ms:.2f}; here the int8 file is only smaller"
+    ]
 
 
 def _run_warnings(runs: list[Trained]) -> list[str]:

@@ -1,0 +1,51 @@
+"""Where int8 gains nothing, the report says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from stillhouse.core.results import ExportResult
+from stillhouse.flows.proof import int8_gains_nothing
+
+
+def made(name: str, latency_ms: float | None, per_s: float | None) -> ExportResult:
+    return ExportResult(
+        format=name,
+        path=f"onnx/{name}",
+        bytes=1,
+        latency_ms=latency_ms,
+        latency_p95_ms=latency_ms,
+        throughput_per_s=per_s,
+        score=0.9,
+        agreement=1.0,
+        max_difference=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ms", "per_s", "told"),
+    [
+        (2.2, 400.0, True),
+        (1.99, 419.0, True),
+        (1.5, 400.0, False),  # faster at one row
+        (2.2, 500.0, False),  # faster at many
+        (None, None, False),
+    ],
+)
+def test_said_where_it_was_measured(ms, per_s, told):
+    exports = [made("onnx", 2.0, 400.0), made("onnx-int8", ms, per_s)]
+    found = int8_gains_nothing(exports, instructions=True)
+    assert bool(found) == told
+    if told:
+        assert f"{ms:.2f} ms a row, and the float32 file 2.00" in found[0]
+        assert "VNNI" not in found[0]
+
+
+def test_the_reason_is_named():
+    exports = [made("onnx", 2.0, 400.0), made("onnx-int8", 2.1, 390.0)]
+    (found,) = int8_gains_nothing(exports, instructions=False)
+    assert "no instructions for it (VNNI)" in found
+
+
+def test_one_file_alone_is_compared_with_nothing():
+    assert int8_gains_nothing([made("onnx", 2.0, 400.0)], instructions=False) == []
