@@ -21,7 +21,7 @@ from typing import Any
 
 import stillhouse as sh
 from stillhouse.core.console import Terminal
-from stillhouse.demo import minilm
+from stillhouse.models.builtin import minilm
 
 TRAINING = {"lr": 1e-4, "epochs": 3.0}
 QA = {"lr": 2e-4, "epochs": 3.0}

@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--against", default="FT", help="the row that others are compared with")
     args = parser.parse_args()
     if args.model is None:
-        from stillhouse.demo import minilm
+        from stillhouse.models.builtin import minilm
 
         args.model = str(minilm())
     if not args.table:

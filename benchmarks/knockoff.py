@@ -31,9 +31,9 @@ from stillhouse.core.console import Terminal
 from stillhouse.core.machine import machine
 from stillhouse.core.rundir import write_json
 from stillhouse.core.settings import parse
-from stillhouse.demo import minilm
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.setup import Audit
+from stillhouse.models.builtin import minilm
 from stillhouse.models.load import load_classifier, load_tokenizer
 
 EPOCHS, BATCH, KEPT_OUT = 3, 32, 500

@@ -186,7 +186,7 @@ def main() -> None:
     args = parser.parse_args()
     args.text = text(args)
     if args.model is None:
-        from stillhouse.demo import minilm
+        from stillhouse.models.builtin import minilm
 
         args.model = str(minilm())
     if not args.table:

@@ -26,7 +26,7 @@ from stillhouse.core.manifest import manifest
 from stillhouse.core.rundir import write_json
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, StudentOutput
-from stillhouse.demo import minilm
+from stillhouse.models.builtin import minilm
 from stillhouse.models.forward import training_mode
 from stillhouse.models.masks import apply_masks
 from stillhouse.models.mlp import MLPClassifier, MLPConfig

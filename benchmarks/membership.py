@@ -31,7 +31,8 @@ from stillhouse.data.sources import load
 from stillhouse.extract.corpus import read_corpus
 from stillhouse.extract.queries import Source, queries
 from stillhouse.guard import Head, ServedModel
-from stillhouse.guard.learning import LearnConfig, learn_check
+from stillhouse.guard.learning import learn_check
+from stillhouse.guard.settings import LearnConfig
 from stillhouse.guard.suspicion import Evidence, Odds, joined
 
 FEATURES = ("both", "last", "logits")

@@ -33,12 +33,12 @@ from stillhouse.core.settings import parse
 from stillhouse.core.terms import Precision
 from stillhouse.core.types import Example
 from stillhouse.data.builtin import tickets
-from stillhouse.demo import minilm
 from stillhouse.extract.audit import audit
 from stillhouse.extract.config import AuditConfig
 from stillhouse.flows.distill import distill, label_only
 from stillhouse.flows.finetune import finetune
 from stillhouse.guard.model import ServedModel
+from stillhouse.models.builtin import minilm
 from stillhouse.models.decode import decode
 from stillhouse.models.save import save_model
 from stillhouse.models.search import Decoding

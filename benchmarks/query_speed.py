@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from stillhouse.core.progress import Silent
+from stillhouse.extract.config import Kind
 from stillhouse.extract.corpus import read_corpus
-from stillhouse.extract.queries import Kind, Source, queries
+from stillhouse.extract.queries import Source, queries
 
 
 def main() -> None:

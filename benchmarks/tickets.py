@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     args = parser.parse_args()
     if args.model is None:
-        from stillhouse.demo import minilm
+        from stillhouse.models.builtin import minilm
 
         args.model = str(minilm())
     parts = [] if args.table else args.only

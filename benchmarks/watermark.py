@@ -33,7 +33,6 @@ from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
 from stillhouse.data.rows import Columns, ingest
 from stillhouse.data.sources import Part, Pool
-from stillhouse.demo import minilm
 from stillhouse.extract.answers import Answers, from_json
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.setup import Audit, judged, victim_of
@@ -44,7 +43,9 @@ from stillhouse.guard import Guard, GuardConfig, Keys, Registry, ServedModel
 from stillhouse.guard import evidence as statistics
 from stillhouse.guard.model import Truth
 from stillhouse.guard.registry import Kept
-from stillhouse.guard.trial import Said, changed, trial
+from stillhouse.guard.suspects import changed
+from stillhouse.guard.trial import Said, trial
+from stillhouse.models.builtin import minilm
 from stillhouse.models.load import load_tokenizer
 from stillhouse.models.save import save_model
 from stillhouse.tasks.base import Task

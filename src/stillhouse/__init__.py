@@ -4,12 +4,12 @@
     run = sh.distill(teacher="my-teacher", data="reviews.csv", student=sh.layers(3), out="small")
     print(run.record.student.retention)
 
-Names load when they are first used, so that reading a run or drawing its report needs no torch.
+Names load when they are first used, so that the import costs nothing, and reading a run or drawing
+its report needs no torch.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
         write_report,
     )
 
-try:
-    __version__ = version("stillhouse")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0"
+    __version__: str
 
 __all__ = [
     "Run",
@@ -70,8 +67,20 @@ def __getattr__(name: str) -> Any:
         from stillhouse import api
 
         return getattr(api, name)
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+def _version() -> str:
+    """The installed version; 0 for a source tree that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("stillhouse")
+    except PackageNotFoundError:
+        return "0"

@@ -20,6 +20,7 @@ from stillhouse.core.config import (
     DataConfig,
     DistillConfig,
     FinetuneConfig,
+    NewConfig,
     StudentConfig,
 )
 from stillhouse.core.console import Terminal
@@ -35,12 +36,12 @@ from stillhouse.flows import distill as distilling
 from stillhouse.flows.augment import augmented, write_rows
 from stillhouse.flows.common import store_root
 from stillhouse.flows.methods import method as named_method
-from stillhouse.flows.new import NewConfig, run_new
+from stillhouse.flows.new import run_new
 from stillhouse.measure import bench, evaluate, to_onnx
 from stillhouse.models.load import load_classifier, load_tokenizer
 from stillhouse.models.taps import reading
 from stillhouse.removal import RemovalRun, run_removal
-from stillhouse.report.html import render
+from stillhouse.report import render
 from stillhouse.runs import Run, run_distill, run_finetune
 from stillhouse.selfcheck import Check
 from stillhouse.selfcheck import selfcheck as run_selfcheck

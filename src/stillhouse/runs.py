@@ -34,7 +34,7 @@ from stillhouse.flows.proof import distillation_record, finetune_record
 from stillhouse.models.card import model_card
 from stillhouse.models.load import model_folder
 from stillhouse.models.save import save_model
-from stillhouse.report.html import render
+from stillhouse.report import render
 from stillhouse.tasks.base import Data, Task
 from stillhouse.training.sparse import MASKS, save_masks
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import tiny
@@ -285,7 +283,7 @@ def test_recipes_are_listed_shown_and_refused_by_name(call: Call, monkeypatch) -
 @pytest.mark.parametrize("path", sorted(recipes.folder().glob("*.yaml")), ids=lambda p: p.stem)
 def test_recipes_are_complete_configs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLHOUSE_DATA", "/data")
-    monkeypatch.setattr("stillhouse.demo.minilm", lambda: Path("minilm"))
+    monkeypatch.setattr("stillhouse.models.builtin.minilm", lambda: Path("minilm"))
     values = recipes.read(path)
     kinds = {
         "finetune": FinetuneConfig,
@@ -402,20 +400,22 @@ def test_a_wrong_call_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "o").exists()
 
 
-def test_tables_fit_a_terminal_of_80_columns(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = io.StringIO()
-    monkeypatch.setattr(console, "out", Console(width=80, file=text, highlight=False))
+def test_tables_fit_a_terminal_of_80_columns(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     record = Record.model_validate_json((small / "record.json").read_text())
     big = {"parameters": 109_483_778, "bytes": 437_935_112, "latency_ms": 123.456}
     console.record_table(
         record.model_copy(update={"teacher": record.teacher.model_copy(update=big)})
     )
     console.efficiency_table({"a-teacher": record.teacher, "student": record.student})
-    assert "…" not in text.getvalue()
-    heads = [line for line in text.getvalue().splitlines() if "rows/s" in line]
+    text = capsys.readouterr().out
+    assert "…" not in text
+    heads = [line for line in text.splitlines() if "rows/s" in line]
     assert len(heads) == 2
-    assert "109.5M" in text.getvalue()
-    assert "437.9 MB" in text.getvalue()
+    assert "109.5M" in text
+    assert "437.9 MB" in text
 
 
 def test_ctrl_c_is_one_line(

@@ -9,7 +9,8 @@ import pytest
 
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.types import Batch, Dense, Labels
-from stillhouse.extract.answers import Answers, Told, View, from_json
+from stillhouse.extract.answers import Answers, Told, from_json
+from stillhouse.extract.views import View
 
 WHOLE = Answers(["a", "b", "c"], np.array([[0.7123, 0.2, 0.0877], [0.1, 0.1, 0.8]]))
 

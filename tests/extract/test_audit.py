@@ -25,10 +25,9 @@ from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.extract.answers import Answers
 from stillhouse.extract.audit import audit
 from stillhouse.extract.client import OverBudget
-from stillhouse.extract.config import AuditConfig
+from stillhouse.extract.config import AuditConfig, Kind
 from stillhouse.extract.leaks import public_features
 from stillhouse.extract.ledger import name_of
-from stillhouse.extract.queries import Kind
 from stillhouse.extract.record import audit_record
 from stillhouse.extract.runs import AuditRun, expected, run_audit
 from stillhouse.extract.setup import Audit, victim_of

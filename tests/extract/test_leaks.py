@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stillhouse.extract.answers import Answers, View
+from stillhouse.extract.answers import Answers
 from stillhouse.extract.leaks import digits, frozen_encoder, hidden_size
+from stillhouse.extract.views import View
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -11,16 +11,9 @@ import pytest
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.types import Example
+from stillhouse.extract.config import Form, Kind
 from stillhouse.extract.corpus import QueryCorpus, read_corpus
-from stillhouse.extract.queries import (
-    BLOCK,
-    STARTERS,
-    YES_NO_STARTERS,
-    Form,
-    Kind,
-    Source,
-    queries,
-)
+from stillhouse.extract.queries import BLOCK, STARTERS, YES_NO_STARTERS, Source, queries
 
 WORDS = [f"w{i}" for i in range(300)]
 

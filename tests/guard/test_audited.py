@@ -24,12 +24,12 @@ from stillhouse.core.settings import parse
 from stillhouse.guard.client import GuardedModel
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import read_keys
-from stillhouse.guard.learning import LearnConfig, learn_check
+from stillhouse.guard.learning import learn_check
 from stillhouse.guard.membership import Head
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
-from stillhouse.guard.serve import ServeConfig, create_app
-from stillhouse.guard.settings import GuardConfig
+from stillhouse.guard.serve import create_app
+from stillhouse.guard.settings import GuardConfig, LearnConfig, ServeConfig
 
 POLICIES: dict[str, dict[str, Any]] = {
     "probabilities": {},

@@ -13,9 +13,10 @@ import tiny
 from stillhouse.core.errors import DataError
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
-from stillhouse.guard.learning import LearnConfig, Learned, learn_check
+from stillhouse.guard.learning import Learned, learn_check
 from stillhouse.guard.membership import Head
 from stillhouse.guard.model import ServedModel
+from stillhouse.guard.settings import LearnConfig
 
 
 @pytest.fixture(scope="module")

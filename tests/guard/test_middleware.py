@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 
 from stillhouse.core.errors import RunError
 from stillhouse.guard.guard import Guard
-from stillhouse.guard.middleware import GuardMiddleware, Outside
+from stillhouse.guard.middleware import GuardMiddleware
 from stillhouse.guard.model import About
+from stillhouse.guard.settings import Outside
 
 OUTSIDE = Outside(path="/score", texts="inputs[].body", answers="results", probabilities="scores",
                   label="best", text="input")  # fmt: skip

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from stillhouse.core.errors import RunError
 from stillhouse.extract.prices import Tariff
-from stillhouse.guard.purses import LEASE, Denied, LimitsConfig, Purses
+from stillhouse.guard.purses import LEASE, Denied, Purses
 from stillhouse.guard.registry import Registry
+from stillhouse.guard.settings import LimitsConfig
 from stillhouse.guard.tables import clients
 
 

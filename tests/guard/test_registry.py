@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from stillhouse.core.errors import RunError, UsageError
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.suspicion import Evidence
-from stillhouse.guard.tables import METADATA, clients, events, keys, marks, queries
+from stillhouse.guard.tables import METADATA, REVISION, clients, events, keys, marks, queries
 
 
 def line(client: str, **changes: object) -> dict[str, object]:
@@ -140,6 +143,32 @@ def test_migrations_make_the_tables_that_the_code_has(url: str) -> None:
         indices = {i["name"] for i in sa.inspect(migrated.engine).get_indexes(table.name)}
         assert {i.name for i in table.indexes} <= indices
     migrated.close()
+
+
+def test_the_revision_that_the_code_knows_is_the_last_migrations(registry: Registry) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(files("stillhouse.guard") / "migrations"))
+    assert ScriptDirectory.from_config(config).get_heads() == [REVISION]
+    with registry.reading() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).all() == [
+            (REVISION,)
+        ]
+
+
+@pytest.mark.parametrize("held", [[], ["0000"]])
+def test_tables_of_another_revision_are_not_taken_for_this_ones(url: str, held: list[str]) -> None:
+    made = Registry(url)
+    with made.writing() as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        for each in held:
+            connection.execute(sa.text(f"INSERT INTO alembic_version VALUES ('{each}')"))
+    if held:  # a migration that nobody has
+        with pytest.raises(UsageError, match="another version"):
+            made.upgrade()
+    else:
+        made.upgrade()
+        assert made.clients() == []
+    made.close()
 
 
 @pytest.mark.parametrize("url", ["nonsense", "oracle://x", "mysql+nothing://x"])

@@ -17,7 +17,8 @@ from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
-from stillhouse.guard.serve import ServeConfig, create_app
+from stillhouse.guard.serve import create_app
+from stillhouse.guard.settings import ServeConfig
 
 
 class Service:

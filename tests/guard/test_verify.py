@@ -27,9 +27,11 @@ from stillhouse.guard.model import About, Truth
 from stillhouse.guard.registry import Kept, Registry
 from stillhouse.guard.settings import VerifyConfig
 from stillhouse.guard.snapshot import Snapshot, take
+from stillhouse.guard.suspects import changed
 from stillhouse.guard.tables import verdicts
-from stillhouse.guard.trial import changed, likely
-from stillhouse.guard.verify import check, judge, run_verify
+from stillhouse.guard.trial import likely
+from stillhouse.guard.verdict import check, judge
+from stillhouse.guard.verify import run_verify
 
 CHOICES = ["contradiction", "entailment", "neutral"]
 ABOUT = About("model-1", "our model", "classification", CHOICES)

@@ -8,16 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stillhouse.guard.watermark import (
-    MarksConfig,
-    canonical,
-    draw,
-    folded,
-    permuted,
-    wrong_choice,
-    wrong_span,
-)
-from stillhouse.tasks.span import f1
+from stillhouse.guard.settings import MarksConfig
+from stillhouse.guard.watermark import canonical, draw, folded, permuted, wrong_choice, wrong_span
+from stillhouse.numerics.qa_metrics import f1
 
 KEY = bytes(range(32))
 

@@ -218,7 +218,7 @@ def test_a_worker_killed_while_it_is_asked_for_a_sign_of_life_is_replaced(
 
 def test_several_workers_on_sqlite_are_refused(model: Path, owner: Keys, tmp_path: Path) -> None:
     from stillhouse.core.errors import UsageError
-    from stillhouse.guard.serve import ServeConfig
+    from stillhouse.guard.settings import ServeConfig
     from stillhouse.guard.workers import run_service
 
     config = ServeConfig(model=str(model), registry=f"sqlite:///{tmp_path / 'r.db'}",

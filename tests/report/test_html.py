@@ -287,4 +287,4 @@ def test_disagreements_are_cut_at_thirty(write_run: WriteRun) -> None:
 
 
 def test_all_is_what_is_public() -> None:
-    assert stillhouse.report.__all__ == ["Run", "load", "render"]
+    assert stillhouse.report.__all__ == ["render"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.core.errors import UsageError
-from stillhouse.report import load, render
+from stillhouse.report.html import load, render
 
 from .runs import WriteRun
 

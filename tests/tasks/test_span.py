@@ -26,19 +26,9 @@ from stillhouse.evaluation.evaluate import predict, score_rows
 from stillhouse.flows.common import set_dropout
 from stillhouse.models.forward import IMPOSSIBLE, has_fast_path, run, training_mode
 from stillhouse.models.load import load_span_model
+from stillhouse.numerics.qa_metrics import exact_match, f1, words
 from stillhouse.tasks.base import Data
-from stillhouse.tasks.span import (
-    Answer,
-    Span,
-    Spans,
-    exact_match,
-    f1,
-    is_answers,
-    parse_label,
-    place,
-    span_data,
-    words,
-)
+from stillhouse.tasks.span import Answer, Span, Spans, is_answers, parse_label, place, span_data
 from stillhouse.training import objective as objectives
 from stillhouse.training.steps import TextForward, plain_step
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stillhouse.cli import console, options
-from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import UsageError
-from stillhouse.core.settings import parse
-from stillhouse.extract.config import AuditConfig
+
+if TYPE_CHECKING:
+    from stillhouse.core.audit_results import AuditRecord
+    from stillhouse.extract.config import AuditConfig
 
 ASK_ABOVE = 10.0  # money
 
@@ -70,6 +71,9 @@ def audit(
     Nothing but the victim that you name is asked. For your own models, or with their owner's leave.
     Example: stillhouse audit --victim my-teacher --data reviews.csv --thief all-MiniLM-L6-v2 --out audit
     """  # noqa: E501
+    from stillhouse.core.settings import parse
+    from stillhouse.extract.config import AuditConfig
+
     values = options.settings(
         config,
         "audit",
@@ -108,10 +112,11 @@ def finish_audit(
 ) -> None:
     """Says what an audit will ask, asks the user where that may cost much, runs it, and prints it.
     `ask_above`: money; None: the user isn't asked."""
+    from stillhouse.core.console import Terminal
     from stillhouse.extract.runs import expected, run_audit
 
     if not (out / "record.json").is_file():
-        bill = expected(config, progress=console.progress())
+        bill = expected(config, progress=Terminal())
         typer.echo(bill.sentence, err=True)
         if bill.earnest and ask_above is not None and bill.money > ask_above:
             typer.confirm("Go on? (--yes or --ask-above asks no more)", abort=True, err=True)
@@ -120,7 +125,7 @@ def finish_audit(
         console.print_json(run.record.model_dump(mode="json", by_alias=True))
         return
     _copies(run.record)
-    console.out.print(f"\nReport: {run.out / 'report.html'}", soft_wrap=True)
+    console.say(f"\nReport: {run.out / 'report.html'}")
 
 
 def _copies(record: AuditRecord) -> None:
@@ -147,6 +152,6 @@ def _copies(record: AuditRecord) -> None:
         "correlates" if related else "agrees",
     )
     console.table(columns, rows)
-    console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+    console.say(f"\n{record.sentence}")
     for leak in record.leaks:
-        console.out.print(f"{leak.name}: {leak.finding}", soft_wrap=True, markup=False)
+        console.say(f"{leak.name}: {leak.finding}")

@@ -1,22 +1,18 @@
-"""What commands print: tables for people on standard output, JSON for machines."""
+"""What commands print: tables for people on standard output, JSON for machines. Libraries that draw
+are loaded when something is drawn: every command imports this."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from stillhouse.core.console import Terminal
-from stillhouse.core.progress import Progress
-from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record, TrainedResult
-
-out = Console(highlight=False)
+if TYPE_CHECKING:
+    from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record
 
 
-def progress() -> Progress:
-    return Terminal()
+def say(text: str) -> None:
+    print(text)
 
 
 def print_json(value: object) -> None:
@@ -24,12 +20,15 @@ def print_json(value: object) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     made = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
         made.add_row(*row)
-    out.print(made)
+    Console(highlight=False).print(made)
 
 
 def number(value: float | None, form: str) -> str:
@@ -60,6 +59,8 @@ def cost_cells(cost: Efficiency | ExportResult) -> list[str]:
 
 def record_table(record: Record) -> None:
     """The record's models and exports, and the verdict."""
+    from stillhouse.core.results import TrainedResult
+
     rows = []
     models: list[ModelResult | None] = [record.teacher, record.student, record.baseline]
     for model in models:
@@ -93,15 +94,13 @@ def record_table(record: Record) -> None:
     for each in record.ablations:
         low, high = each.gain.interval
         instead = ", gold answers instead" if each.gold_instead else ""
-        out.print(
+        say(
             f"without {each.without} ({each.stage}{instead}): {each.score:.4f}; the term is worth "
-            f"{each.gain.value:+.4f} ({low:+.4f} to {high:+.4f})",
-            soft_wrap=True,
-            markup=False,
+            f"{each.gain.value:+.4f} ({low:+.4f} to {high:+.4f})"
         )
     for line in _writing(record):
-        out.print(line, markup=False, soft_wrap=True)
-    out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+        say(line)
+    say(f"\n{record.sentence}")
 
 
 def _writing(record: Record) -> list[str]:

@@ -10,7 +10,6 @@ import typer
 from stillhouse.cli import console, options
 from stillhouse.cli.registry import REGISTRY, Key, Url, needed, registry_at
 from stillhouse.core.errors import UsageError
-from stillhouse.core.settings import parse
 
 app = typer.Typer(help="The owner's key, the membership check, and verdicts.", no_args_is_help=True)
 
@@ -60,8 +59,8 @@ def serve(
     Example: stillhouse serve my-teacher --key owner.key --queries 10000 --per-s 20
     """
     needed()
-    from stillhouse.guard.serve import ServeConfig
-    from stillhouse.guard.workers import run_service
+    from stillhouse.core.settings import parse
+    from stillhouse.guard.settings import ServeConfig
 
     values = options.settings(
         config,
@@ -88,6 +87,8 @@ def serve(
     if values.get("model") is None:
         raise UsageError("give a model's folder (see --help for an example)")
     checked = parse(ServeConfig, values)
+    from stillhouse.guard.workers import run_service
+
     run_service(
         checked,
         ready=lambda config: typer.echo(
@@ -133,10 +134,8 @@ def verify(
     Example: stillhouse verify --suspect their-model --control other-model --key owner.key --out verdict
     """  # noqa: E501
     needed()
-    from stillhouse.guard.keys import read_keys
-    from stillhouse.guard.registry import Registry
+    from stillhouse.core.settings import parse
     from stillhouse.guard.settings import VerifyConfig
-    from stillhouse.guard.verify import run_verify
 
     values = options.settings(
         config,
@@ -155,6 +154,10 @@ def verify(
     if not values.get("suspects"):
         raise UsageError("give --suspect (see --help for an example)")
     checked = parse(VerifyConfig, values)
+    from stillhouse.guard.keys import read_keys
+    from stillhouse.guard.registry import Registry
+    from stillhouse.guard.verify import run_verify
+
     held = Registry(registry)
     try:
         held.upgrade()
@@ -173,10 +176,10 @@ def verify(
         for t in each.trials
     ]  # fmt: skip
     console.table(("model", "client", "questions", "marks", "controls", "p"), rows)
-    console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+    console.say(f"\n{record.sentence}")
     for warning in record.warnings:
-        console.out.print(warning, soft_wrap=True, markup=False)
-    console.out.print(f"\nReport: {out / 'report.html'}", soft_wrap=True)
+        console.say(warning)
+    console.say(f"\nReport: {out / 'report.html'}")
 
 
 @app.command("keys")
@@ -230,8 +233,8 @@ def learn(
     Example: stillhouse guard learn --model my-teacher --data reviews.csv --out check
     """
     needed()
-    from stillhouse.core.console import Terminal
-    from stillhouse.guard.learning import LearnConfig, learn_check
+    from stillhouse.core.settings import parse
+    from stillhouse.guard.settings import LearnConfig
 
     values = options.settings(
         config,
@@ -249,7 +252,11 @@ def learn(
         set_,
     )
     options.required(values, "model", "data.path")
-    found = learn_check(parse(LearnConfig, values), out, progress=Terminal())
+    checked = parse(LearnConfig, values)
+    from stillhouse.core.console import Terminal
+    from stillhouse.guard.learning import learn_check
+
+    found = learn_check(checked, out, progress=Terminal())
     if json:
         console.print_json(found.as_json())
         return
@@ -260,16 +267,14 @@ def learn(
             for q in found.qualities
         ],
     )
-    console.out.print(
+    console.say(
         f"\nOf your reported rows {found.honest:.1%} are beyond the line: the setting "
-        "guard.check.tolerance (0.1) must stay above that.",
-        soft_wrap=True,
+        "guard.check.tolerance (0.1) must stay above that."
     )
     if all(each.at_line <= 0.1 for each in found.qualities if each.kind != "shuffled"):
-        console.out.print(
+        console.say(
             "It tells made-up questions so badly that at this tolerance it would flag nobody: give "
-            "more rows, or another corpus.",
-            soft_wrap=True,
+            "more rows, or another corpus."
         )
 
 
@@ -286,10 +291,10 @@ def check_verdict(
     Example: stillhouse guard check-verdict verdict
     """
     needed()
-    from stillhouse.guard.verify import check
+    from stillhouse.guard.verdict import check
 
     found = check(folder, public_key=public_key)
     for name, good in found:
-        console.out.print(f"{'ok  ' if good else 'FAIL'}  {name}", markup=False)
+        console.say(f"{'ok  ' if good else 'FAIL'}  {name}")
     if not all(good for _, good in found):
         raise typer.Exit(1)

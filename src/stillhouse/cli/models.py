@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from stillhouse.cli import console, options
-from stillhouse.core.config import DistillConfig
-from stillhouse.core.settings import parse
-from stillhouse.core.units import points, unit
+from stillhouse.core.errors import UsageError, unknown
 
 
 def evaluate(
@@ -33,11 +31,12 @@ def evaluate(
 
     Example: stillhouse evaluate --model small --data reviews.csv --against my-teacher
     """
-    from stillhouse import api
-
     settings = {"path": data, "text": text_column, "pair": pair_column, "label": label_column}
     if label_map:
         settings["label_map"] = options.pairs(label_map, "--label-map")  # pyright: ignore
+    from stillhouse import api
+    from stillhouse.core.units import points, unit
+
     found = api.evaluate(
         model, settings, against=against, precision=precision or "auto", cache=cache
     )
@@ -49,15 +48,14 @@ def evaluate(
     for name, value in found.items():
         if isinstance(value, float):
             more = f"  ({low:.4f} to {high:.4f})" if name == found["metric"] else ""
-            console.out.print(f"{name:<18} {value:.4f}{more}")
+            console.say(f"{name:<18} {value:.4f}{more}")
     if other:
         low, high = other["interval"]
         metric = found["metric"]
         gain, low, high = (points(x, metric, 2) for x in (other["gain"], *other["interval"]))
-        console.out.print(
+        console.say(
             f"\nagainst {other['model']}: {gain} {unit(metric)} ({low} to {high}, "
-            f"p = {other['p_value']:.3g}); same answer on {100 * other['agreement']:.1f} % of rows",
-            soft_wrap=True,
+            f"p = {other['p_value']:.3g}); same answer on {100 * other['agreement']:.1f} % of rows"
         )
 
 
@@ -107,9 +105,8 @@ def augment(
     if json:
         console.print_json({"out": str(out), "rows": rows})
     else:
-        console.out.print(
-            f"{rows:,} variants in {out}: give them as --unlabelled, with this data's settings",
-            soft_wrap=True,
+        console.say(
+            f"{rows:,} variants in {out}: give them as --unlabelled, with this data's settings"
         )
 
 
@@ -142,18 +139,17 @@ def export(
 
     Example: stillhouse export small --to onnx --int8 --out small-onnx
     """
-    from stillhouse import api
-    from stillhouse.core.errors import UsageError, unknown
-
     if to != "onnx":
         raise UsageError(unknown("format", to, ["onnx"]))
+    from stillhouse import api
+
     found = api.to_onnx(model, out, int8=int8)
     if json:
         console.print_json(found)
         return
-    console.out.print(f"{found['onnx']}: scores within {found['max_difference']:.1g} of PyTorch's")
+    console.say(f"{found['onnx']}: scores within {found['max_difference']:.1g} of PyTorch's")
     if "int8" in found:
-        console.out.print(f"{found['int8']}: within {found['int8_max_difference']:.2g}")
+        console.say(f"{found['int8']}: within {found['int8_max_difference']:.2g}")
 
 
 def report(
@@ -165,13 +161,13 @@ def report(
 
     Example: stillhouse report small smaller --out comparison.html
     """
-    from stillhouse.report.html import render
+    from stillhouse.report import render
 
     path = render(runs, out)
     if json:
         console.print_json({"report": str(path)})
     else:
-        console.out.print(str(path))
+        console.say(str(path))
 
 
 def selfcheck(
@@ -193,6 +189,9 @@ def selfcheck(
 
     Example: stillhouse selfcheck --teacher my-teacher --data reviews.csv --student layers=3
     """
+    from stillhouse.core.config import DistillConfig
+    from stillhouse.core.settings import parse
+
     values = options.settings(
         config,
         "distill",
@@ -216,10 +215,6 @@ def selfcheck(
         console.print_json([vars(check) for check in found])
     else:
         for check in found:
-            console.out.print(
-                f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}",
-                soft_wrap=True,
-                markup=False,
-            )
+            console.say(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
     if not all(check.passed for check in found):
         raise typer.Exit(1)

@@ -59,34 +59,37 @@ def new(
     Example: stillhouse new --task seq2seq --data pairs.jsonl --text-column en --label-column de
     --vocabulary 8000 --width 256 --layers 3 --out start
     """
-    from stillhouse import api
+    from stillhouse.core.config import NewConfig
+    from stillhouse.core.settings import parse
 
     columns = {"path": data, "text": text_column, "label": label_column}
     given = {"tokenizer": tokenizer, "vocabulary": vocabulary, "tokenizer_from": tokenizer_from}
-    found = api.new(
-        task,
-        None if data is None else columns,
-        out=out,
-        family=family,
-        width=width,
-        layers=layers,
-        decoder_layers=decoder_layers,
-        ffn=ffn,
-        heads=heads,
-        positions=positions,
-        dropout=dropout,
-        seed=seed,
-        cache=cache,
+    values = {
+        "task": task,
+        "data": None if data is None else columns,
+        "family": family,
+        "width": width,
+        "layers": layers,
+        "decoder_layers": decoder_layers,
+        "ffn": ffn,
+        "heads": heads,
+        "positions": positions,
+        "dropout": dropout,
+        "seed": seed,
+        "cache": cache,
         **{name: value for name, value in given.items() if value is not None},
-    )
+    }
+    checked = parse(NewConfig, values)
+    from stillhouse.core.console import Terminal
+    from stillhouse.flows.new import run_new
+
+    found = run_new(checked, out, Terminal()).facts
     if json:
         console.print_json(found)
         return
     cut = found["tokens_per_text"]
     tokens = "" if cut is None else f", {cut:.1f} tokens a text (of {found['texts']:,})"
-    console.out.print(
+    console.say(
         f"{out}: a {found['family']} of {found['parameters']:,} parameters, vocabulary of "
-        f"{found['vocabulary']:,}{tokens}",
-        soft_wrap=True,
-        markup=False,
+        f"{found['vocabulary']:,}{tokens}"
     )

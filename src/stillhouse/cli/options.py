@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from stillhouse.core.errors import UsageError
-from stillhouse.core.settings import override, read_yaml
 
 Data = Annotated[
     str | None,
@@ -107,6 +105,8 @@ def student(text: str) -> dict[str, Any]:
         if text.isdigit():
             raise UsageError(f"--student takes layers={text}, not {text}")
         return {"model": text}
+    import yaml
+
     found: dict[str, Any] = {}
     for name, value in pairs(text, "--student").items():
         if name == "layers" and "+" in value:
@@ -138,6 +138,8 @@ def settings(
     config: Path | None, flow: str, given: dict[str, Any], extra: list[str] | None
 ) -> dict[str, Any]:
     """A config file's settings, then the options, then --set."""
+    from stillhouse.core.settings import override, read_yaml
+
     values = read_yaml(config) if config else {}
     if values.get("flow", flow) != flow:
         raise UsageError(f"{config} is of a {values['flow']} run, not {flow}")

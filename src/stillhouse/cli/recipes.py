@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from stillhouse.cli import console, options
 from stillhouse.cli.audit import finish_audit
 from stillhouse.cli.runs import finish
 from stillhouse.cli.tickets import finish_removal, finish_search
-from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.errors import RunError, UsageError, unknown
-from stillhouse.core.settings import override, parse
-from stillhouse.extract.config import AuditConfig
-from stillhouse.tickets.config import TicketsConfig
 
 app = typer.Typer(help="Complete named configs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -57,7 +52,7 @@ def list_(json: options.Json = False) -> None:
         console.print_json(titles)
     else:
         for name, title in titles.items():
-            console.out.print(f"{name:<24} {title}", soft_wrap=True, markup=False)
+            console.say(f"{name:<24} {title}")
 
 
 @app.command()
@@ -86,11 +81,18 @@ def run(
         return
     if more:
         raise UsageError(f"recipe {name} takes no {more[0]}; settings go through --set")
+    from stillhouse.core.settings import override
+
     _run(override(read(path), set_ or []), out, json=json)
 
 
 def _run(values: dict[str, Any], out: Path, *, json: bool) -> None:
     """Runs settings by the flow that they name."""
+    from stillhouse.core.config import DistillConfig, FinetuneConfig
+    from stillhouse.core.settings import parse
+    from stillhouse.extract.config import AuditConfig
+    from stillhouse.tickets.config import TicketsConfig
+
     flow = values.get("flow")
     if flow == "tickets":
         finish_search(parse(TicketsConfig, values), out, json=json)
@@ -98,20 +100,25 @@ def _run(values: dict[str, Any], out: Path, *, json: bool) -> None:
         finish_audit(parse(AuditConfig, values), out, json=json)
     elif flow == "remove":
         finish_removal(values, out, recover=True, json=json)
-    else:
-        from stillhouse.runs import run_distill, run_finetune
+    elif flow == "finetune":
+        checked = parse(FinetuneConfig, values)
+        from stillhouse.runs import run_finetune
 
-        if flow == "finetune":
-            finish(run_finetune(parse(FinetuneConfig, values), out), json=json)
-        else:
-            finish(run_distill(parse(DistillConfig, values), out), json=json)
+        finish(run_finetune(checked, out), json=json)
+    else:
+        checked = parse(DistillConfig, values)
+        from stillhouse.runs import run_distill
+
+        finish(run_distill(checked, out), json=json)
 
 
 def read(path: Path) -> dict[str, Any]:
     """A recipe's settings, with $NAMES taken from the environment and $MINILM found."""
+    import yaml
+
     text = path.read_text(encoding="utf-8")
     if "$MINILM" in text:
-        from stillhouse.demo import minilm
+        from stillhouse.models.builtin import minilm
 
         text = text.replace("$MINILM", str(minilm()))
     text = os.path.expandvars(text)

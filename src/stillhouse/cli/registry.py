@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from stillhouse.core.errors import UsageError
 
 REGISTRY = "sqlite:///stillhouse-guard.db"
+NEEDED = ("alembic", "cryptography", "fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
 
 Url = Annotated[
     str, typer.Option("--registry", help="sqlite:///FILE, or postgresql://USER@HOST/NAME")
@@ -22,16 +24,9 @@ Key = Annotated[
 
 def needed() -> None:
     """Raises UsageError where what the guard stands on is not installed."""
-    try:
-        import alembic
-        import cryptography
-        import fastapi
-        import prometheus_client
-        import sqlalchemy
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise UsageError(f"the guard needs {error.name}: pip install 'stillhouse[guard]'") from None
-    del alembic, cryptography, fastapi, prometheus_client, sqlalchemy, uvicorn
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise UsageError(f"the guard needs {name}: pip install 'stillhouse[guard]'")
 
 
 def registry_at(url: str, *, new: bool = False) -> Any:

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse.cli import console, options
-from stillhouse.core.config import DistillConfig, FinetuneConfig
-from stillhouse.core.settings import parse
 
 
 def distill(
@@ -45,6 +43,9 @@ def distill(
 
     Example: stillhouse distill --teacher my-teacher --data reviews.csv --student layers=3 --out small
     """  # noqa: E501
+    from stillhouse.core.config import DistillConfig
+    from stillhouse.core.settings import parse
+
     values = options.settings(
         config,
         "distill",
@@ -77,7 +78,7 @@ def finish(run: Any, *, json: bool) -> None:
         console.print_json(run.record.model_dump(mode="json", by_alias=True))
         return
     console.record_table(run.record)
-    console.out.print(f"\nReport: {run.out / 'report.html'}", soft_wrap=True)
+    console.say(f"\nReport: {run.out / 'report.html'}")
 
 
 def finetune(
@@ -101,6 +102,9 @@ def finetune(
 
     Example: stillhouse finetune --model all-MiniLM-L6-v2 --data reviews.csv --out my-teacher
     """
+    from stillhouse.core.config import FinetuneConfig
+    from stillhouse.core.settings import parse
+
     values = options.settings(
         config,
         "finetune",
@@ -142,6 +146,9 @@ def label(
 
     Example: stillhouse label --teacher my-teacher --data reviews.csv --out answers
     """
+    from stillhouse.core.config import DistillConfig
+    from stillhouse.core.settings import parse
+
     values = options.settings(
         config,
         "distill",
@@ -163,7 +170,7 @@ def label(
     if json:
         console.print_json({"cache": str(folder), "rows": rows})
     else:
-        console.out.print(f"{rows:,} rows have the teacher's answer in {folder}", soft_wrap=True)
+        console.say(f"{rows:,} rows have the teacher's answer in {folder}")
 
 
 def demo(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stillhouse.cli import console, options
 from stillhouse.cli.runs import finish
-from stillhouse.core.rundir import CUT
-from stillhouse.core.settings import parse
-from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
-from stillhouse.tickets.config import RemoveConfig, TicketsConfig, TransferConfig
+
+if TYPE_CHECKING:
+    from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
+    from stillhouse.tickets.config import TicketsConfig
 
 app = typer.Typer(
     help="Sparse subnetworks that train as well as the whole.",
@@ -57,6 +57,9 @@ def find(
 
     Example: stillhouse tickets find --model all-MiniLM-L6-v2 --data reviews.csv --sparsity 0.6 --out ticket
     """  # noqa: E501
+    from stillhouse.core.settings import parse
+    from stillhouse.tickets.config import TicketsConfig
+
     values = options.settings(
         config,
         "tickets",
@@ -90,6 +93,9 @@ def transfer(
 
     Example: stillhouse tickets transfer sst2-ticket mrpc-ticket wiki-ticket --out matrix
     """
+    from stillhouse.core.settings import parse
+    from stillhouse.tickets.config import TransferConfig
+
     shared = list(range(seeds)) if seeds else None
     checked = parse(TransferConfig, {"runs": runs, "seeds": shared})
     from stillhouse.tickets.runs import run_transfer
@@ -99,7 +105,7 @@ def transfer(
         console.print_json(record.model_dump(mode="json", by_alias=True))
         return
     _matrix(record)
-    console.out.print(f"\nReport: {out / 'report.html'}", soft_wrap=True)
+    console.say(f"\nReport: {out / 'report.html'}")
 
 
 @app.command()
@@ -176,11 +182,15 @@ def finish_search(config: TicketsConfig, out: Path, *, json: bool) -> None:
         console.print_json(run.record.model_dump(mode="json", by_alias=True))
         return
     _levels(run.record)
-    console.out.print(f"\nReport: {run.out / 'report.html'}", soft_wrap=True)
+    console.say(f"\nReport: {run.out / 'report.html'}")
 
 
 def finish_removal(values: dict[str, Any], out: Path, *, recover: bool, json: bool) -> None:
     """Removes by settings that may have a section `recover`, and prints what came of it."""
+    from stillhouse.core.rundir import CUT
+    from stillhouse.core.settings import parse
+    from stillhouse.tickets.config import RemoveConfig
+
     settings = values.pop("recover", None) or {}
     checked = parse(RemoveConfig, values)
     from stillhouse.removal import run_removal, sentence
@@ -193,9 +203,9 @@ def finish_removal(values: dict[str, Any], out: Path, *, recover: bool, json: bo
     if found.run is not None:
         finish(found.run, json=False)
         return
-    console.out.print(sentence(found.removed), soft_wrap=True, markup=False)
+    console.say(sentence(found.removed))
     told = f"The cut model: {out / CUT} (not trained since; stillhouse evaluate scores it)"
-    console.out.print(told, soft_wrap=True, markup=False)
+    console.say(told)
 
 
 def _levels(record: TicketsRecord) -> None:
@@ -217,7 +227,7 @@ def _levels(record: TicketsRecord) -> None:
         )
     columns = ("model", "weights", record.metric, "points (95 %)", "stop at")
     console.table(columns, rows)
-    console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+    console.say(f"\n{record.sentence}")
 
 
 def _matrix(record: TransferRecord) -> None:
@@ -235,4 +245,4 @@ def _matrix(record: TransferRecord) -> None:
     ]
     rows.append(["dense", *(f"{score:.3f}" for score in record.dense)])
     console.table(["ticket of", *(f"on {name}" for name in record.names)], rows)
-    console.out.print(f"\n{record.sentence}", soft_wrap=True, markup=False)
+    console.say(f"\n{record.sentence}")

@@ -18,7 +18,15 @@ from stillhouse.core.sections import (
     StudentConfig,
     TrainingConfig,
 )
-from stillhouse.core.terms import AnyTerm, Config, InnerTermConfig, Schedule, TermConfig
+from stillhouse.core.terms import (
+    AnyTerm,
+    Config,
+    InnerTermConfig,
+    Positive,
+    Schedule,
+    Share,
+    TermConfig,
+)
 from stillhouse.core.writing import (
     DecodeConfig,
     OnPolicyConfig,
@@ -29,6 +37,7 @@ from stillhouse.core.writing import (
 
 __all__ = [
     "DISTILBERT",
+    "POSITIONS",
     "SOFT_AND_GOLD",
     "WORD_LEVEL",
     "WRITING",
@@ -42,6 +51,7 @@ __all__ = [
     "LabelConfig",
     "MaskingConfig",
     "Metric",
+    "NewConfig",
     "ProofConfig",
     "StageConfig",
     "StudentConfig",
@@ -51,6 +61,7 @@ __all__ = [
 
 Task = Literal["auto", "classification", "regression", "span", "masked_lm", "seq2seq", "causal_lm"]
 WRITING = ("seq2seq", "causal_lm")  # tasks of models that write
+POSITIONS = 512  # tokens of a text that a new model takes
 
 
 SOFT_AND_GOLD: tuple[AnyTerm, ...] = (
@@ -241,3 +252,33 @@ class FinetuneConfig(GoldConfig):
     masks: str = "auto"
     seed: int = 0
     resamples: Annotated[int, Field(ge=2)] = 2000
+
+
+class NewConfig(Config):
+    """A new model: the tokenizer, learnt from `data` or taken from `tokenizer_from`, and the
+    shape. family: marian, bart or t5 (seq2seq); gpt2 or llama (causal_lm)."""
+
+    task: Literal["seq2seq", "causal_lm"]
+    data: DataConfig | None = None
+    tokenizer: Literal["bpe", "unigram"] = "bpe"
+    vocabulary: Positive = 8000
+    tokenizer_from: str | None = None
+    family: str | None = None
+    width: Positive = 256
+    layers: Positive = 3
+    decoder_layers: Positive | None = None
+    ffn: Positive | None = None
+    heads: Positive | None = None
+    positions: Positive = POSITIONS
+    dropout: Share = 0.1
+    seed: int = 0
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _tokens(self) -> NewConfig:
+        if self.data is None and self.tokenizer_from is None:
+            raise ValueError("give data (--data) to learn a tokenizer from, or tokenizer_from")
+        given = self.model_fields_set & {"tokenizer", "vocabulary"}
+        if self.tokenizer_from is not None and given:
+            raise ValueError(f"tokenizer_from is a whole tokenizer: leave out {', '.join(given)}")
+        return self

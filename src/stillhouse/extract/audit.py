@@ -22,12 +22,13 @@ from stillhouse.core.seeding import generator
 from stillhouse.core.types import Predictions
 from stillhouse.data.sources import Pool
 from stillhouse.extract import leaks
-from stillhouse.extract.answers import Answers, View
+from stillhouse.extract.answers import Answers
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.setup import Audit, judged, victim_of
 from stillhouse.extract.sweep import Sweep, Swept, at
 from stillhouse.extract.thief import Thief
 from stillhouse.extract.victim import OwnModel, Service
+from stillhouse.extract.views import View
 from stillhouse.tasks.base import Task
 
 

@@ -14,10 +14,13 @@ from stillhouse.core.config import (
     TrainingConfig,
 )
 from stillhouse.core.terms import Config, Positive, Share
-from stillhouse.extract.answers import View
 from stillhouse.extract.prices import Tariff
-from stillhouse.extract.queries import VOCABULARY, Form, Kind
+from stillhouse.extract.views import View
 
+VOCABULARY = 10_000  # top words: what nonsense is made of, and what sentences are reduced to
+
+Kind = Literal["random", "frequency", "wiki", "shuffled", "pool"]
+Form = Literal["single", "edited", "shuffled-pair", "question", "yes-no"]
 Selection = Literal["random", "uncertainty", "k-centre", "both"]
 
 

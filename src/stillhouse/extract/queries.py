@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
-from typing import Literal
 
 import numpy as np
 
 from stillhouse.core.errors import UsageError
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Example
+from stillhouse.extract.config import VOCABULARY, Form, Kind
 from stillhouse.extract.corpus import QueryCorpus, Ragged
 
 BLOCK = 4096
-VOCABULARY = 10_000  # top words: what nonsense is made of, and what sentences are reduced to
 LONGEST_NONSENSE, LONGEST_SENTENCE = 60, 50  # words
 CHANGES = 3  # words that a hypothesis differs in from its premise, at most
 QUESTION = (5, 15)  # words of a question, from and below
@@ -31,9 +30,6 @@ STARTERS = (
     "In", "Which", "Where", "The", "To", "From", "By", "what", "After", "Whose", "What's",
 )  # fmt: skip
 YES_NO_STARTERS = ("is", "can", "does", "are", "do", "did", "was", "has", "will", "the", "have")
-
-Kind = Literal["random", "frequency", "wiki", "shuffled", "pool"]
-Form = Literal["single", "edited", "shuffled-pair", "question", "yes-no"]
 
 
 @dataclass(frozen=True)

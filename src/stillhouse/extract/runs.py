@@ -20,7 +20,7 @@ from stillhouse.extract.setup import Audit, victim_of
 from stillhouse.extract.sweep import cells, lines
 from stillhouse.extract.victim import Described, Service, is_endpoint
 from stillhouse.flows.common import gold_task, tidy
-from stillhouse.report.html import render
+from stillhouse.report import render
 
 
 @dataclass(frozen=True)

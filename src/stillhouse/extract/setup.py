@@ -19,9 +19,9 @@ from stillhouse.data.readers import Row
 from stillhouse.data.rows import FORMAT, folded_key, ingest
 from stillhouse.data.sources import Part, Pool, Splits, load, open_unlabelled, shared
 from stillhouse.extract.answers import Answers
-from stillhouse.extract.config import AuditConfig
+from stillhouse.extract.config import AuditConfig, Form, Kind
 from stillhouse.extract.corpus import QueryCorpus, read_corpus
-from stillhouse.extract.queries import Form, Kind, Source, queries
+from stillhouse.extract.queries import Source, queries
 from stillhouse.extract.victim import Api, Described, OwnModel, Service, Victim, is_endpoint
 from stillhouse.flows.common import (
     kind_of,

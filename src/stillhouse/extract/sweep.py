@@ -17,14 +17,14 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Example
 from stillhouse.data.sources import Part, Pool
-from stillhouse.extract.answers import Answers, View
-from stillhouse.extract.config import AuditConfig, Selection
+from stillhouse.extract.answers import Answers
+from stillhouse.extract.config import AuditConfig, Kind, Selection
 from stillhouse.extract.ledger import Spent, cost_of
-from stillhouse.extract.queries import Kind
 from stillhouse.extract.select import chosen
 from stillhouse.extract.setup import Audit
 from stillhouse.extract.thief import Thief
 from stillhouse.extract.victim import Victim
+from stillhouse.extract.views import View
 from stillhouse.flows.stages import Trained
 from stillhouse.tasks.base import Data
 

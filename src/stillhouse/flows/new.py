@@ -8,18 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import model_validator
 from transformers import PreTrainedTokenizerBase
 
-from stillhouse.core.config import DataConfig
+from stillhouse.core.config import NewConfig
 from stillhouse.core.errors import RunError, UsageError
 from stillhouse.core.manifest import manifest
 from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import atomic_folder, write_json
 from stillhouse.core.seeding import shape_seed
-from stillhouse.core.terms import Config, Positive, Share
 from stillhouse.data.chat import CHAT_TEMPLATE, turns_of
 from stillhouse.data.documents import documents, text_files
 from stillhouse.data.sources import load
@@ -27,40 +25,10 @@ from stillhouse.data.tokens import train_tokenizer
 from stillhouse.flows.common import corpus_of, store_root
 from stillhouse.flows.writers import is_running_text
 from stillhouse.models.load import load_tokenizer
-from stillhouse.models.new import POSITIONS, new_model
+from stillhouse.models.new import new_model
 from stillhouse.models.student import parameters
 
 COUNTED = 5000  # texts whose tokens are counted
-
-
-class NewConfig(Config):
-    """A new model: the tokenizer, learnt from `data` or taken from `tokenizer_from`, and the
-    shape. family: marian, bart or t5 (seq2seq); gpt2 or llama (causal_lm)."""
-
-    task: Literal["seq2seq", "causal_lm"]
-    data: DataConfig | None = None
-    tokenizer: Literal["bpe", "unigram"] = "bpe"
-    vocabulary: Positive = 8000
-    tokenizer_from: str | None = None
-    family: str | None = None
-    width: Positive = 256
-    layers: Positive = 3
-    decoder_layers: Positive | None = None
-    ffn: Positive | None = None
-    heads: Positive | None = None
-    positions: Positive = POSITIONS
-    dropout: Share = 0.1
-    seed: int = 0
-    cache: str | None = None
-
-    @model_validator(mode="after")
-    def _tokens(self) -> NewConfig:
-        if self.data is None and self.tokenizer_from is None:
-            raise ValueError("give data (--data) to learn a tokenizer from, or tokenizer_from")
-        given = self.model_fields_set & {"tokenizer", "vocabulary"}
-        if self.tokenizer_from is not None and given:
-            raise ValueError(f"tokenizer_from is a whole tokenizer: leave out {', '.join(given)}")
-        return self
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config as Alembic
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -25,9 +22,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
 from stillhouse.core.errors import RunError, UsageError
+from stillhouse.guard.tables import REVISION
 
 BUSY_S = 30.0  # how long SQLite waits for another writer
 STATEMENT_S = 10.0  # how long PostgreSQL may take for a statement
+HELD_BY = "alembic_version"
 
 
 class Database:
@@ -68,7 +67,11 @@ class Database:
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that can say what happens to a row that is there."""
-        return (sqlite if self.is_sqlite else postgresql).insert(table)
+        if self.is_sqlite:
+            from sqlalchemy.dialects.sqlite import insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert
+        return insert(table)
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -101,17 +104,38 @@ class Database:
             connection.execute(sa.select(1))
 
     def upgrade(self) -> None:
-        """Brings the tables to this version's."""
-        config = Alembic()
+        """Brings the tables to this version's. Where they are, no migration is even loaded. Raises
+        UsageError for those of a later version."""
+        with self.reading() as connection:
+            if _revision(connection) == REVISION:
+                return
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
         config.set_main_option("script_location", str(files("stillhouse.guard") / "migrations"))
         with self.writing() as connection:
             if not self.is_sqlite:  # several workers start at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(5391)"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:  # a revision that there is no migration of
+                raise UsageError(
+                    f"{self.url.database} is a registry of another version of stillhouse "
+                    f"({_first(error)}): update stillhouse"
+                ) from None
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """Which migration the tables come from, as Alembic wrote it down."""
+    if not sa.inspect(connection).has_table(HELD_BY):
+        return None
+    return connection.execute(sa.text(f"SELECT version_num FROM {HELD_BY}")).scalar()
 
 
 def _sqlite(connection: Any, _: object) -> None:

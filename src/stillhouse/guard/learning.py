@@ -12,50 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from scipy import stats
 from torch import Tensor, nn
 
-from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import write_json
 from stillhouse.core.seeding import derive, generator, shape_seed
-from stillhouse.core.terms import Config, Positive, Precision, Share
 from stillhouse.core.types import Example
 from stillhouse.data.sources import Pool, load
+from stillhouse.extract.config import Kind
 from stillhouse.extract.corpus import read_corpus
-from stillhouse.extract.queries import Kind, Source, queries
+from stillhouse.extract.queries import Source, queries
 from stillhouse.extract.setup import usual_form
 from stillhouse.flows.common import store_root
-from stillhouse.guard.membership import Features, Head
+from stillhouse.guard.membership import Head
 from stillhouse.guard.model import ServedModel
+from stillhouse.guard.settings import Features, LearnConfig
 
 BATCH, CHUNK = 32, 512
 LEAST = 100  # rows
 MET: tuple[Kind, ...] = ("wiki", "random")
-
-
-class LearnConfig(Config):
-    """data: the owner's, its unlabelled rows what honest customers ask; corpus: text that made-up
-    questions come from (left out: the documentation strings of Python's library). rows: of either,
-    at most. beyond: the share of honest questions, kept out of training, that are to look odd."""
-
-    flow: str = "learn"
-    model: str
-    data: DataConfig
-    corpus: str | None = None
-    features: Features = "both"
-    rows: Positive | None = None
-    lr: float = 3e-4
-    epochs: Positive = 1
-    beyond: Share = Field(default=0.01, gt=0)
-    precision: Precision = "auto"
-    seed: int = 0
-    cache: str | None = None
-    max_length: Positive | None = None
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from stillhouse.core.errors import UsageError
 from stillhouse.core.types import Example
-from stillhouse.extract.answers import View
+from stillhouse.extract.views import View
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import About, Truth
 from stillhouse.guard.registry import ClientRow, Kept

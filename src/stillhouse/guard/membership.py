@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from stillhouse.core.errors import ModelError
 from stillhouse.core.rundir import atomic
+from stillhouse.guard.settings import Features
 
 FILE = "membership.safetensors"
-Features = Literal["both", "last", "logits"]
 
 
 @dataclass(frozen=True)

@@ -13,43 +13,14 @@ from typing import Any
 
 import jmespath
 import numpy as np
-from pydantic import field_validator
 
 from stillhouse.core.errors import DataError, RunError
-from stillhouse.core.terms import Config, Positive
 from stillhouse.core.types import Example
 from stillhouse.guard.asgi import App, Message, Receive, Send
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import Truth
 from stillhouse.guard.purses import Denied
-
-
-class Outside(Config):
-    """Where a foreign service has its questions and answers. path: the route that is guarded. text,
-    pair: of a request of one question; texts, pairs: of one with many (JMESPath). answers: the
-    list of answers in the response (left out: the whole is one); probabilities (an object by
-    label), label, value, answer (a span's text): in each, names of its members. failing: what
-    happens when the registry is away: closed (503) or open (true answers, unlogged)."""
-
-    path: str
-    text: str | None = None
-    pair: str | None = None
-    texts: str | None = None
-    pairs: str | None = None
-    answers: str | None = None
-    probabilities: str | None = None
-    label: str | None = None
-    value: str | None = None
-    answer: str | None = None
-    failing: str = "closed"
-    body_bytes: Positive = 4 << 20
-
-    @field_validator("failing")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ("open", "closed"):
-            raise ValueError("open or closed")
-        return value
+from stillhouse.guard.settings import Outside
 
 
 class GuardMiddleware:

@@ -12,29 +12,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import sqlalchemy as sa
-from pydantic import Field
 
 from stillhouse.core.errors import StillhouseError
-from stillhouse.core.terms import Config, Positive
 from stillhouse.extract.prices import Tariff
 from stillhouse.guard.registry import Registry
+from stillhouse.guard.settings import LimitsConfig
 from stillhouse.guard.tables import clients
 
 LEASE = 64  # questions that a worker holds for a client at most
 IDLE_S = 2.0  # how long it holds them unused
-
-
-class LimitsConfig(Config):
-    """What every client may ask, unless it has limits of its own: queries and money in all, and
-    questions a second (with as many at once as `burst` seconds bring)."""
-
-    queries: Positive | None = None
-    money: Annotated[float, Field(ge=0)] | None = None
-    per_s: Annotated[float, Field(gt=0)] | None = None
-    burst_s: Annotated[float, Field(gt=0)] = 10.0
 
 
 class Denied(StillhouseError):

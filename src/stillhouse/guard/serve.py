@@ -12,18 +12,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
-from pydantic import Field
 
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, RunError
-from stillhouse.core.terms import Config, Positive, Precision
 from stillhouse.guard.asgi import Bounded
 from stillhouse.guard.batcher import Batcher
 from stillhouse.guard.exposure import Curve
@@ -36,32 +34,8 @@ from stillhouse.guard.model import ServedModel
 from stillhouse.guard.owner import owner_page
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.registry import ClientRow, Registry
-from stillhouse.guard.settings import GuardConfig
+from stillhouse.guard.settings import GuardConfig, ServeConfig
 from stillhouse.guard.wire import ERRORS, Answer, Answers, Question, Usage
-
-
-class ServeConfig(Config):
-    """A guarded service. key: the owner's file (left out: from the environment). membership: the
-    folder of a learned check; curve: that of an audit. guarded: False serves without a guard, for
-    comparison. threads: of torch, a worker (0: all cores shared by the workers)."""
-
-    flow: Literal["serve"] = "serve"
-    model: str
-    registry: str = "sqlite:///stillhouse-guard.db"
-    key: str | None = None
-    guard: GuardConfig = GuardConfig()
-    membership: str | None = None
-    curve: str | None = None
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    workers: Positive = 1
-    threads: Annotated[int, Field(ge=0)] = 0
-    rows: Positive = 64
-    body_bytes: Positive = 4 << 20
-    max_length: Positive | None = None
-    precision: Precision = "auto"
-    guarded: bool = True
-    trust_remote_code: bool = False
 
 
 class Worker:

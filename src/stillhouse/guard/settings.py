@@ -1,4 +1,5 @@
-"""What an owner writes down: how a model is guarded, and who is tried for copying it."""
+"""What an owner writes down: how a model is guarded and served, how its check is learned, and who
+is tried for copying it."""
 
 from __future__ import annotations
 
@@ -6,15 +7,48 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import UsageError
-from stillhouse.core.terms import Config, Positive, Precision
-from stillhouse.extract.answers import View
+from stillhouse.core.terms import Config, Positive, Precision, Share
 from stillhouse.extract.prices import Tariff
-from stillhouse.guard.purses import LimitsConfig
+from stillhouse.extract.views import View
 from stillhouse.guard.suspicion import Odds
-from stillhouse.guard.watermark import MarksConfig
 
 OnFlag = Literal["log", "throttle", "label", "random"]
+Features = Literal["both", "last", "logits"]
+
+
+class MarksConfig(Config):
+    """rate: the share of a client's questions that is marked in the long run. early: expected marks
+    that a client reaches at the rate `most`, before it falls to `rate` (0: `rate` from the start).
+    controls: unmarked questions kept beside each mark. spare: a file of texts, one a line, that are
+    never marked. spare_above: nor are answers with a greater probability. scope everyone: the same
+    question is marked alike for all, at `rate` from the start, so that two clients can't find marks
+    by comparing, and a mark no longer tells whose copy it is."""
+
+    rate: Share = 0.001
+    early: int = 40
+    most: Share = 0.005
+    controls: Positive = 10
+    spare: str | None = None
+    spare_above: Share | None = None
+    scope: Literal["client", "everyone"] = "client"
+
+    def at(self, asked: int) -> float:
+        """The rate for a client that has asked so many different questions; it never rises."""
+        if self.rate == 0 or self.most <= self.rate or self.scope == "everyone":
+            return self.rate
+        return self.most if asked * self.most < self.early else self.rate
+
+
+class LimitsConfig(Config):
+    """What every client may ask, unless it has limits of its own: queries and money in all, and
+    questions a second (with as many at once as `burst` seconds bring)."""
+
+    queries: Positive | None = None
+    money: Annotated[float, Field(ge=0)] | None = None
+    per_s: Annotated[float, Field(gt=0)] | None = None
+    burst_s: Annotated[float, Field(gt=0)] = 10.0
 
 
 class CheckConfig(Odds):
@@ -66,6 +100,79 @@ class GuardConfig(Config):
         if found.shows not in fits:
             raise UsageError(f"a {task} has no {found.shows} to show: one of {', '.join(fits)}")
         return found
+
+
+class ServeConfig(Config):
+    """A guarded service. key: the owner's file (left out: from the environment). membership: the
+    folder of a learned check; curve: that of an audit. guarded: False serves without a guard, for
+    comparison. threads: of torch, a worker (0: all cores shared by the workers)."""
+
+    flow: Literal["serve"] = "serve"
+    model: str
+    registry: str = "sqlite:///stillhouse-guard.db"
+    key: str | None = None
+    guard: GuardConfig = GuardConfig()
+    membership: str | None = None
+    curve: str | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Positive = 1
+    threads: Annotated[int, Field(ge=0)] = 0
+    rows: Positive = 64
+    body_bytes: Positive = 4 << 20
+    max_length: Positive | None = None
+    precision: Precision = "auto"
+    guarded: bool = True
+    trust_remote_code: bool = False
+
+
+class Outside(Config):
+    """Where a foreign service has its questions and answers. path: the route that is guarded. text,
+    pair: of a request of one question; texts, pairs: of one with many (JMESPath). answers: the
+    list of answers in the response (left out: the whole is one); probabilities (an object by
+    label), label, value, answer (a span's text): in each, names of its members. failing: what
+    happens when the registry is away: closed (503) or open (true answers, unlogged)."""
+
+    path: str
+    text: str | None = None
+    pair: str | None = None
+    texts: str | None = None
+    pairs: str | None = None
+    answers: str | None = None
+    probabilities: str | None = None
+    label: str | None = None
+    value: str | None = None
+    answer: str | None = None
+    failing: str = "closed"
+    body_bytes: Positive = 4 << 20
+
+    @field_validator("failing")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ("open", "closed"):
+            raise ValueError("open or closed")
+        return value
+
+
+class LearnConfig(Config):
+    """data: the owner's, its unlabelled rows what honest customers ask; corpus: text that made-up
+    questions come from (left out: the documentation strings of Python's library). rows: of either,
+    at most. beyond: the share of honest questions, kept out of training, that are to look odd."""
+
+    flow: str = "learn"
+    model: str
+    data: DataConfig
+    corpus: str | None = None
+    features: Features = "both"
+    rows: Positive | None = None
+    lr: float = 3e-4
+    epochs: Positive = 1
+    beyond: Share = Field(default=0.01, gt=0)
+    precision: Precision = "auto"
+    seed: int = 0
+    cache: str | None = None
+    max_length: Positive | None = None
+    trust_remote_code: bool = False
 
 
 class VerifyConfig(Config):

@@ -10,6 +10,7 @@ from typing import Any
 
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress
+from stillhouse.core.seeding import generator
 from stillhouse.core.types import Example
 from stillhouse.extract.prices import Tariff
 from stillhouse.extract.victim import Described, is_endpoint
@@ -17,7 +18,7 @@ from stillhouse.flows.common import store_root
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.settings import VerifyConfig
 from stillhouse.guard.snapshot import Snapshot
-from stillhouse.guard.trial import FORMS, changed
+from stillhouse.guard.trial import FORMS
 
 BATCH = 256
 
@@ -47,6 +48,21 @@ def said_by(each: Candidate, snapshot: Snapshot, progress: Progress) -> dict[str
                 step(len(few))
         found[form] = said
     return found
+
+
+def changed(example: Example, seed: int) -> Example:
+    """A near-duplicate: of single texts and pairs one word is left out of the first text (of one
+    word: said twice), and two that follow each other change places; of a question only the
+    question changes, so that its answer stays."""
+    rng = generator(seed, "changed", example.text, example.pair or "")
+    words = example.text.split()
+    if len(words) < 2:
+        return Example(" ".join(words * 2), example.pair)
+    if len(words) > 2:
+        words.pop(int(rng.integers(len(words))))
+    at = int(rng.integers(len(words) - 1)) if len(words) > 1 else 0
+    words[at : at + 2] = reversed(words[at : at + 2])
+    return Example(" ".join(words), example.pair)
 
 
 def candidate(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) -> Candidate:

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 METADATA = MetaData()
+REVISION = "0001"  # of the last migration, which makes these tables
 SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER by itself
 
 keys = Table(

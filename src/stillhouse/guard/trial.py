@@ -13,11 +13,10 @@ from typing import Literal
 import numpy as np
 
 from stillhouse.core.seeding import derive, generator
-from stillhouse.core.types import Example
 from stillhouse.guard import evidence
 from stillhouse.guard.registry import Kept
 from stillhouse.guard.watermark import wrong_choice, wrong_span, wrong_words
-from stillhouse.tasks.span import f1
+from stillhouse.numerics.qa_metrics import f1
 
 ALIKE = 0.5  # F1 from which on a span is taken for another
 LEARNED = (0.2, 0.5, 0.9)  # shares of its marks that a copy may have learned, for the power
@@ -49,21 +48,6 @@ class Trial:
     effect: float
     interval: tuple[float, float]
     power: dict[str, float]
-
-
-def changed(example: Example, seed: int) -> Example:
-    """A near-duplicate: of single texts and pairs one word is left out of the first text (of one
-    word: said twice), and two that follow each other change places; of a question only the
-    question changes, so that its answer stays."""
-    rng = generator(seed, "changed", example.text, example.pair or "")
-    words = example.text.split()
-    if len(words) < 2:
-        return Example(" ".join(words * 2), example.pair)
-    if len(words) > 2:
-        words.pop(int(rng.integers(len(words))))
-    at = int(rng.integers(len(words) - 1)) if len(words) > 1 else 0
-    words[at : at + 2] = reversed(words[at : at + 2])
-    return Example(" ".join(words), example.pair)
 
 
 def hits(said: str, target: str, *, spans: bool) -> bool:

@@ -18,8 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from stillhouse.core.terms import Config, Positive, Share
-from stillhouse.tasks.span import f1
+from stillhouse.numerics.qa_metrics import f1
 
 WHOLE = 1 << 64
 DIFFERENT = 0.2  # F1 with the true answer that a marked span may have at most
@@ -32,29 +31,6 @@ INVISIBLE = re.compile(
 WORD = re.compile(r"[^\W_](?:[\w'’-]*[^\W_])?")
 
 Band = Literal["mark", "control", "plain"]
-
-
-class MarksConfig(Config):
-    """rate: the share of a client's questions that is marked in the long run. early: expected marks
-    that a client reaches at the rate `most`, before it falls to `rate` (0: `rate` from the start).
-    controls: unmarked questions kept beside each mark. spare: a file of texts, one a line, that are
-    never marked. spare_above: nor are answers with a greater probability. scope everyone: the same
-    question is marked alike for all, at `rate` from the start, so that two clients can't find marks
-    by comparing, and a mark no longer tells whose copy it is."""
-
-    rate: Share = 0.001
-    early: int = 40
-    most: Share = 0.005
-    controls: Positive = 10
-    spare: str | None = None
-    spare_above: Share | None = None
-    scope: Literal["client", "everyone"] = "client"
-
-    def at(self, asked: int) -> float:
-        """The rate for a client that has asked so many different questions; it never rises."""
-        if self.rate == 0 or self.most <= self.rate or self.scope == "everyone":
-            return self.rate
-        return self.most if asked * self.most < self.early else self.rate
 
 
 def folded(text: str) -> str:

@@ -16,7 +16,8 @@ from stillhouse.core.precision import Auto
 from stillhouse.core.rundir import write_yaml
 from stillhouse.core.settings import parse, read_yaml
 from stillhouse.guard.registry import Registry
-from stillhouse.guard.serve import ServeConfig, create_app
+from stillhouse.guard.serve import create_app
+from stillhouse.guard.settings import ServeConfig
 
 CONFIG = "STILLHOUSE_SERVE"  # the file with the workers' settings; no key is in it
 SHARED = "PROMETHEUS_MULTIPROC_DIR"

@@ -19,6 +19,7 @@ from transformers import (
     T5Config,
 )
 
+from stillhouse.core.config import POSITIONS
 from stillhouse.core.errors import ModelError, unknown
 from stillhouse.models.generator import GeneratorKind, used_choices
 
@@ -27,7 +28,6 @@ FAMILIES: dict[GeneratorKind, tuple[str, ...]] = {
     "causal_lm": ("gpt2", "llama"),
 }
 HEAD = 64  # width of a head where none are asked for
-POSITIONS = 512
 
 
 def new_model(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
-import jinja2
 from pydantic import ValidationError
 
 from stillhouse.core.audit_results import AuditRecord
@@ -18,13 +17,10 @@ from stillhouse.core.rundir import write_text
 from stillhouse.core.ticket_results import TicketsRecord, TransferRecord
 from stillhouse.core.verdict_results import VerdictRecord
 from stillhouse.report import audit, metrics, page, tickets, transfer, verdict, view
-from stillhouse.report import format as fmt
+from stillhouse.report.environment import environment
 from stillhouse.report.page import RunPage
 from stillhouse.report.parts import Figure
 
-DISAGREEMENTS = 30
-TEXT_LIMIT = 600
-LABELS = 40
 AnyRecord = TypeVar("AnyRecord", Record, TicketsRecord, TransferRecord, AuditRecord, VerdictRecord)
 
 
@@ -181,17 +177,3 @@ def _compared(records: Sequence[tuple[str, Record]]) -> list[Figure]:
         for number, alike in enumerate(by_metric.values(), start=1)
         for figure in page.cost_figures(alike, key=f"all-{number}")
     ]
-
-
-def environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stillhouse.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(  # pyright: ignore[reportUnknownMemberType]
-        fmt=fmt, view=view, disagreements=DISAGREEMENTS, text_limit=TEXT_LIMIT, label_limit=LABELS
-    )
-    return environment

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stillhouse.report.html import environment
+from stillhouse.report.environment import environment
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +26,11 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.types import NO_LABEL, Batch, Predictions
 from stillhouse.data.sources import Pool
 from stillhouse.data.windows import Windows, windows
+from stillhouse.numerics.qa_metrics import exact_match, f1
 from stillhouse.tasks.base import Data
 
 LONGEST = 30  # tokens of an answer
 SPREAD = np.uint64(0x9E3779B97F4A7C15)
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-SIGNS = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
@@ -285,29 +282,3 @@ def _objects(values: Sequence[object]) -> np.ndarray:
     for i, value in enumerate(values):
         found[i] = value
     return found
-
-
-@lru_cache(maxsize=1 << 18)
-def words(text: str) -> tuple[str, ...]:
-    """A text as SQuAD compares it: in lower case, without articles and punctuation."""
-    return tuple(ARTICLES.sub(" ", text.lower().translate(SIGNS)).split())
-
-
-@lru_cache(maxsize=1 << 20)
-def exact_match(answer: str, golds: tuple[str, ...]) -> float:
-    """Whether an answer has the words of one of the gold ones."""
-    return float(any(words(answer) == words(gold) for gold in golds))
-
-
-@lru_cache(maxsize=1 << 20)
-def f1(answer: str, golds: tuple[str, ...]) -> float:
-    """The best F1 of an answer's words over the gold answers; 1 where neither has any left, as in
-    SQuAD 2's script (1.1's says 0)."""
-    return max((_overlap(words(answer), words(gold)) for gold in golds), default=0.0)
-
-
-def _overlap(mine: tuple[str, ...], theirs: tuple[str, ...]) -> float:
-    if not mine or not theirs:
-        return float(mine == theirs)
-    shared = sum((Counter(mine) & Counter(theirs)).values())
-    return 2 * shared / (len(mine) + len(theirs))

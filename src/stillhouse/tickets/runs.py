@@ -18,7 +18,7 @@ from stillhouse.flows.common import tidy
 from stillhouse.flows.gold import prepare_gold
 from stillhouse.flows.stages import load_trained
 from stillhouse.models.save import save_model
-from stillhouse.report.html import render
+from stillhouse.report import render
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
 from stillhouse.tickets.find import Found, find
 from stillhouse.tickets.record import tickets_record
