@@ -1,9 +1,12 @@
-"""Progress on a terminal, on standard error. Without a terminal: one line a stage."""
+"""Progress on standard error: bars on a terminal; elsewhere, as in a log, a line when a stage ends
+and one every half minute until then."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -18,14 +21,10 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from stillhouse.core.pace import Pace, lasting, rate
 from stillhouse.core.progress import Advance
 
-
-def rate(speed: float, unit: str) -> str:
-    """Units a second, or seconds a unit where these are slow."""
-    if speed >= 1:
-        return f"{speed:,.0f} {unit}/s"
-    return f"{1 / speed:,.1f} s each" if speed > 0 else ""
+EVERY_S = 30.0  # silence without a terminal, at most
 
 
 class Rate(ProgressColumn):
@@ -36,16 +35,46 @@ class Rate(ProgressColumn):
 
 
 class Terminal:
-    def __init__(self, console: Console | None = None) -> None:
+    """Progress of one thread's work. Of stages inside each other the innermost speaks."""
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        every_s: float = EVERY_S,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.console = console or Console(stderr=True, highlight=False)
+        self._every_s, self._clock = every_s, clock
+        self._bar: Bar | None = None
+        self._stages: list[Stage] = []
+        self._said = clock()
 
     def note(self, text: str) -> None:
+        self._said = self._clock()
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
-        if not self.console.is_terminal:
-            yield from self._plain(title, total, unit)
+        if self.console.is_terminal:
+            with self._bars() as bar:
+                task = bar.add_task(title, total=total or None, unit=unit)
+                yield lambda count: bar.update(task, advance=count)
+            return
+        stage = Stage(title, unit, Pace(total, self._clock()))
+        self._stages.append(stage)
+        try:
+            with self._heart(first=len(self._stages) == 1):
+                yield lambda count: stage.pace.add(count, self._clock())
+        finally:
+            self._stages.remove(stage)
+        self.note(stage.closing(self._clock()))
+
+    @contextmanager
+    def _bars(self) -> Iterator[Bar]:
+        """The bars on the terminal: a stage inside another has its own below it."""
+        if self._bar is not None:
+            yield self._bar
             return
         columns = (
             TextColumn("{task.description:<28}", markup=False),
@@ -54,19 +83,72 @@ class Terminal:
             Rate(),
             TimeRemainingColumn(),
         )
-        with Bar(*columns, console=self.console, transient=False) as bar:
-            task = bar.add_task(title, total=total or None, unit=unit)
-            yield lambda count: bar.update(task, advance=count)
+        with Bar(*columns, console=self.console, transient=False) as self._bar:
+            try:
+                yield self._bar
+            finally:
+                self._bar = None
 
-    def _plain(self, title: str, total: int, unit: str) -> Iterator[Advance]:
-        started, done = time.perf_counter(), 0
+    @contextmanager
+    def _heart(self, *, first: bool) -> Iterator[None]:
+        """Inside the block a thread tells from time to time how far the innermost stage is, also
+        where that is in one long call; the outermost stage has it."""
+        if not first:
+            yield
+            return
+        over = threading.Event()
+        beat = threading.Thread(target=self._tell, args=(over,), name="progress", daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beat.join()
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
+    def _tell(self, over: threading.Event) -> None:
+        with contextlib.suppress(OSError):  # nobody reads any more: the work goes on
+            while not over.wait(self.due_s()):
+                self.tell()
 
-        yield advance
-        seconds = time.perf_counter() - started
-        speed = f", {rate(done / seconds, unit)}" if done and seconds > 0 else ""
-        told = f"{done:,} of {total:,}" if total else f"{done:,}"
-        self.note(f"{title}: {told} {unit} in {seconds:.1f} s{speed}")
+    def due_s(self) -> float:
+        """Seconds until the innermost stage has to say something."""
+        now = self._clock()
+        spoke = max([self._said, *(stage.pace.started for stage in self._stages[-1:])])
+        return max(0.0, spoke + self._every_s - now)
+
+    def tell(self) -> None:
+        """Says how far the innermost stage is, if it is time to."""
+        for stage in self._stages[-1:]:  # taken at once: it may end meanwhile
+            if self.due_s() <= 0:
+                self._said = self._clock()
+                # not by rich, which ends the program where nobody reads
+                self.console.file.write(stage.under_way(self._said) + "\n")
+                self.console.file.flush()
+
+
+class Stage:
+    """A stage in words, as lines of a log tell it."""
+
+    def __init__(self, title: str, unit: str, pace: Pace) -> None:
+        self.title, self.unit, self.pace = title, unit, pace
+
+    def under_way(self, now: float) -> str:
+        """How far it is, for how long it has been, how fast it goes and how long it will take."""
+        pace = self.pace
+        told = [f"{self.title}: {self._count} {self.unit} in {lasting(now - pace.started)}"]
+        if speed := pace.per_s(now):
+            told.append(rate(speed, self.unit))
+        if (left := pace.left_s(now)) is not None:
+            told.append(f"{lasting(left)} left")
+        return ", ".join(told)
+
+    def closing(self, now: float) -> str:
+        """What it came to."""
+        seconds, done = now - self.pace.started, self.pace.done
+        speed = f", {rate(done / seconds, self.unit)}" if done and seconds > 0 else ""
+        return f"{self.title}: {self._count} {self.unit} in {seconds:.1f} s{speed}"
+
+    @property
+    def _count(self) -> str:
+        done, total = self.pace.done, self.pace.total
+        return f"{done:,} of {total:,}" if total else f"{done:,}"
