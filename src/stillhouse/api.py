@@ -265,7 +265,8 @@ def augment(
     progress = progress or Terminal()
     config = parse(AugmentConfig, settings)
     store = store_root(cache)
-    splits = load(parse(DataConfig, section(DataConfig, data, "path")), store / "rows")
+    read = parse(DataConfig, section(DataConfig, data, "path"))
+    splits = load(read, store / "rows", progress=progress)
     forbidden = [splits.reported.folded_N2, splits.held_out.folded_N2]
     rows = augmented(
         splits.labelled,

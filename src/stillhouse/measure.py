@@ -14,9 +14,10 @@ from stillhouse.core.config import WRITING, DataConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
 from stillhouse.core.precision import precision_of
-from stillhouse.core.progress import Progress
+from stillhouse.core.progress import Advance, Progress
 from stillhouse.core.results import Efficiency
 from stillhouse.core.settings import parse, section
+from stillhouse.core.types import Predictions
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.evaluate import calibration, interval, predict
@@ -54,7 +55,7 @@ def evaluate(
     store = store_root(cache)
     first, task, rows = model_and_rows(str(model), config, store, progress)
     settled = precision_of(precision)
-    answers = predict(first, rows, task, precision=settled)
+    answers = _answers(first, rows, task, settled, f"answering reported rows, {model}", progress)
     metric: Callable[..., float] = lambda a, g: task.metric_of(a, g, task.metric)  # noqa: E731
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {
@@ -72,11 +73,14 @@ def evaluate(
         second, other, their_rows = model_and_rows(str(against), config, store, progress)
         if sorted(other.choices) != sorted(task.choices):
             raise UsageError(f"{against} has other labels: {', '.join(other.choices)}")
-        theirs = predict(second, their_rows, other, precision=settled)
+        title = f"answering reported rows, {against}"
+        theirs = _answers(second, their_rows, other, settled, title, progress)
         moved = _same_choices(theirs.answers_N, other, task)
-        gain = stats.paired_gain(
-            metric, [answers.answers_N], [moved], answers.gold_N, rng=rng, resamples=resamples
-        )
+        with progress.stage("comparing", 1, "models") as advance:
+            gain = stats.paired_gain(
+                metric, [answers.answers_N], [moved], answers.gold_N, rng=rng, resamples=resamples
+            )
+            advance(1)
         found["against"] = {
             "model": str(against),
             **other.score(theirs),
@@ -87,6 +91,13 @@ def evaluate(
             "agreement": task.agreement(answers.answers_N, moved),
         }
     return found
+
+
+def _answers(
+    model: PreTrainedModel, rows: Data, task: Task, precision: str, title: str, progress: Progress
+) -> Predictions:
+    with progress.stage(title, len(rows), "rows") as advance:
+        return predict(model, rows, task, precision=precision, progress=advance)
 
 
 def _same_choices(answers: np.ndarray, other: Task, task: Task) -> np.ndarray:
@@ -103,7 +114,7 @@ def model_and_rows(
     if (kind := kind_of(name)) in WRITING:
         of = "seq2seq" if kind == "seq2seq" else "causal_lm"
         return reported_by_writer(name, of, config, store, progress)
-    splits = load(config, store / "rows")
+    splits = load(config, store / "rows", progress=progress)
     asked = row_task("auto", [splits.reported])
     model = load_answering(asked, name)
     task = teacher_task(
@@ -122,8 +133,15 @@ def model_and_rows(
     return model, task, rows
 
 
-def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[str, Efficiency]:
+def bench(
+    models: list[str],
+    *,
+    tokens: int = 32,
+    memory: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Efficiency]:
     """Size, FLOPs, latency, throughput and memory of each model, timed in turns."""
+    progress = progress or Terminal()
     kinds = {name: kind_of(name) for name in models}
     loaded = {name: load_any(kind, name) for name, kind in kinds.items()}
 
@@ -144,19 +162,23 @@ def bench(models: list[str], *, tokens: int = 32, memory: bool = True) -> dict[s
             run = writing_runner(model, load_tokenizer(name))
             written[name] = mean_tokens(run(many))
         runners[name] = (run, one, many)
-    timings = efficiency.time_all(runners)
-    return {
-        name: efficiency.measure(
-            model,
-            model_folder(name),
-            timings[name],
-            _forward_inputs(model, inputs(model, 1)),
-            tokens=tokens,
-            memory=memory,
-            written=written[name],
-        )
-        for name, model in loaded.items()
-    }
+    with progress.stage("measuring speed", len(runners), "models") as advance:
+        timings = efficiency.time_all(runners)
+        advance(len(runners))
+    found = {}
+    with progress.stage("measuring cost", len(loaded), "models") as advance:
+        for name, model in loaded.items():
+            found[name] = efficiency.measure(
+                model,
+                model_folder(name),
+                timings[name],
+                _forward_inputs(model, inputs(model, 1)),
+                tokens=tokens,
+                memory=memory,
+                written=written[name],
+            )
+            advance(1)
+    return found
 
 
 def _forward_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -166,11 +188,24 @@ def _forward_inputs(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "decoder_input_ids": inputs["input_ids"]}
 
 
-def to_onnx(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[str, Any]:
+def to_onnx(
+    model: str | Path,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Writes a model as ONNX (and int8 ONNX) into the folder `out`; what was checked."""
     kind = kind_of(str(model))
     if kind in WRITING:
         raise UsageError("models that write are not exported to ONNX: take the model's own folder")
+    with (progress or Terminal()).stage("exporting", 2 if int8 else 1, "files") as advance:
+        return _exported(kind, model, out, advance, int8=int8)
+
+
+def _exported(
+    kind: str, model: str | Path, out: str | Path, advance: Advance, *, int8: bool
+) -> dict[str, Any]:
     loaded = load_answering(kind, str(model))
     tokenizer = load_tokenizer(str(model))
     texts = ["A first sentence.", "And another one, which is a little longer than the first was."]
@@ -182,8 +217,10 @@ def to_onnx(model: str | Path, out: str | Path, *, int8: bool = False) -> dict[s
         original = scored(loaded)(**sample).numpy()
     worst = check_parity(onnx_runner(path)(sample), original)
     found: dict[str, Any] = {"onnx": str(path), "max_difference": worst}
+    advance(1)
     if int8:
         small = quantize_int8(path, Path(out) / "model-int8.onnx")
         difference = float(np.abs(onnx_runner(small)(sample) - original).max())
         found |= {"int8": str(small), "int8_max_difference": difference}
+        advance(1)
     return found

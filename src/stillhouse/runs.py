@@ -78,11 +78,13 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     save_model(student, setup.tokenizer, folder)
     exported = _export(student, outcome.reported, setup.task, export, out, progress)
     costs, timings = _costs(outcome, folder, exported, progress, efficient=config.proof.efficiency)
-    exports = [
-        _export_result(name, path, scores, timings.get(name), outcome, setup.task)
-        for name, path, scores in exported
-    ]
-    record = distillation_record(outcome, costs, exports, out)
+    with progress.stage("comparing", 1, "records") as advance:
+        exports = [
+            _export_result(name, path, scores, timings.get(name), outcome, setup.task)
+            for name, path, scores in exported
+        ]
+        record = distillation_record(outcome, costs, exports, out)
+        advance(1)
     write_text(folder / "README.md", model_card(record, teacher=Path(config.teacher).name))
     _finish(out, record, keep=config.keep_checkpoints)
     return Run(out, record, student)  # pyright: ignore[reportArgumentType]
@@ -99,13 +101,17 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
         save_masks(out / MASKS, done.masks)
     one, many = efficiency.samples(done.reported)
     writes = config.task in WRITING
-    runner, written = _runner(done.model, done.gold.tokenizer, many, writes=writes)
-    timing = efficiency.time_all({"model": (runner, one, many)})["model"]
-    tokens = one["input_ids"].shape[1]
-    cost = efficiency.measure(
-        done.model, out, timing, one, tokens=tokens, memory=True, written=written
-    )
-    record = finetune_record(done, cost)
+    with progress.stage("measuring speed", 1, "models") as advance:
+        runner, written = _runner(done.model, done.gold.tokenizer, many, writes=writes)
+        timing = efficiency.time_all({"model": (runner, one, many)})["model"]
+        tokens = one["input_ids"].shape[1]
+        cost = efficiency.measure(
+            done.model, out, timing, one, tokens=tokens, memory=True, written=written
+        )
+        advance(1)
+    with progress.stage("comparing", 1, "records") as advance:
+        record = finetune_record(done, cost)
+        advance(1)
     _finish(out, record, keep=config.keep_checkpoints)
     return Run(out, record, done.model)  # pyright: ignore[reportArgumentType]
 
@@ -189,17 +195,19 @@ def _costs(
             advance(len(runners))
     where = {"teacher": model_folder(setup.config.teacher), "student": folder}
     costs = {}
-    for name, model in models.items():
-        one = inputs[name][0]
-        costs[name] = efficiency.measure(
-            model,
-            where[name],
-            timings.get(name),
-            one,
-            tokens=one["input_ids"].shape[1],
-            memory=efficient,
-            written=written.get(name),
-        )
+    with progress.stage("measuring cost", len(models), "models") as advance:
+        for name, model in models.items():
+            one = inputs[name][0]
+            costs[name] = efficiency.measure(
+                model,
+                where[name],
+                timings.get(name),
+                one,
+                tokens=one["input_ids"].shape[1],
+                memory=efficient,
+                written=written.get(name),
+            )
+            advance(1)
     return costs, timings
 
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from stillhouse import selfcheck_writing as writing
 from stillhouse.core.config import DistillConfig, LabelConfig, TrainingConfig
+from stillhouse.core.console import Terminal
 from stillhouse.core.errors import StillhouseError, UsageError
 from stillhouse.core.precision import Auto
+from stillhouse.core.progress import Progress
 from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
@@ -254,16 +256,17 @@ CHECKS: dict[str, Callable[[_Pair], str]] = {
 }
 
 
-def selfcheck(config: DistillConfig) -> list[Check]:
+def selfcheck(config: DistillConfig, *, progress: Progress | None = None) -> list[Check]:
     """Runs every check on a config's teacher, student and first rows. Label names are matched on
     the way; a mismatch raises DataError as it would in a run."""
     if config.task == "masked_lm":
         raise UsageError("selfcheck looks at rows and labels; give it the task to be distilled")
-    setup = prepare(Auto.of().settle(config))
+    progress = progress or Terminal()
+    setup = prepare(Auto.of().settle(config), progress=progress)
     if setup.writes:
         with tempfile.TemporaryDirectory() as temporary:
             student = setup.make(config.proof.seeds[0]).eval()
-            return _run(writing.CHECKS, writing.writers(setup, student, Path(temporary)))
+            return _run(writing.CHECKS, writing.writers(setup, student, Path(temporary)), progress)
     assert setup.splits is not None
     if setup.task.name == "span":
         raise UsageError("selfcheck looks at rows and labels; spans have neither cache nor labels")
@@ -285,16 +288,18 @@ def selfcheck(config: DistillConfig) -> list[Check]:
                 (setup.teacher, setup.teacher_tokenizer),
             )
         ]
-        return _run(CHECKS, _Pair(setup, student, data[0], data[1], folder))
+        return _run(CHECKS, _Pair(setup, student, data[0], data[1], folder), progress)
 
 
-def _run(checks: Mapping[str, Callable[[Any], str]], pair: Any) -> list[Check]:
+def _run(checks: Mapping[str, Callable[[Any], str]], pair: Any, progress: Progress) -> list[Check]:
     found: list[Check] = []
-    for name, run in checks.items():
-        try:
-            found.append(Check(name, True, run(pair)))
-        except StillhouseError as error:
-            found.append(Check(name, False, str(error)))
-        except Exception as error:  # a check that breaks has failed, and the others go on
-            found.append(Check(name, False, f"{type(error).__name__}: {error}"))
+    with progress.stage("checking", len(checks), "checks") as advance:
+        for name, run in checks.items():
+            try:
+                found.append(Check(name, True, run(pair)))
+            except StillhouseError as error:
+                found.append(Check(name, False, str(error)))
+            except Exception as error:  # a check that breaks has failed, and the others go on
+                found.append(Check(name, False, f"{type(error).__name__}: {error}"))
+            advance(1)
     return found

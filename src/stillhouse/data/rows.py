@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from stillhouse.core.errors import DataError
+from stillhouse.core.progress import Advance, Progress, Silent
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
 from stillhouse.data.chat import parted
@@ -90,12 +91,22 @@ class Rows:
 
 
 def ingest(
-    source: Iterable[Row], where: str, columns: Columns, folder: Path, *, labelled: bool
+    source: Iterable[Row],
+    where: str,
+    columns: Columns,
+    folder: Path,
+    *,
+    labelled: bool,
+    progress: Progress | None = None,
 ) -> Rows:
     """Reads, checks and stores `source`; a folder that is already there is used as it is."""
     if not (folder / "summary.json").exists():
-        with atomic_folder(folder, "rows") as temporary:
-            _write(source, where, columns, temporary, labelled=labelled)
+        progress = progress or Silent()
+        with (
+            progress.stage(f"reading {Path(where).name}", 0, "rows") as advance,
+            atomic_folder(folder, "rows") as temporary,
+        ):
+            _write(source, where, columns, temporary, labelled=labelled, progress=advance)
     return Rows(folder)
 
 
@@ -201,7 +212,13 @@ def _has_pair(row: dict[str, Any], found: Columns, asked: Columns) -> bool:
 
 
 def _write(
-    source: Iterable[Row], where: str, columns: Columns, folder: Path, *, labelled: bool
+    source: Iterable[Row],
+    where: str,
+    columns: Columns,
+    folder: Path,
+    *,
+    labelled: bool,
+    progress: Advance,
 ) -> None:
     problems = _Problems()
     keys, folded, lines = bytearray(), bytearray(), []
@@ -219,8 +236,10 @@ def _write(
                 if len(chunk["text"]) == CHUNK:
                     writer.write_batch(pa.record_batch(chunk, schema=SCHEMA))
                     chunk = {name: [] for name in SCHEMA.names}
+                    progress(CHUNK)
             if chunk["text"]:
                 writer.write_batch(pa.record_batch(chunk, schema=SCHEMA))
+                progress(len(chunk["text"]))
     if not lines:
         counted = ", ".join(f"{n} {kind}" for kind, n in problems.counts.items()) or "it is empty"
         raise DataError(f"{where} has no usable row ({counted})")

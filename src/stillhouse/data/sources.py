@@ -11,6 +11,7 @@ import numpy as np
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.progress import Progress
 from stillhouse.core.types import Example
 from stillhouse.data.columns import Columns
 from stillhouse.data.readers import READERS, find_splits, hub_rows, read
@@ -163,12 +164,18 @@ def _file_fingerprint(path: Path, *settings: object) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path, columns: Columns, store: Path, *, labelled: bool) -> Rows:
+def _open(
+    path: Path, columns: Columns, store: Path, progress: Progress | None, *, labelled: bool
+) -> Rows:
     fingerprint = _file_fingerprint(path, columns, labelled, path.suffix, FORMAT)
-    return ingest(read(path), str(path), columns, store / fingerprint, labelled=labelled)
+    return ingest(
+        read(path), str(path), columns, store / fingerprint, labelled=labelled, progress=progress
+    )
 
 
-def _open_hub(name: str, split: str, columns: Columns, store: Path) -> Rows | None:
+def _open_hub(
+    name: str, split: str, columns: Columns, store: Path, progress: Progress | None
+) -> Rows | None:
     import datasets
 
     path, _, config = name.partition(":")
@@ -185,10 +192,13 @@ def _open_hub(name: str, split: str, columns: Columns, store: Path) -> Rows | No
     fingerprint, rows = source
     identity = f"{name}\x1f{split}\x1f{columns}\x1f{fingerprint}\x1f{FORMAT}"
     key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-    return ingest(rows, f"{name}[{split}]", columns, store / key, labelled=True)
+    where = f"{name}[{split}]"
+    return ingest(rows, where, columns, store / key, labelled=True, progress=progress)
 
 
-def _files(config: DataConfig, columns: Columns, store: Path) -> dict[str, Rows]:
+def _files(
+    config: DataConfig, columns: Columns, store: Path, progress: Progress | None
+) -> dict[str, Rows]:
     path = Path(config.path)
     if path.is_dir():
         paths = find_splits(path)
@@ -198,7 +208,7 @@ def _files(config: DataConfig, columns: Columns, store: Path) -> dict[str, Rows]
         raise DataError(f"there is no file or folder {path}")
     else:
         names = {"train": "train", "dev": "validation", "test": "test"}
-        opened = {k: _open_hub(config.path, v, columns, store) for k, v in names.items()}
+        opened = {k: _open_hub(config.path, v, columns, store, progress) for k, v in names.items()}
         if opened["dev"] is not None:
             opened["test"] = None  # hub test splits often hide their labels
         return {split: rows for split, rows in opened.items() if rows is not None}
@@ -207,7 +217,7 @@ def _files(config: DataConfig, columns: Columns, store: Path) -> dict[str, Rows]
             raise DataError(f"there is no file {config.dev} (data.dev)")
         paths.pop("test", None)
         paths["dev"] = Path(config.dev)
-    return {s: _open(p, columns, store, labelled=True) for s, p in paths.items()}
+    return {s: _open(p, columns, store, progress, labelled=True) for s, p in paths.items()}
 
 
 def _whole(rows: Rows, *, labelled: bool = True) -> Part:
@@ -221,7 +231,9 @@ def _with_labels(part: Part) -> tuple[Part, Part]:
     return Part(part.rows, part.indices[has], labelled=True), without
 
 
-def load(config: DataConfig, store: Path, *, texts: bool = False) -> Splits:
+def load(
+    config: DataConfig, store: Path, *, texts: bool = False, progress: Progress | None = None
+) -> Splits:
     """The splits of `config`'s data. Rows are stored under `store` and found again next time.
     `texts`: labels are answers to be written.
 
@@ -230,7 +242,7 @@ def load(config: DataConfig, store: Path, *, texts: bool = False) -> Splits:
     Raises DataError.
     """
     columns = Columns(config.text, config.pair, config.label, config.group, texts)
-    files = _files(config, columns, store)
+    files = _files(config, columns, store, progress)
     if "train" not in files:
         raise DataError(f"{config.path} has no train split")
     train, without = _with_labels(_whole(files["train"]))
@@ -260,7 +272,7 @@ def load(config: DataConfig, store: Path, *, texts: bool = False) -> Splits:
         leaked -= sum(map(len, spare))
     sources = list(files.values())
     if config.unlabelled:
-        extra = open_unlabelled(config, store, texts=texts)
+        extra = open_unlabelled(config, store, texts=texts, progress=progress)
         sources.append(extra)
         whole = _whole(extra, labelled=False)
         part = _outside(whole, reported, held_out)
@@ -269,7 +281,9 @@ def load(config: DataConfig, store: Path, *, texts: bool = False) -> Splits:
     return _check(config, train, spare, held_out, reported, leaked, sources)
 
 
-def open_unlabelled(config: DataConfig, store: Path, *, texts: bool = False) -> Rows:
+def open_unlabelled(
+    config: DataConfig, store: Path, *, texts: bool = False, progress: Progress | None = None
+) -> Rows:
     """The rows of `config.unlabelled`, without labels. Raises DataError."""
     path = Path(config.unlabelled or "")
     if not path.is_file():
@@ -279,7 +293,7 @@ def open_unlabelled(config: DataConfig, store: Path, *, texts: bool = False) -> 
         columns = Columns(texts=texts)
     else:
         columns = Columns(config.text, config.pair, None, config.group, texts)
-    return _open(path, columns, store, labelled=False)
+    return _open(path, columns, store, progress, labelled=False)
 
 
 def _check(

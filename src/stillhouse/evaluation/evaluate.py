@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stillhouse.core.head import Factored
 from stillhouse.core.precision import precision_of
+from stillhouse.core.progress import Advance
 from stillhouse.core.results import Bin, Interval
 from stillhouse.core.types import Predictions, StudentOutput
 from stillhouse.data.batching import sorted_batches
@@ -29,13 +30,15 @@ def score_rows(
     max_tokens: int = 16_384,
     precision: str = "float32",
     quick: bool = False,
+    progress: Advance = lambda rows: None,
 ) -> np.ndarray:
     """What the task keeps of the scores of every row (without one: all of them), float32, N x S,
     in the data's order; where it judges texts, see `writing.written_rows`. Eval mode, no gradient.
     """
     precision = precision_of(precision)
     if task is not None and task.judges_texts:
-        return written_rows(model, data, task, precision=precision, quick=quick)  # pyright: ignore
+        how = {"precision": precision, "quick": quick, "progress": progress}
+        return written_rows(model, data, task, **how)  # pyright: ignore
     device = next(model.parameters()).device
     out: np.ndarray | None = None
     with training_mode(model, on=False), torch.no_grad():
@@ -51,6 +54,7 @@ def score_rows(
             if out is None:
                 out = np.empty((len(data.gold_N), kept.shape[1]), np.float32)
             out[data.places(rows)] = kept
+            progress(len(rows))
     assert out is not None, "an empty split is never scored"
     return out
 
@@ -74,10 +78,13 @@ def predict(
     precision: str = "float32",
     fast: bool = False,
     quick: bool = False,
+    progress: Advance = lambda rows: None,
 ) -> Predictions:
     """The model's answers by its own forward (`fast`: by the equal fast path; `quick`: texts are
     written greedily only)."""
-    scores_NS = score_rows(model, data, task, precision=precision, fast=fast, quick=quick)
+    scores_NS = score_rows(
+        model, data, task, precision=precision, fast=fast, quick=quick, progress=progress
+    )
     return task.predictions(scores_NS, data)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WritingConfig
+from stillhouse.core.progress import Advance
 from stillhouse.data.batching import sorted_batches
 from stillhouse.data.encoding import pad_id
 from stillhouse.models.decode import Decoding, Hypothesis, decode
@@ -29,14 +30,24 @@ PART = 1 << 24  # scores of a vocabulary at once
 
 
 def written_rows(
-    model: Any, data: Written, task: Texts, *, precision: str = "float32", quick: bool = False
+    model: Any,
+    data: Written,
+    task: Texts,
+    *,
+    precision: str = "float32",
+    quick: bool = False,
+    progress: Advance = lambda rows: None,
 ) -> np.ndarray:
     """Facts and texts of every example (see `tasks.writing.kept`), float32. `quick`: greedily
-    only, which stands for the beam's."""
+    only, which stands for the beam's. A row counts as done with its beam, which takes longest."""
     facts = np.zeros((len(data), 5))
-    how = task.writing, precision
-    greedy = written(model, data, decoding(*how, beams=1))
-    beam = greedy if quick else written(model, data, decoding(*how, beams=task.writing.beams))
+    one = decoding(task.writing, precision, beams=1)
+    if quick:
+        beam = greedy = written(model, data, one, progress)
+    else:
+        greedy = written(model, data, one)
+        wide = decoding(task.writing, precision, beams=task.writing.beams)
+        beam = written(model, data, wide, progress)
     facts[:, :3] = gold_facts(model, data, task, precision=precision)
     facts[:, 3] = [each.logp for each in beam]
     facts[:, 4] = [each.logp for each in greedy]
@@ -60,11 +71,16 @@ def decoding(config: WritingConfig, precision: str, *, beams: int) -> Decoding:
     )
 
 
-def written(model: PreTrainedModel, data: Written, settings: Decoding) -> list[Hypothesis]:
+def written(
+    model: PreTrainedModel,
+    data: Written,
+    settings: Decoding,
+    progress: Advance = lambda rows: None,
+) -> list[Hypothesis]:
     """The best text to each example."""
-    prompts = data.prompts(np.arange(len(data)))
+    prompts, pad = data.prompts(np.arange(len(data))), pad_id(data.tokenizer)
     with training_mode(model, on=False), torch.no_grad():
-        found = decode(model, prompts, settings, pad_id=pad_id(data.tokenizer), choices=data.width)
+        found = decode(model, prompts, settings, pad_id=pad, choices=data.width, progress=progress)
     return [hypotheses[0] if hypotheses else NOTHING for hypotheses in found]
 
 

@@ -97,7 +97,9 @@ def audit(
             made, task, sweep, swept, judged(theirs, task, made.splits.reported), None, notes=notes
         )
         pool, answers = sweep.stream(config.queries.kinds[0], config.proof.seeds[0])
-        found.leaks = _leaks(config, sweep, pool, answers)
+        with progress.stage("looking for leaks", 1, "views") as advance:
+            found.leaks = _leaks(config, sweep, pool, answers)
+            advance(1)
         charged = victim.charged
     found.charged = None if charged is None else charged.queries
     found.victim_s = sweep.victim_s

@@ -118,7 +118,10 @@ def run_audit(
         if not (out / "report.html").is_file():
             render([out], out / "report.html")
         return AuditRun.open(out)
-    record = audit_record(audit(config, out, service=service, progress=progress))
+    found = audit(config, out, service=service, progress=progress)
+    with progress.stage("comparing", 1, "records") as advance:
+        record = audit_record(found)
+        advance(1)
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
     tidy(out, keep=config.keep_checkpoints)

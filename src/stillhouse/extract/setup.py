@@ -56,7 +56,7 @@ class Audit:
     def __init__(self, config: AuditConfig, progress: Progress) -> None:
         self.config, self.progress = config, progress
         self.store = store_root(config.cache)
-        self.splits = load(config.data, self.store / "rows")
+        self.splits = load(config.data, self.store / "rows", progress=progress)
         self.of = size_of(config, self.splits)
         self.most = max(1, round(config.queries.budgets[-1] * self.of))
         self.candidates = max(self.most, round(config.queries.candidates * self.most))
@@ -79,8 +79,9 @@ class Audit:
         path = self.config.queries.pool
         if path is None:
             return [], []
+        asked = DataConfig(path=path, unlabelled=path)
         try:
-            rows = open_unlabelled(DataConfig(path=path, unlabelled=path), self.store / "rows")
+            rows = open_unlabelled(asked, self.store / "rows", progress=self.progress)
         except DataError as error:
             raise DataError(
                 f"{error}; a pool's columns are called text and pair, or it is a .txt file of "
@@ -139,7 +140,9 @@ class Audit:
                 yield line, {"text": text, **({"pair": pair} if pair is not None else {})}
 
         columns = Columns("text", "pair" if self.form != "single" else None)
-        held = ingest(rows(), f"{kind} queries", columns, folder, labelled=False)
+        held = ingest(
+            rows(), f"{kind} queries", columns, folder, labelled=False, progress=self.progress
+        )
         return Pool([Part(held, held.kept, labelled=False)])
 
 

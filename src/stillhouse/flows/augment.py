@@ -74,9 +74,9 @@ def augmented(
     columns = Columns("text", "pair" if has_pair else None)
     if (folder / "summary.json").exists():
         return Rows(folder)
-    candidates = _candidates(config, teacher, tokenizer)
     tally = Tally()
     with progress.stage("augmenting", len(pool), "rows") as advance:
+        candidates = _candidates(config, teacher, tokenizer)
         variants = augment_rows(
             _advancing(pool, advance),
             candidates,

@@ -183,7 +183,7 @@ def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None =
         found = Gold(config, task, tokenizer, None, corpus)
     else:
         check_named(config.task, config.model)
-        splits = load(config.data, store / "rows")
+        splits = load(config.data, store / "rows", progress=progress)
         pools = [splits.labelled, splits.held_out, splits.reported]
         task = gold_task(pools, asked=config.task, metric=metric)
         check_metric(task.name, metric)
@@ -207,7 +207,7 @@ def _writer(
     texts = not (kind == "causal_lm" and is_running_text(config.data))
     task = writing_task(kind, metric, config.writing, tokenizer, model, texts=texts)
     if texts:
-        return Gold(config, task, tokenizer, splits_of(config.data, store), None)
+        return Gold(config, task, tokenizer, splits_of(config.data, store, progress), None)
     length = max_tokens(model, config.data.tokens("masked_lm"))
     corpus = corpus_for(config.data, tokenizer, store, length, progress)
     return Gold(config, task, tokenizer, None, corpus)

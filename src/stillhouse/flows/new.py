@@ -104,7 +104,7 @@ def _texts(config: NewConfig, progress: Progress) -> tuple[Callable[[], Iterator
                     yield text
 
         return lines, False
-    splits = load(data, store_root(config.cache) / "rows", texts=True)
+    splits = load(data, store_root(config.cache) / "rows", texts=True, progress=progress)
     for note in splits.notes:
         progress.note(note)
 

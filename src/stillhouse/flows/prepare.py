@@ -56,7 +56,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         return _writers(config, progress)
     check_named(config.task, config.teacher)
     store, trust = store_root(config.cache), config.trust_remote_code
-    splits = load(config.data, store / "rows")
+    splits = load(config.data, store / "rows", progress=progress)
     labelled = [splits.labelled, splits.held_out, splits.reported]
     asked = row_task(config.task, labelled)
     teacher = load_answering(asked, config.teacher, trust_remote_code=trust)
@@ -123,7 +123,7 @@ def _writers(config: DistillConfig, progress: Progress) -> Setup:
     made = _models(config, teacher, load_named if named else None)
     make, mine, theirs = made
     texts = not (kind == "causal_lm" and is_running_text(config.data))
-    splits = splits_of(config.data, store) if texts else None
+    splits = splits_of(config.data, store, progress) if texts else None
     probe: list[str] = []
     if splits is not None:
         some = np.arange(min(PROBED, len(splits.labelled)))

@@ -66,10 +66,10 @@ def decoded(
     best = [store.read(key)[: config.best] for key in keys_N2]
     if choose:
         gold = pool.labels.tolist()
-        best = [
-            _closest(texts, answer, config.smoothing)
-            for texts, answer in zip(best, gold, strict=True)
-        ]
+        with progress.stage("choosing the closest texts", len(best), "sources") as advance:
+            for place, answer in enumerate(gold):
+                best[place] = _closest(best[place], answer, config.smoothing)
+                advance(1)
     first = [texts[0] if texts else None for texts in best]
     ratio = config.ratio if theirs.pairs else None
     kept_N, dropped = filtered(first, sources, lengths=ratio)

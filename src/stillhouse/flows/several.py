@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.config import StageConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.progress import Advance, Progress
 from stillhouse.core.results import PairResult, TeachersResult
 from stillhouse.core.types import Predictions
 from stillhouse.data.sources import Pool
@@ -113,7 +114,12 @@ class Several:
             )
         scores = by_group(self.setup.task, held_out, groups, self.config.training.precision)
         if not self._scores:  # the same for every seed
-            self._scores = {g: scores(source.model)[g] for g, source in self._by_group.items()}
+            taught = self._by_group
+            title = "scoring teachers on held-out rows"
+            with writing.progress.stage(title, len(taught), "teachers") as advance:
+                for group, source in taught.items():
+                    self._scores[group] = scores(source.model)[group]
+                    advance(1)
         rule, margin = config.passing.rule, config.passing.margin
         threshold = Threshold(self._scores, margin=margin, rule=rule)
         steps = writing.steps(self.config, self.pool, seed)
@@ -150,12 +156,18 @@ class Several:
         )
 
 
-def teacher_scores(setup: Setup, data: Data) -> np.ndarray:
+def teacher_scores(setup: Setup, data: Data, progress: Progress) -> np.ndarray:
     """What is kept of the teacher's scores of the reported rows; of teachers by group each row's
     own one's, the first where it has none."""
-    config, splits, precision = setup.config, setup.splits, setup.config.label.precision
+    with progress.stage("answering reported rows, teacher", len(data), "rows") as advance:
+        return _teacher_scores(setup, data, advance)
+
+
+def _teacher_scores(setup: Setup, data: Data, advance: Advance) -> np.ndarray:
+    config, splits = setup.config, setup.splits
+    how = {"precision": config.label.precision, "progress": advance}
     if config.combine != "route" or not config.teachers or splits is None:
-        return score_rows(setup.teacher, data, setup.task, precision=precision)
+        return score_rows(setup.teacher, data, setup.task, **how)
     assert isinstance(data, Written)
     models = {config.teacher: setup.teacher, **setup.teachers}
     by_group = {each.group: models[each.model] for each in config.teachers}
@@ -163,8 +175,7 @@ def teacher_scores(setup: Setup, data: Data) -> np.ndarray:
     parts = []
     for model in dict.fromkeys(asked_E):
         rows = np.array([i for i, each in enumerate(asked_E) if each is model])
-        scores_NS = score_rows(model, data.take(rows), setup.task, precision=precision)
-        parts.append((rows, scores_NS))
+        parts.append((rows, score_rows(model, data.take(rows), setup.task, **how)))
     return merged(parts, data, texts=setup.task.judges_texts)
 
 

@@ -128,11 +128,13 @@ def sparse_source(
     rows = _probed(data, _tokens(setup.task.width))
     exact = _asked(setup, data, "float32")
     allowed = ABSOLUTE[label.precision]
-    progress.note(
-        check_distributions(exact.scores, cache, data, _pieces(data, rows), tolerance=allowed)
-    )
-    student = setup.make(setup.config.proof.seeds[0])
-    before = _probe(live, cache, data, rows, student, setup.task.width)
+    with progress.stage("comparing estimators", 1, "batches") as advance:
+        pieces = _pieces(data, rows)
+        agreed = check_distributions(exact.scores, cache, data, pieces, tolerance=allowed)
+        student = setup.make(setup.config.proof.seeds[0])
+        before = _probe(live, cache, data, rows, student, setup.task.width)
+        advance(1)
+    progress.note(agreed)
     sizes = data.scored_counts(np.arange(len(data)))
     training = config.training
     step = max(1, round(float(sizes.mean()) * training.batch_size * training.accumulation))

@@ -200,7 +200,9 @@ def train(
             half.unlink(missing_ok=True)
     tensors = dict(model.state_dict())
     precision = stages[-1].training.precision
-    scores_NS = score_rows(model, reported, task, precision=precision)
+    title = f"answering reported rows, {role}, seed {seed}"
+    with progress.stage(title, len(reported), "rows") as advance:
+        scores_NS = score_rows(model, reported, task, precision=precision, progress=advance)
     tensors["|reported"] = torch.from_numpy(scores_NS)
     checkpoint.save(path, tensors, {"fits": [asdict(f) for f in fits]})
     half.unlink(missing_ok=True)

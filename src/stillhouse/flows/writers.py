@@ -74,8 +74,8 @@ def writing_task(
     return Tokens(kind, chosen, width=width)
 
 
-def splits_of(data: DataConfig, store: Path) -> Splits:
-    return load(data, store / "rows", texts=True)
+def splits_of(data: DataConfig, store: Path, progress: Progress) -> Splits:
+    return load(data, store / "rows", texts=True, progress=progress)
 
 
 def corpus_for(
@@ -194,7 +194,8 @@ def reported_by_writer(
         length = max_tokens(model, config.tokens("masked_lm"))
         corpus = corpus_for(config, tokenizer, store, length, progress)
         return model, task, RunningText(corpus.reported, tokenizer)
-    pool, length = splits_of(config, store).reported, max_tokens(model, config.tokens(kind))
+    pool = splits_of(config, store, progress).reported
+    length = max_tokens(model, config.tokens(kind))
     rows = written_data(
         pool, tokenizer, config, kind, store, progress, "reported rows",
         length=length, start=start_of(model),

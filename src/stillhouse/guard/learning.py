@@ -76,7 +76,7 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
         config.model, max_length=config.max_length, precision=config.precision,
         trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
-    splits = load(config.data, store / "rows")
+    splits = load(config.data, store / "rows", progress=progress)
     real = _rows([splits.labelled, splits.unlabelled], config.rows, config.seed)
     if len(real) < LEAST:
         raise DataError(

@@ -55,7 +55,9 @@ def run_verify(
     ]  # fmt: skip
     held = written(answers)
     write_text(out / "answers.json", held)
-    record = judge(snapshot, answers, config, keys.marking.hex(), keys.public)
+    with progress.stage("judging", 1, "verdicts") as advance:
+        record = judge(snapshot, answers, config, keys.marking.hex(), keys.public)
+        advance(1)
     body = written(record.model_dump(mode="json", by_alias=True))
     signature = keys.sign(body.encode())
     write_text(out / "record.sig", signature + "\n")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stillhouse.core.progress import Advance
 from stillhouse.models.forward import run, training_mode
 from stillhouse.models.student import blocks
 from stillhouse.models.surgery import Kept, cut, parts_of, sizes
@@ -30,9 +31,16 @@ RIDGE = 1e-3  # of the activations' mean square
 class Refit:
     """Cuts a model and refits what is left, by what its activations are on some rows."""
 
-    def __init__(self, model: PreTrainedModel, data: Data, rows: np.ndarray) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        data: Data,
+        rows: np.ndarray,
+        *,
+        progress: Advance = lambda rows: None,
+    ) -> None:
         self._model, self._parts, self._head = model, parts_of(model), sizes(model).head
-        self._moments = _moments(model, (self._parts[1], self._parts[3]), data, rows)
+        self._moments = _moments(model, (self._parts[1], self._parts[3]), data, rows, progress)
 
     def __call__(self, kept: Sequence[Kept]) -> PreTrainedModel:
         """`surgery.cut`, refitted."""
@@ -70,7 +78,11 @@ def solved(moments_UU: Tensor, weight_HU: Tensor, units: Tensor) -> tuple[Tensor
 
 
 def _moments(
-    model: PreTrainedModel, parts: tuple[str, str], data: Data, rows: np.ndarray
+    model: PreTrainedModel,
+    parts: tuple[str, str],
+    data: Data,
+    rows: np.ndarray,
+    progress: Advance,
 ) -> dict[tuple[int, str], Tensor]:
     """Mean products of what enters each layer's `parts`, a 1 appended: at real tokens, but in a
     classifier's last layer at the first token, which is all that its head reads."""
@@ -102,6 +114,7 @@ def _moments(
                 batch = data.batch(rows[start : start + BATCH])
                 real_BT = batch.inputs["attention_mask"].bool()
                 run(model, batch, precision="float32", fast=False)
+                progress(len(batch.rows))
     finally:
         for handle in handles:
             handle.remove()

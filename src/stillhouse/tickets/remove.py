@@ -56,11 +56,16 @@ def remove(
     _check(config, model)
     rows = generator(config.seed, "worth").permutation(len(data))[: config.score_rows]
     rows = np.sort(rows)
-    progress.note(f"scoring heads and neurons on {len(rows):,} training rows")
-    worth = unit_worth(model, data, rows, generator(config.seed, "drawn answers"))
-    damage = Damage(model, data, rows, cut=Refit(model, data, rows) if config.refit else None)
+    with progress.stage("scoring heads and neurons", len(rows), "rows") as advance:
+        drawn = generator(config.seed, "drawn answers")
+        worth = unit_worth(model, data, rows, drawn, progress=advance)
+    refit = None
+    if config.refit:
+        with progress.stage("reading activations", len(rows), "rows") as advance:
+            refit = Refit(model, data, rows, progress=advance)
+    damage = Damage(model, data, rows, cut=refit)
     if config.speedup is None and config.parameters is None:
-        kept = counted(config, model, worth, damage)
+        kept = counted(config, model, worth, damage, progress)
         return Removal(kept, damage.cut(kept), damage(kept), None, None)
     cutter = _Cutter(config, model, data, worth, damage, progress)
     return cutter.by_parameters() if config.speedup is None else cutter.by_speed()
@@ -138,15 +143,22 @@ def keep(layer: int, heads: int, neurons: int, worth: Worth) -> Kept:
 
 
 def counted(
-    config: RemoveConfig, model: PreTrainedModel, worth: Worth, damage: Damage
+    config: RemoveConfig, model: PreTrainedModel, worth: Worth, damage: Damage, progress: Progress
 ) -> list[Kept]:
     """Explicit counts. Of so many layers those stay whose removal, one after another, damages
     most."""
     own = sizes(model)
     left = everything(model)
-    while config.layers is not None and len(left) > config.layers:
-        tried = [[k for k in left if k is not gone] for gone in left]
-        left = min(tried, key=damage)
+    if config.layers is not None and len(left) > config.layers:
+        total = sum(range(config.layers + 1, len(left) + 1))
+        with progress.stage("trying what goes", total, "cuts") as advance:
+            while len(left) > config.layers:
+                tried = [[k for k in left if k is not gone] for gone in left]
+                damages: list[float] = []
+                for each in tried:
+                    damages.append(damage(each))
+                    advance(1)
+                left = tried[int(np.argmin(damages))]
     return [
         keep(
             k.layer,
@@ -249,23 +261,25 @@ class _Cutter:
         low = sum(option.cost for option in cheapest(options))
         budget = min(max((fixed + high) / asked - fixed, low), high)
         found: dict[tuple[Option, ...], Removal] = {}
-        for _ in range(BISECTIONS):
-            chosen = tuple(choose(options, budget) or cheapest(options))
-            new = chosen not in found
-            if new:
-                if len(found) == TRIES:
+        with self.progress.stage("timing cuts, at most", TRIES, "cuts") as advance:
+            for _ in range(BISECTIONS):
+                chosen = tuple(choose(options, budget) or cheapest(options))
+                new = chosen not in found
+                if new:
+                    if len(found) == TRIES:
+                        break
+                    found[chosen] = self._timed(clock, chosen)
+                    advance(1)
+                times = found[chosen].times
+                if asked <= times <= ENOUGH * asked:
                     break
-                found[chosen] = self._timed(clock, chosen)
-            times = found[chosen].times
-            if asked <= times <= ENOUGH * asked:
-                break
-            low, high = (budget, high) if times >= asked else (low, budget)
-            budget = (fixed + budget) * times / asked - fixed
-            if not new or not low < budget < high:
-                budget = (low + high) / 2
-        if all(each.times < asked for each in found.values()):
-            chosen = tuple(cheapest(options))
-            found.setdefault(chosen, self._timed(clock, chosen))
+                low, high = (budget, high) if times >= asked else (low, budget)
+                budget = (fixed + budget) * times / asked - fixed
+                if not new or not low < budget < high:
+                    budget = (low + high) / 2
+            if all(each.times < asked for each in found.values()):
+                chosen = tuple(cheapest(options))
+                found.setdefault(chosen, self._timed(clock, chosen))
         enough = [each for each in found.values() if each.times >= asked]
         if enough:
             return min(enough, key=lambda each: each.damage)

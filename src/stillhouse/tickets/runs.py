@@ -53,7 +53,10 @@ def run_tickets(
         _drawn(out)
         return TicketsRun.open(out)
     found = find(config, out, progress=progress)
-    record = tickets_record(found, out, _save(found, out, progress))
+    storage = _save(found, out, progress)
+    with progress.stage("comparing", 1, "records") as advance:
+        record = tickets_record(found, out, storage)
+        advance(1)
     write_json(out / "record.json", record.model_dump(mode="json", by_alias=True))
     render([out], out / "report.html")
     tidy(out, keep=config.keep_checkpoints)

@@ -6,13 +6,14 @@ Axes: B examples of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.types import Batch
 from stillhouse.models.forward import run, training_mode
 from stillhouse.tasks.base import Data
@@ -32,6 +33,7 @@ class Scored:
     objective: Objective
     rows: np.ndarray
     rng: np.random.Generator
+    progress: Progress = field(default_factory=Silent)
 
 
 def magnitude(at: Scored, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,9 +53,12 @@ def gradient(at: Scored, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """|w dL/dw|, L the loss summed over the rows: the loss's change, to first order, when a weight
     is set to 0. Mozer & Smolensky 1988; Lee et al. 2019 (SNIP), eq. 4, without its norm."""
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for start in range(0, len(at.rows), BATCH):
-        for name, found in _gradients(at, at.rows[start : start + BATCH], list(weights)).items():
-            total[name] += found
+    with at.progress.stage("scoring weights", len(at.rows), "rows") as advance:
+        for start in range(0, len(at.rows), BATCH):
+            rows = at.rows[start : start + BATCH]
+            for name, found in _gradients(at, rows, list(weights)).items():
+                total[name] += found
+            advance(len(rows))
     return {name: (weights[name] * total[name]).abs() for name in weights}
 
 
@@ -61,9 +66,11 @@ def fisher(at: Scored, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """w^2 / 2 times the mean square of each example's gradient: the loss's change, to second
     order, with the empirical Fisher for the Hessian's diagonal. Theis et al. 2018, eq. 9."""
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for row in at.rows:
-        for name, found in _gradients(at, np.array([row]), list(weights)).items():
-            squares[name] += found**2
+    with at.progress.stage("scoring weights", len(at.rows), "rows") as advance:
+        for row in at.rows:
+            for name, found in _gradients(at, np.array([row]), list(weights)).items():
+                squares[name] += found**2
+            advance(1)
     return {n: weights[n] ** 2 * squares[n] / (2 * len(at.rows)) for n in weights}
 
 

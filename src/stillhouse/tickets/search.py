@@ -246,6 +246,7 @@ class Search:
             self.gold.objective,
             np.sort(rows[: self.prune.score_rows]),
             generator(seed, "scores", number),
+            self.progress,
         )
         return SCORES[self.prune.score](at, weights)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stillhouse.core.progress import Advance
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.models import surgery
 from stillhouse.models.forward import run, training_mode
@@ -27,7 +28,12 @@ BATCH = 32
 
 
 def unit_worth(
-    model: PreTrainedModel, data: Data, rows: np.ndarray, rng: np.random.Generator
+    model: PreTrainedModel,
+    data: Data,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    progress: Advance = lambda rows: None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """By layer, the worth of each head (A) and each neuron (F): the mean square of the gradient of
     an example's log-probability by a gate on it, which is the change of the model's distribution,
@@ -46,6 +52,7 @@ def unit_worth(
             found = torch.autograd.grad(loss, gates.of_heads + gates.of_neurons)
             for total, gradient in zip(heads + neurons, found, strict=True):
                 total += gradient.square().sum(0)
+            progress(len(batch.rows))
     return [h / len(rows) for h in heads], [n / len(rows) for n in neurons]
 
 
