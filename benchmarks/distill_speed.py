@@ -70,6 +70,8 @@ TEMPERATURE = 2.0
 SOFT = TermConfig(kind="soft", temperature=Schedule(start=TEMPERATURE))
 KD_CE: dict[str, Any] = {"temperature": TEMPERATURE, "kd_loss_weight": TEMPERATURE**2}
 WARM_UP_ROWS = 64
+PRECISIONS = ("auto", "bf16", "float32")
+EMBEDDINGS = ("rows", "dense", "frozen")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def first(bench: Bench, count: int, **training: object) -> Bench:
 def load(args: argparse.Namespace, store: Path) -> Bench:
     """Models and rows, loaded and checked. Raises UsageError."""
     given: dict[str, Any] = {"teacher": args.teacher, "data": {"path": args.data}}
-    given |= {"student": {"layers": 3}, "objective": (SOFT,), "training": {"epochs": args.epochs}}
+    training = {"epochs": args.epochs, "precision": args.precision}
+    given |= {"student": {"layers": 3}, "objective": (SOFT,), "training": training}
+    given |= {"label": {"precision": args.precision}}
     setup = prepare(parse(DistillConfig, given | {"cache": str(store)}))
     (part,) = setup.rows.labelled.parts
     if not 0 < args.rows <= len(part):
@@ -192,16 +196,19 @@ def theirs(bench: Bench, student: nn.Module, seed: int, *, options: Collection[s
 
 
 Contender = Callable[[Bench, nn.Module, int], None]
-CONTENDERS: dict[str, Contender] = {  # in the order they run
-    "stillhouse rows": partial(ours, embeddings="rows"),
-    "textbrewer plain": theirs,
-    "stillhouse dense": partial(ours, embeddings="dense"),
-    "textbrewer fused": partial(theirs, options=["fused"]),
-    "stillhouse frozen": partial(ours, embeddings="frozen"),
-    "textbrewer + bf16": partial(theirs, options=["fused", "bf16"]),
-    "textbrewer + bf16, cached": partial(theirs, options=["fused", "bf16", "cached"]),
-    "textbrewer + all, grouped": partial(theirs, options=["fused", "bf16", "cached", "grouped"]),
-}
+
+
+def contenders(precision: str) -> dict[str, Contender]:
+    """In the order they run. TextBrewer's user adds one thing after another, bf16 where ours has
+    it."""
+    bf16 = ["bf16"] if precision == "bf16" else []
+    rivals = {"fused": ["fused"], "+ bf16": ["fused", *bf16], "+ cached": ["fused", *bf16, "cached"]}
+    rivals["+ grouped"] = [*rivals["+ cached"], "grouped"]
+    if not bf16:
+        del rivals["+ bf16"]
+    found: dict[str, Contender] = {"textbrewer plain": theirs}
+    found |= {f"stillhouse {how}": partial(ours, embeddings=how) for how in EMBEDDINGS}
+    return found | {f"textbrewer {name}": partial(theirs, options=o) for name, o in rivals.items()}
 
 
 def timed(bench: Bench, contender: Contender, seed: int) -> tuple[float, nn.Module]:
@@ -214,15 +221,15 @@ def timed(bench: Bench, contender: Contender, seed: int) -> tuple[float, nn.Modu
 
 
 def jobs(
-    bench: Bench, contenders: dict[str, Contender], repeats: int, seed: int
+    bench: Bench, rivals: dict[str, Contender], repeats: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Each contender's seconds and accuracy; every second repeat runs in the other order."""
-    for contender in contenders.values():
+    for contender in rivals.values():
         timed(first(bench, WARM_UP_ROWS, epochs=1.0), contender, seed)
-    found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(contenders)}
+    found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(rivals)}
     for repeat in range(repeats):
-        for name in list(contenders)[:: -1 if repeat % 2 else 1]:
-            seconds, student = timed(bench, contenders[name], seed + repeat)
+        for name in list(rivals)[:: -1 if repeat % 2 else 1]:
+            seconds, student = timed(bench, rivals[name], seed + repeat)
             found[name]["seconds"].append(seconds)
             found[name]["accuracy"].append(bench.accuracy(student))
             print(f"{repeat + 1}/{repeats} {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
@@ -248,7 +255,7 @@ def times(longer: list[float], shorter: list[float]) -> float:
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    found = jobs(bench, CONTENDERS, args.repeats, args.seed)
+    found = jobs(bench, contenders(bench.training.precision), args.repeats, args.seed)
     rivals = [name for name in found if name.startswith("textbrewer")]
     best = min(rivals, key=lambda name: statistics.median(found[name]["seconds"]))
     for runs in found.values():
@@ -257,6 +264,7 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         runs["times_best"] = times(found[best]["seconds"], runs["seconds"])
     facts = {name: getattr(args, name) for name in ("rows", "epochs", "repeats", "seed")}
     facts |= {"threads": torch.get_num_threads(), "textbrewer": version("textbrewer")}
+    facts |= {"precision": bench.training.precision}
     epoch_s = epochs(bench, args.repeats, args.seed)
     facts |= {"jobs": found, "epoch_s": epoch_s, "epoch_times_gold": times(*epoch_s.values())}
     facts |= {"best_textbrewer": best, "teacher_accuracy": bench.accuracy(bench.setup.teacher)}
@@ -290,6 +298,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder with train.jsonl and dev.jsonl")
     for name, default in {"rows": 20_000, "epochs": 3, "repeats": 3, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of both sides")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     parser.add_argument("--profile", type=int, metavar="STEPS", help="profile ours, nothing else")
     args = parser.parse_args(argv)
