@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,10 +19,10 @@ import pytest
 import torch
 
 import tiny
-from stillhouse.core.config import LabelConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import set_dropout
+from stillhouse.models.forward import DTYPES
 from stillhouse.training import objective as objectives
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "distill_speed.py"
@@ -56,7 +57,9 @@ def given(folders: Callable[..., Path], tmp_path: Path) -> list[str]:
 
 def loaded(speed: ModuleType, given: list[str], store: Path, *, rows: int, epochs: int) -> Any:
     named = dict(zip(("teacher", "data"), given[1::2], strict=True))
-    return speed.load(argparse.Namespace(**named, rows=rows, epochs=epochs, seed=0), store)
+    return speed.load(
+        argparse.Namespace(**named, rows=rows, epochs=epochs, seed=0), store, precision="float32"
+    )
 
 
 def test_the_benchmark_measures_every_contender(
@@ -65,7 +68,7 @@ def test_the_benchmark_measures_every_contender(
     out = tmp_path / "speed.json"
     speed.main([*given, "--rows", "40", "--epochs", "1", "--repeats", "2", "--out", str(out)])
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert set(found["jobs"]) == set(speed.CONTENDERS)
+    assert set(found["jobs"]) == set(speed.contenders(found["precision"]))
     for runs in found["jobs"].values():
         assert len(runs["seconds"]) == len(runs["accuracy"]) == 2
         assert runs["examples_per_s"] > 0
@@ -78,7 +81,17 @@ def test_the_profile_names_operations(
     speed: ModuleType, given: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     speed.main([*given, "--rows", "40", "--profile", "2"])
-    assert "aten::" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "aten::" in said
+    alone, whole = re.findall(r"products alone: (\S+) of (\S+) ms a step", said)[0]
+    assert 0 < float(alone) < float(whole)
+
+
+def test_contenders_of_float32_have_no_bf16(speed: ModuleType) -> None:
+    given = {p: [c.keywords.get("options") for c in speed.contenders(p).values()] for p in DTYPES}
+    assert given["float32"][-1] == ["fused", "cached", "grouped"]
+    assert given["bf16"][-1] == ["fused", "bf16", "cached", "grouped"]
+    assert all("bf16" not in (options or []) for options in given["float32"])
 
 
 def test_more_rows_than_there_are_are_refused(speed: ModuleType, given: list[str]) -> None:
@@ -107,13 +120,11 @@ def test_without_randomness_both_sides_train_the_same_student(
 ) -> None:
     """One batch an epoch, no dropout, float32: same schedule, optimizer, clipping and loss."""
     bench = loaded(speed, given, tmp_path / "store", rows=32, epochs=6)
-    config = bench.setup.config.model_copy(update={"label": LabelConfig(precision="float32")})
-    training = bench.training.model_copy(update={"precision": "float32", "lr": 1e-3})
-    bench = replace(bench, setup=replace(bench.setup, config=config), training=training)
+    bench = replace(bench, training=bench.training.model_copy(update={"lr": 1e-3}))
     set_dropout(bench.student, 0.0)
     data = bench.dataset(bench.pool, tmp_path / "store")
     before = score_rows(bench.student, data)
-    _, mine = speed.timed(bench, speed.CONTENDERS["stillhouse dense"], 0)
+    _, mine = speed.timed(bench, speed.contenders("float32")["stillhouse dense"], 0)
     _, theirs = speed.timed(bench, partial(speed.theirs, options=options), 1)
     moved = abs(score_rows(mine, data) - before).max()
     apart = abs(score_rows(mine, data) - score_rows(theirs, data)).max()

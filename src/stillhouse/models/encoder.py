@@ -102,6 +102,29 @@ def _attend(
     return torch.bmm(dropout(weights, shape.attention, rng).transpose(1, 2), v)
 
 
+def _attend_from_first(
+    first: Tensor, x: Tensor, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random
+) -> Tensor:
+    """What the first tokens' queries attend to, B x (A D), without anyone's keys and values: with
+    k = K x + c a score q . k is (q K) . x, but for what all keys share, which a softmax doesn't
+    see; and the mean of values is the value of a mean. Two products by token become two by text."""
+    q, (weight, value_bias, _) = linear(first, next(pairs)), next(pairs)
+    rows, hidden = first.shape
+    keys_ADH, values_ADH = weight.view(2, -1, shape.head, hidden)
+    heads = len(keys_ADH)
+    q_ABD = q.view(rows, heads, shape.head).transpose(0, 1) * shape.head**-0.5
+    x_BTH = x.view(rows, -1, hidden)
+    scores_BTA = torch.bmm(x_BTH, torch.bmm(q_ABD, keys_ADH).permute(1, 2, 0))
+    if bias is not None:
+        scores_BTA = scores_BTA + bias.view(rows, -1, 1)
+    weights_BTA = dropout(scores_BTA.softmax(1), shape.attention, rng)
+    means_BAH = torch.bmm(weights_BTA.transpose(1, 2), x_BTH)
+    values_ABD = torch.bmm(means_BAH.transpose(0, 1), values_ADH.transpose(1, 2))
+    shares_AB1 = weights_BTA.sum(1).t()[..., None]  # not 1 each: dropout
+    context_ABD = values_ABD + shares_AB1 * value_bias.view(2, heads, 1, -1)[1]
+    return context_ABD.transpose(0, 1).reshape(rows, -1)
+
+
 def _split(x: Tensor, rows: int, parts: int, head: int) -> tuple[Tensor, ...]:
     """N x parts A D -> each part as (B x A) x tokens x D."""
     x = x.view(rows, len(x) // rows, parts, -1, head).permute(2, 0, 3, 1, 4)
@@ -115,6 +138,9 @@ def _block(
     """N x H -> N x H, N = B x T; with `first_only` the first tokens' states, B x H. With `ends`
     no more is computed than attention."""
     kept = x.view(rows, -1, x.shape[-1])[:, 0] if first_only else x
+    if first_only and x.dtype == torch.float32:
+        context = _attend_from_first(kept, x, bias, pairs, shape, rng)
+        return _rest(context, kept, pairs, shape, rng)
     if last:
         (q,) = _split(linear(kept, next(pairs)), rows, 1, shape.head)
         k, v = _split(linear(x, next(pairs)), rows, 2, shape.head)
@@ -131,6 +157,11 @@ def _block(
     context = (
         context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(len(kept), -1)
     )
+    return _rest(context, kept, pairs, shape, rng)
+
+
+def _rest(context: Tensor, kept: Tensor, pairs: Pairs, shape: Shape, rng: Random) -> Tensor:
+    """What a block makes of attention's context and its own input, token by token."""
     out = dropout(linear(context, next(pairs)), shape.attended, rng)
     attended = _norm(out + kept, next(pairs), shape.eps)
     inner = F.gelu(linear(attended, next(pairs)))

@@ -151,9 +151,7 @@ class _Slots:
     """A flat gradient in `dtype`, made when its first part is written. Whoever takes it owns it:
     the next backward pass gets another."""
 
-    def __init__(
-        self, shapes: list[torch.Size], dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, shapes: list[torch.Size], dtype: torch.dtype, device: torch.device) -> None:
         self.shapes, self.dtype, self.device = shapes, dtype, device
         self._parts: list[Tensor] | None = None
 
