@@ -13,7 +13,7 @@ Axes: B examples, T tokens, N = B x T, H hidden, A heads, D width of a head, K c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,32 @@ class Stop:
 
     layer: int
     in_attention: bool
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Which tokens of B texts are computed, N in all: T places of each, or (`real_N`) only the
+    places of B x T that no padding fills, one text after another."""
+
+    texts: int
+    width: int
+    real_N: Tensor | None = None
+
+    def kept(self, x: Tensor) -> Tensor:
+        """(B x T) x H -> N x H."""
+        return x if self.real_N is None else F.embedding(self.real_N, x)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """N x H -> B x T x H, zeros where padding is."""
+        if self.real_N is not None:
+            x = x.new_zeros(self.texts * self.width, x.shape[-1]).index_copy_(0, self.real_N, x)
+        return x.view(self.texts, self.width, x.shape[-1])
+
+    def first(self, x: Tensor) -> Tensor:
+        """N x H -> the first tokens', B x H."""
+        if self.real_N is None:
+            return self.spread(x)[:, 0]
+        return F.embedding((self.real_N % self.width == 0).nonzero().squeeze(1), x)
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,7 @@ def _attend(
 
 
 def _attend_from_first(
-    first: Tensor, x: Tensor, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random
+    first: Tensor, x_BTH: Tensor, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random
 ) -> Tensor:
     """What the first tokens' queries attend to, B x (A D), without anyone's keys and values: with
     k = K x + c a score q . k is (q K) . x, but for what all keys share, which a softmax doesn't
@@ -113,7 +139,6 @@ def _attend_from_first(
     keys_ADH, values_ADH = weight.view(2, -1, shape.head, hidden)
     heads = len(keys_ADH)
     q_ABD = q.view(rows, heads, shape.head).transpose(0, 1) * shape.head**-0.5
-    x_BTH = x.view(rows, -1, hidden)
     scores_BTA = torch.bmm(x_BTH, torch.bmm(q_ABD, keys_ADH).permute(1, 2, 0))
     if bias is not None:
         scores_BTA = scores_BTA + bias.view(rows, -1, 1)
@@ -125,39 +150,39 @@ def _attend_from_first(
     return context_ABD.transpose(0, 1).reshape(rows, -1)
 
 
-def _split(x: Tensor, rows: int, parts: int, head: int) -> tuple[Tensor, ...]:
-    """N x parts A D -> each part as (B x A) x tokens x D."""
-    x = x.view(rows, len(x) // rows, parts, -1, head).permute(2, 0, 3, 1, 4)
+def _split(x_BTC: Tensor, parts: int, head: int) -> tuple[Tensor, ...]:
+    """B x T x (parts A D) -> each part as (B x A) x T x D."""
+    x = x_BTC.view(*x_BTC.shape[:2], parts, -1, head).permute(2, 0, 3, 1, 4)
     return x.reshape(parts, -1, x.shape[3], head).unbind(0)
 
 
 def _block(
-    x: Tensor, rows: int, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random,
+    x: Tensor, tokens: Tokens, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random,
     notes: Notes, layer: int, *, last: bool, first_only: bool, ends: bool,
 ) -> Tensor:  # fmt: skip
-    """N x H -> N x H, N = B x T; with `first_only` the first tokens' states, B x H. With `ends`
-    no more is computed than attention."""
-    kept = x.view(rows, -1, x.shape[-1])[:, 0] if first_only else x
+    """N x H -> N x H; with `first_only` the first tokens' states, B x H. With `ends` no more is
+    computed than attention."""
+    kept = tokens.first(x) if first_only else x
     if first_only and x.dtype == torch.float32:
-        context = _attend_from_first(kept, x, bias, pairs, shape, rng)
+        context = _attend_from_first(kept, tokens.spread(x), bias, pairs, shape, rng)
         return _rest(context, kept, pairs, shape, rng)
     if last:
-        (q,) = _split(linear(kept, next(pairs)), rows, 1, shape.head)
-        k, v = _split(linear(x, next(pairs)), rows, 2, shape.head)
+        asking = Tokens(tokens.texts, 1) if first_only else tokens
+        (q,) = _split(asking.spread(linear(kept, next(pairs))), 1, shape.head)
+        k, v = _split(tokens.spread(linear(x, next(pairs))), 2, shape.head)
     else:
-        q, k, v = _split(linear(x, next(pairs)), rows, 3, shape.head)
-    heads = len(q) // rows
+        q, k, v = _split(tokens.spread(linear(x, next(pairs))), 3, shape.head)
+    heads = len(q) // tokens.texts
     if notes.reads:
         named: tuple[tuple[What, Tensor], ...] = (("queries", q), ("keys", k), ("values", v))
         for what, part in named:
-            notes.put(what, layer, part.view(rows, heads, *part.shape[1:]))
+            notes.put(what, layer, part.view(tokens.texts, heads, *part.shape[1:]))
     context = _attend(q, k, v, bias, heads, shape, rng, notes, layer)
     if ends:
         return x
-    context = (
-        context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(len(kept), -1)
-    )
-    return _rest(context, kept, pairs, shape, rng)
+    context = context.view(tokens.texts, heads, -1, context.shape[-1]).transpose(1, 2)
+    context = context.reshape(-1, heads * context.shape[-1])
+    return _rest(context if first_only else tokens.kept(context), kept, pairs, shape, rng)
 
 
 def _rest(context: Tensor, kept: Tensor, pairs: Pairs, shape: Shape, rng: Random) -> Tensor:
@@ -180,19 +205,23 @@ def encode(
     mask, bias = inputs["attention_mask"], None
     if not bool(mask.all()):
         bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
-    rows, shape, last = len(mask), names.shape(base.config), len(names.blocks(base))
-    notes.put("hidden", 0, x.view(rows, -1, x.shape[-1]))
+    tokens = Tokens(*mask.shape)
+    if bias is not None and first_only and not notes.reads and dtype == torch.float32:
+        tokens = replace(tokens, real_N=mask.flatten().nonzero().squeeze(1))
+        x = tokens.kept(x)
+    shape, last = names.shape(base.config), len(names.blocks(base))
+    if notes.wants("hidden", 0):
+        notes.put("hidden", 0, tokens.spread(x))
     for layer in range(1, (last if stop is None else stop.layer) + 1):
         is_last = layer == last
         ends = stop is not None and stop.in_attention and layer == stop.layer
         x = _block(
-            x, rows, bias, pairs, shape, rng, notes, layer,
+            x, tokens, bias, pairs, shape, rng, notes, layer,
             last=is_last, first_only=first_only and is_last and not notes.at(layer), ends=ends,
         )  # fmt: skip
-        notes.put("hidden", layer, x.view(rows, -1, x.shape[-1]))
-    if first_only and len(x) != rows:
-        return x.view(rows, -1, x.shape[-1])[:, 0]
-    return x
+        if notes.wants("hidden", layer):
+            notes.put("hidden", layer, tokens.spread(x))
+    return tokens.first(x) if first_only and len(x) != tokens.texts else x
 
 
 def encoder_layers(base: Any, stop: Stop | None = None) -> list[Joined]:
