@@ -186,9 +186,8 @@ def check(
     """
     data = live.data
     assert data is not None
-    parts = sorted_batches(
-        data.lengths[rows], size=CHECKED, max_tokens=CHECKED * data.lengths.max()
-    )
+    lengths = data.lengths[rows]
+    parts = sorted_batches(lengths, size=CHECKED, max_tokens=CHECKED * int(lengths.max()))
     batches = [data.batch(rows[part]) for part in parts]
     with torch.no_grad():
         theirs = torch.cat([live.scores(batch).cpu() for batch in batches])
