@@ -2,32 +2,30 @@
 
 It computes what their transformers classes compute. It is faster because a classifier reads the
 first token's state only: its last block then needs keys and values of all tokens, but queries,
-output and feed-forward of the first one only. Activations stay in one dtype, so nothing is
-cast back and forth, and dropout draws cheap random numbers. What taps ask for is noted on the
-way: attention scores are there anyway. tests/models/test_forward.py compares all of it with the
-models' own forward.
+output and feed-forward of the first one only. In float32 it needs no keys and values either, and
+padding is not computed; bf16, which rounds every product, keeps to the order of the original.
+Activations stay in one dtype, so nothing is cast back and forth, and dropout draws cheap random
+numbers. What taps ask for is noted on the way: attention scores are there anyway.
+tests/models/test_forward.py compares all of it with the models' own forward.
 
-Axes: B examples, T tokens, N = B x T, H hidden, A heads, D width of a head, K choices.
+Axes: B examples, T tokens, N = B x T (or those of them that are real), H hidden, A heads,
+D width of a head, C columns, K choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillhouse.core.types import Tap, What
 from stillhouse.models.dropout import dropout
-from stillhouse.models.slim import family
+from stillhouse.models.families import Pairs, Random, Shape, known_family
 from stillhouse.models.weights import Joined, Pair, linear
-
-Random = np.random.Generator | None
-Pairs = Iterator[Pair]
 
 
 @dataclass
@@ -83,31 +81,6 @@ class Tokens:
         return F.embedding((self.real_N % self.width == 0).nonzero().squeeze(1), x)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a block needs to know. `head`: the width of a head; `attended`: the dropout of what
-    attention gives."""
-
-    head: int
-    eps: float
-    dropout: float
-    attended: float
-    attention: float
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a family names its parts."""
-
-    shape: Callable[[Any], Shape]
-    blocks: Callable[[Any], nn.ModuleList]
-    parts: Callable[[Any], tuple[Any, ...]]  # q, k, v, output, norm, two of feed-forward, norm
-    embed: Callable[[Any, Mapping[str, Tensor], Random], Tensor]
-    head_layers: Callable[[Any], list[Joined]]
-    head: Callable[[Any, Tensor, Pairs, Random], Tensor]
-    activation: str = "hidden_act"
-
-
 def _norm(x: Tensor, pair: Pair, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), pair.weight, pair.bias, eps)
 
@@ -158,12 +131,12 @@ def _split(x_BTC: Tensor, parts: int, head: int) -> tuple[Tensor, ...]:
 
 def _block(
     x: Tensor, tokens: Tokens, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random,
-    notes: Notes, layer: int, *, last: bool, first_only: bool, ends: bool,
+    notes: Notes, layer: int, *, last: bool, first_only: bool, ends: bool, regroups: bool,
 ) -> Tensor:  # fmt: skip
     """N x H -> N x H; with `first_only` the first tokens' states, B x H. With `ends` no more is
-    computed than attention."""
+    computed than attention. `regroups`: sums may be taken in another order."""
     kept = tokens.first(x) if first_only else x
-    if first_only and x.dtype == torch.float32:
+    if first_only and regroups:
         context = _attend_from_first(kept, tokens.spread(x), bias, pairs, shape, rng)
         return _rest(context, kept, pairs, shape, rng)
     if last:
@@ -205,8 +178,8 @@ def encode(
     mask, bias = inputs["attention_mask"], None
     if not bool(mask.all()):
         bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
-    tokens = Tokens(*mask.shape)
-    if bias is not None and first_only and not notes.reads and dtype == torch.float32:
+    tokens, regroups = Tokens(*mask.shape), dtype == torch.float32
+    if bias is not None and first_only and not notes.reads and regroups:
         tokens = replace(tokens, real_N=mask.flatten().nonzero().squeeze(1))
         x = tokens.kept(x)
     shape, last = names.shape(base.config), len(names.blocks(base))
@@ -218,6 +191,7 @@ def encode(
         x = _block(
             x, tokens, bias, pairs, shape, rng, notes, layer,
             last=is_last, first_only=first_only and is_last and not notes.at(layer), ends=ends,
+            regroups=regroups,
         )  # fmt: skip
         if notes.wants("hidden", layer):
             notes.put("hidden", layer, tokens.spread(x))
@@ -236,109 +210,3 @@ def encoder_layers(base: Any, stop: Stop | None = None) -> list[Joined]:
         if stop is None or number < stop.layer or not stop.in_attention:
             found += [[layer] for layer in others]
     return found
-
-
-def _bert_shape(config: Any) -> Shape:
-    return Shape(
-        config.hidden_size // config.num_attention_heads,
-        config.layer_norm_eps,
-        config.hidden_dropout_prob,
-        config.hidden_dropout_prob,
-        config.attention_probs_dropout_prob,
-    )
-
-
-def _bert_parts(block: Any) -> tuple[Any, ...]:
-    own, output = block.attention.self, block.attention.output
-    attention = (own.query, own.key, own.value, output.dense, output.LayerNorm)
-    return (*attention, block.intermediate.dense, block.output.dense, block.output.LayerNorm)
-
-
-def _embed(embeddings: Any, inputs: Mapping[str, Tensor], positions: Tensor, rng: Random) -> Tensor:
-    x = embeddings.word_embeddings(inputs["input_ids"])
-    places = embeddings.position_embeddings
-    x = x + F.embedding(positions, places.weight, places.padding_idx)
-    types = getattr(embeddings, "token_type_embeddings", None)
-    if types is not None:
-        ids = inputs.get("token_type_ids")
-        x = x + (types.weight[0] if ids is None else F.embedding(ids, types.weight))
-    norm = embeddings.LayerNorm
-    x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return dropout(x.flatten(0, 1), embeddings.dropout.p, rng)
-
-
-def _embed_bert(embeddings: Any, inputs: Mapping[str, Tensor], rng: Random) -> Tensor:
-    ids = inputs["input_ids"]
-    return _embed(embeddings, inputs, torch.arange(ids.shape[1], device=ids.device), rng)
-
-
-def _embed_roberta(embeddings: Any, inputs: Mapping[str, Tensor], rng: Random) -> Tensor:
-    pad = embeddings.padding_idx
-    real = inputs["input_ids"].ne(pad).long()
-    return _embed(embeddings, inputs, real.cumsum(1) * real + pad, rng)
-
-
-def _head_dropout(config: Any) -> float:
-    own = getattr(config, "classifier_dropout", None)
-    return config.hidden_dropout_prob if own is None else own
-
-
-def _bert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
-    pooled = torch.tanh(linear(first, next(pairs)))
-    return linear(dropout(pooled, _head_dropout(model.config), rng), next(pairs))
-
-
-def _roberta_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
-    p = _head_dropout(model.config)
-    hidden = torch.tanh(linear(dropout(first, p, rng), next(pairs)))
-    return linear(dropout(hidden, p, rng), next(pairs))
-
-
-def _distilbert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
-    hidden = torch.relu(linear(first, next(pairs)))
-    return linear(dropout(hidden, model.config.seq_classif_dropout, rng), next(pairs))
-
-
-def _distilbert_parts(block: Any) -> tuple[Any, ...]:
-    own, ffn = block.attention, block.ffn
-    attention = (own.q_lin, own.k_lin, own.v_lin, own.out_lin, block.sa_layer_norm)
-    return (*attention, ffn.lin1, ffn.lin2, block.output_layer_norm)
-
-
-BERT = Family(
-    shape=_bert_shape,
-    blocks=lambda base: base.encoder.layer,
-    parts=_bert_parts,
-    embed=_embed_bert,
-    head_layers=lambda model: [[model.bert.pooler.dense], [model.classifier]],
-    head=_bert_head,
-)
-ROBERTA = Family(
-    shape=_bert_shape,
-    blocks=BERT.blocks,
-    parts=_bert_parts,
-    embed=_embed_roberta,
-    head_layers=lambda model: [[model.classifier.dense], [model.classifier.out_proj]],
-    head=_roberta_head,
-)
-DISTILBERT = Family(
-    shape=lambda c: Shape(c.dim // c.n_heads, 1e-12, c.dropout, 0.0, c.attention_dropout),
-    blocks=lambda base: base.transformer.layer,
-    parts=_distilbert_parts,
-    embed=_embed_bert,
-    head_layers=lambda model: [[model.pre_classifier], [model.classifier]],
-    head=_distilbert_head,
-    activation="activation",
-)
-FAMILIES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "distilbert": DISTILBERT}
-
-
-def known_family(config: Any) -> Family:
-    found = family_of(config)
-    assert found is not None, "asked of models with a fast path only"
-    return found
-
-
-def family_of(config: Any) -> Family | None:
-    """How a model's family names its parts; None for one without a fast path."""
-    return FAMILIES.get(family(getattr(config, "model_type", "")))
