@@ -178,7 +178,8 @@ def encode(
     mask, bias = inputs["attention_mask"], None
     if not bool(mask.all()):
         bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
-    tokens, regroups = Tokens(*mask.shape), dtype == torch.float32
+    texts, width = mask.shape
+    tokens, regroups = Tokens(texts, width), dtype == torch.float32
     if bias is not None and first_only and not notes.reads and regroups:
         tokens = replace(tokens, real_N=mask.flatten().nonzero().squeeze(1))
         x = tokens.kept(x)
