@@ -22,7 +22,6 @@ import tiny
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import set_dropout
-from stillhouse.models.forward import DTYPES
 from stillhouse.training import objective as objectives
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "distill_speed.py"
@@ -87,11 +86,19 @@ def test_the_profile_names_operations(
     assert 0 < float(alone) < float(whole)
 
 
-def test_contenders_of_float32_have_no_bf16(speed: ModuleType) -> None:
-    given = {p: [c.keywords.get("options") for c in speed.contenders(p).values()] for p in DTYPES}
-    assert given["float32"][-1] == ["fused", "cached", "grouped"]
-    assert given["bf16"][-1] == ["fused", "bf16", "cached", "grouped"]
-    assert all("bf16" not in (options or []) for options in given["float32"])
+@pytest.mark.parametrize(
+    ("precision", "added"),
+    [("bf16", ["fused", "bf16", "cached", "grouped"]), ("float32", ["fused", "cached", "grouped"])],
+)
+def test_the_best_of_textbrewer_has_bf16_where_ours_has_it(
+    speed: ModuleType, precision: str, added: list[str]
+) -> None:
+    options = {
+        name: contender.keywords["options"]
+        for name, contender in speed.contenders(precision).items()
+        if name.startswith("textbrewer ") and name != "textbrewer plain"
+    }
+    assert list(options.values()) == [added[:count] for count in range(1, len(added) + 1)]
 
 
 def test_more_rows_than_there_are_are_refused(speed: ModuleType, given: list[str]) -> None:
