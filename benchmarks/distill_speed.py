@@ -14,7 +14,8 @@ T (q - p); TextBrewer's is their cross-entropy, its gradient (q - p) / T, so its
 
 TextBrewer plain is what its documentation shows, with batches padded to their longest row. Then
 it is given what its user can do without changing it: fused AdamW (torch's default takes longer on
-a CPU), its cache of logits, models under bf16 autocast, rows of similar length together. Ours
+a CPU), models under bf16 autocast (where ours has bf16: --precision), its cache of logits, rows of
+similar length together. Ours
 trains the embeddings of the words in a step (rows), of all words as TextBrewer does (dense), or
 none (frozen).
 """
@@ -23,18 +24,19 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -48,11 +50,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from stillhouse.core.config import DistillConfig, TrainingConfig
 from stillhouse.core.errors import DataError, StillhouseError
 from stillhouse.core.manifest import manifest
+from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Silent
 from stillhouse.core.rundir import write_json
 from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse
-from stillhouse.core.terms import Schedule, TermConfig
+from stillhouse.core.terms import AUTO, Precision, Schedule, TermConfig
 from stillhouse.core.types import Dense, Example, SignalSource
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import predict
@@ -60,6 +63,7 @@ from stillhouse.flows.common import max_tokens
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.setup import Setup
+from stillhouse.models.forward import DTYPES
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
 from stillhouse.training.loop import fit
@@ -70,6 +74,13 @@ TEMPERATURE = 2.0
 SOFT = TermConfig(kind="soft", temperature=Schedule(start=TEMPERATURE))
 KD_CE: dict[str, Any] = {"temperature": TEMPERATURE, "kd_loss_weight": TEMPERATURE**2}
 WARM_UP_ROWS = 64
+EMBEDDINGS = ("rows", "dense", "frozen")
+PRODUCTS: dict[str, tuple[Callable[..., Tensor], int]] = {  # and how many tensors they take
+    "aten::mm": (torch.mm, 2),
+    "aten::bmm": (torch.bmm, 2),
+    "aten::addmm": (torch.addmm, 3),
+    "aten::baddbmm": (torch.baddbmm, 3),
+}
 
 
 @dataclass(frozen=True)
@@ -101,10 +112,13 @@ def first(bench: Bench, count: int, **training: object) -> Bench:
     return replace(bench, pool=pool, examples=bench.examples[:count], training=config)
 
 
-def load(args: argparse.Namespace, store: Path) -> Bench:
+def load(args: argparse.Namespace, store: Path, *, precision: str = AUTO) -> Bench:
     """Models and rows, loaded and checked. Raises UsageError."""
+    settled = precision_of(precision)
     given: dict[str, Any] = {"teacher": args.teacher, "data": {"path": args.data}}
-    given |= {"student": {"layers": 3}, "objective": (SOFT,), "training": {"epochs": args.epochs}}
+    training = {"epochs": args.epochs, "precision": settled}
+    given |= {"student": {"layers": 3}, "objective": (SOFT,), "training": training}
+    given |= {"label": {"precision": settled}}
     setup = prepare(parse(DistillConfig, given | {"cache": str(store)}))
     (part,) = setup.rows.labelled.parts
     if not 0 < args.rows <= len(part):
@@ -192,16 +206,18 @@ def theirs(bench: Bench, student: nn.Module, seed: int, *, options: Collection[s
 
 
 Contender = Callable[[Bench, nn.Module, int], None]
-CONTENDERS: dict[str, Contender] = {  # in the order they run
-    "stillhouse rows": partial(ours, embeddings="rows"),
-    "textbrewer plain": theirs,
-    "stillhouse dense": partial(ours, embeddings="dense"),
-    "textbrewer fused": partial(theirs, options=["fused"]),
-    "stillhouse frozen": partial(ours, embeddings="frozen"),
-    "textbrewer + bf16": partial(theirs, options=["fused", "bf16"]),
-    "textbrewer + bf16, cached": partial(theirs, options=["fused", "bf16", "cached"]),
-    "textbrewer + all, grouped": partial(theirs, options=["fused", "bf16", "cached", "grouped"]),
-}
+
+
+def contenders(precision: str) -> dict[str, Contender]:
+    """In the order they run. TextBrewer's user adds one thing after another, bf16 where ours has
+    it."""
+    found: dict[str, Contender] = {"textbrewer plain": theirs}
+    found |= {f"stillhouse {how}": partial(ours, embeddings=how) for how in EMBEDDINGS}
+    added: list[str] = []
+    for option in ("fused", *(["bf16"] if precision == "bf16" else []), "cached", "grouped"):
+        added.append(option)
+        found[f"textbrewer {', '.join(added)}"] = partial(theirs, options=list(added))
+    return found
 
 
 def timed(bench: Bench, contender: Contender, seed: int) -> tuple[float, nn.Module]:
@@ -214,15 +230,15 @@ def timed(bench: Bench, contender: Contender, seed: int) -> tuple[float, nn.Modu
 
 
 def jobs(
-    bench: Bench, contenders: dict[str, Contender], repeats: int, seed: int
+    bench: Bench, rivals: dict[str, Contender], repeats: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Each contender's seconds and accuracy; every second repeat runs in the other order."""
-    for contender in contenders.values():
+    for contender in rivals.values():
         timed(first(bench, WARM_UP_ROWS, epochs=1.0), contender, seed)
-    found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(contenders)}
+    found: dict[str, Any] = {name: {"seconds": [], "accuracy": []} for name in sorted(rivals)}
     for repeat in range(repeats):
-        for name in list(contenders)[:: -1 if repeat % 2 else 1]:
-            seconds, student = timed(bench, contenders[name], seed + repeat)
+        for name in list(rivals)[:: -1 if repeat % 2 else 1]:
+            seconds, student = timed(bench, rivals[name], seed + repeat)
             found[name]["seconds"].append(seconds)
             found[name]["accuracy"].append(bench.accuracy(student))
             print(f"{repeat + 1}/{repeats} {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
@@ -248,7 +264,7 @@ def times(longer: list[float], shorter: list[float]) -> float:
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    found = jobs(bench, CONTENDERS, args.repeats, args.seed)
+    found = jobs(bench, contenders(bench.training.precision), args.repeats, args.seed)
     rivals = [name for name in found if name.startswith("textbrewer")]
     best = min(rivals, key=lambda name: statistics.median(found[name]["seconds"]))
     for runs in found.values():
@@ -257,6 +273,7 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         runs["times_best"] = times(found[best]["seconds"], runs["seconds"])
     facts = {name: getattr(args, name) for name in ("rows", "epochs", "repeats", "seed")}
     facts |= {"threads": torch.get_num_threads(), "textbrewer": version("textbrewer")}
+    facts |= {"precision": bench.training.precision}
     epoch_s = epochs(bench, args.repeats, args.seed)
     facts |= {"jobs": found, "epoch_s": epoch_s, "epoch_times_gold": times(*epoch_s.values())}
     facts |= {"best_textbrewer": best, "teacher_accuracy": bench.accuracy(bench.setup.teacher)}
@@ -276,12 +293,40 @@ def show(found: dict[str, Any]) -> None:
 
 
 def profile(bench: Bench, steps: int, seed: int) -> None:
-    """Prints the operations that our steps spend their time in."""
+    """Prints the operations that our steps spend their time in, and what the matrix products among
+    them take by themselves."""
     with tempfile.TemporaryDirectory() as folder:
         run = partial(train, **answered(bench, folder))
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-            timed(first(bench, len(bench.pool), steps=steps), run, seed)
+        short = first(bench, len(bench.pool), steps=steps)
+        timed(short, run, seed)
+        whole = timed(short, run, seed)[0]
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=kinds, record_shapes=True) as found:
+            timed(short, run, seed)
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+    calls = [(e.name, e.input_shapes) for e in found.events() or [] if e.name in PRODUCTS]
+    alone = products_alone(calls, DTYPES[bench.training.precision])
+    print(f"products alone: {alone / steps * 1e3:.1f} of {whole / steps * 1e3:.1f} ms a step")
+
+
+def products_alone(calls: Sequence[tuple[str, list[list[int]]]], dtype: torch.dtype) -> float:
+    """Seconds of matrix products of these shapes with nothing between them: median of five."""
+
+    @functools.cache
+    def tensor(*shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype)
+
+    ready = [
+        (product, [tensor(*shape) for shape in shapes[:count]])
+        for product, count, shapes in ((*PRODUCTS[name], shapes) for name, shapes in calls)
+    ]
+    seconds: list[float] = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for product, given in ready:
+            product(*given)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -290,12 +335,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder with train.jsonl and dev.jsonl")
     for name, default in {"rows": 20_000, "epochs": 3, "repeats": 3, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    precisions = get_args(Precision)
+    parser.add_argument("--precision", choices=precisions, default=AUTO, help="of both sides")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     parser.add_argument("--profile", type=int, metavar="STEPS", help="profile ours, nothing else")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as store:
         try:
-            bench = load(args, Path(store))
+            bench = load(args, Path(store), precision=args.precision)
         except StillhouseError as error:
             sys.exit(f"error: {error}")
         if args.profile:

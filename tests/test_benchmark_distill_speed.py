@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,6 @@ import pytest
 import torch
 
 import tiny
-from stillhouse.core.config import LabelConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import set_dropout
@@ -56,7 +56,9 @@ def given(folders: Callable[..., Path], tmp_path: Path) -> list[str]:
 
 def loaded(speed: ModuleType, given: list[str], store: Path, *, rows: int, epochs: int) -> Any:
     named = dict(zip(("teacher", "data"), given[1::2], strict=True))
-    return speed.load(argparse.Namespace(**named, rows=rows, epochs=epochs, seed=0), store)
+    return speed.load(
+        argparse.Namespace(**named, rows=rows, epochs=epochs, seed=0), store, precision="float32"
+    )
 
 
 def test_the_benchmark_measures_every_contender(
@@ -65,7 +67,7 @@ def test_the_benchmark_measures_every_contender(
     out = tmp_path / "speed.json"
     speed.main([*given, "--rows", "40", "--epochs", "1", "--repeats", "2", "--out", str(out)])
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert set(found["jobs"]) == set(speed.CONTENDERS)
+    assert set(found["jobs"]) == set(speed.contenders(found["precision"]))
     for runs in found["jobs"].values():
         assert len(runs["seconds"]) == len(runs["accuracy"]) == 2
         assert runs["examples_per_s"] > 0
@@ -78,7 +80,25 @@ def test_the_profile_names_operations(
     speed: ModuleType, given: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     speed.main([*given, "--rows", "40", "--profile", "2"])
-    assert "aten::" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "aten::" in said
+    alone, whole = re.findall(r"products alone: (\S+) of (\S+) ms a step", said)[0]
+    assert 0 < float(alone) < float(whole)
+
+
+@pytest.mark.parametrize(
+    ("precision", "added"),
+    [("bf16", ["fused", "bf16", "cached", "grouped"]), ("float32", ["fused", "cached", "grouped"])],
+)
+def test_the_best_of_textbrewer_has_bf16_where_ours_has_it(
+    speed: ModuleType, precision: str, added: list[str]
+) -> None:
+    options = {
+        name: contender.keywords["options"]
+        for name, contender in speed.contenders(precision).items()
+        if name.startswith("textbrewer ") and name != "textbrewer plain"
+    }
+    assert list(options.values()) == [added[:count] for count in range(1, len(added) + 1)]
 
 
 def test_more_rows_than_there_are_are_refused(speed: ModuleType, given: list[str]) -> None:
@@ -107,13 +127,11 @@ def test_without_randomness_both_sides_train_the_same_student(
 ) -> None:
     """One batch an epoch, no dropout, float32: same schedule, optimizer, clipping and loss."""
     bench = loaded(speed, given, tmp_path / "store", rows=32, epochs=6)
-    config = bench.setup.config.model_copy(update={"label": LabelConfig(precision="float32")})
-    training = bench.training.model_copy(update={"precision": "float32", "lr": 1e-3})
-    bench = replace(bench, setup=replace(bench.setup, config=config), training=training)
+    bench = replace(bench, training=bench.training.model_copy(update={"lr": 1e-3}))
     set_dropout(bench.student, 0.0)
     data = bench.dataset(bench.pool, tmp_path / "store")
     before = score_rows(bench.student, data)
-    _, mine = speed.timed(bench, speed.CONTENDERS["stillhouse dense"], 0)
+    _, mine = speed.timed(bench, speed.contenders("float32")["stillhouse dense"], 0)
     _, theirs = speed.timed(bench, partial(speed.theirs, options=options), 1)
     moved = abs(score_rows(mine, data) - before).max()
     apart = abs(score_rows(mine, data) - score_rows(theirs, data)).max()

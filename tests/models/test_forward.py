@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from stillhouse.core.types import Batch, StudentOutput, Tap, What
+from stillhouse.models import encoder
 from stillhouse.models.forward import (
     fast_layers,
     fast_weights,
@@ -27,6 +28,7 @@ from stillhouse.models.forward import (
 )
 from stillhouse.models.student import blocks
 from stillhouse.models.taps import reading
+from stillhouse.models.weights import Pair, linear
 
 FAST = ["bert", "roberta", "xlm-roberta", "distilbert"]
 TEXTS = [text for text, _ in tiny.sentences(12)]
@@ -77,6 +79,51 @@ def test_bf16_is_close(kind: str) -> None:
     assert found_BK.dtype == torch.float32
     difference = (found_BK.softmax(-1) - own(model, batch).softmax(-1)).abs().max()
     assert 0 < difference < 0.05
+
+
+def multiplied(
+    monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel, precision: str
+) -> tuple[list[int], Mapping[str, Tensor]]:
+    """How many rows each linear layer of a forward's blocks took, and its inputs."""
+    batch, counts = inputs("bert"), list[int]()
+
+    def counted(x: Tensor, pair: Pair) -> Tensor:
+        counts.append(len(x))
+        return linear(x, pair)
+
+    monkeypatch.setattr(encoder, "linear", counted)
+    scores(model, batch, precision=precision)
+    return counts, batch
+
+
+def test_a_classifier_computes_no_padding_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, batch = multiplied(monkeypatch, tiny.model(layers=2), "float32")
+    mask_BT = batch["attention_mask"]
+    real, texts = int(mask_BT.sum()), len(mask_BT)
+    assert real < mask_BT.numel()
+    assert counts == [real] * 4 + [texts] * 4, "the last block has nothing of other tokens"
+
+
+def test_bf16_computes_what_the_models_own_forward_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, batch = multiplied(monkeypatch, tiny.model(layers=2), "bf16")
+    every, texts = batch["attention_mask"].numel(), len(batch["attention_mask"])
+    assert counts == [every] * 4 + [texts, every] + [texts] * 3
+
+
+@torch.no_grad()
+def test_the_first_tokens_attention_has_the_spread_of_the_models_own() -> None:
+    """Its dropout alone, where values are far from 0: shares that don't add up to 1 count."""
+    model = tiny.model(layers=1, dropout=0.0, attention_probs_dropout_prob=0.4)
+    model.bert.encoder.layer[0].attention.self.value.bias.fill_(2.0)
+    one = tiny.tokenizer("bert")(["the film was good but slow", "cold"], padding=True)
+    batch = {n: torch.tensor(t).repeat(3000, 1) for n, t in one.items()}
+    torch.manual_seed(0)
+    with training_mode(model, on=True):
+        found_BK = scores(model, batch, precision="float32", rng=np.random.default_rng(0))
+        own_BK = own(model, batch)
+    for text in (slice(0, None, 2), slice(1, None, 2)):
+        torch.testing.assert_close(found_BK[text].mean(0), own_BK[text].mean(0), atol=0.02, rtol=0)
+        torch.testing.assert_close(found_BK[text].std(0), own_BK[text].std(0), atol=0, rtol=0.07)
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])

@@ -97,6 +97,19 @@ def test_two_backward_passes_of_one_forward_do_not_mix(precision: Any) -> None:
         assert not torch.equal(mine, other)
 
 
+def test_float32_copies_neither_weights_nor_gradients() -> None:
+    model = tiny.model(dropout=0.0)
+    with flattened(fast_layers(model)) as flat:
+        pairs = flat.pairs(torch.float32)
+        by_weight, by_bias = pairs[0].slots or pytest.fail("no slots")
+        written = [slot().untyped_storage().data_ptr() for slot in (by_weight, by_bias)]
+        loss(scores(model, batch().inputs, precision="float32", weights=pairs)).backward()
+        buffers = [leaf.tensor for leaf in flat.leaves()]
+        shared = [pairs[0].weight, pairs[0].bias]
+    assert [t.untyped_storage().data_ptr() for t in shared] == [b.data_ptr() for b in buffers]
+    assert [b.grad.data_ptr() for b in buffers] == written
+
+
 def step(model: PreTrainedModel, forward: TextForward, config: TrainingConfig) -> list[str]:
     """One optimizer step; the names of what was trained."""
     with forward.training(model) as leaves:

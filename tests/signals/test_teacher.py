@@ -15,6 +15,7 @@ from torch import Tensor
 import tiny
 from stillhouse.core.config import LabelConfig
 from stillhouse.core.errors import RunError
+from stillhouse.core.types import Batch, Dense
 from stillhouse.data.rows import content_key
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import LiveTeacher, check, label
@@ -115,6 +116,22 @@ def test_the_check_measures_the_largest_difference_of_probability(tmp_path: Path
     with pytest.raises(RunError, match="are not this teacher's: they differ by up to") as caught:
         check(live, other.signal, rows=np.arange(9), tolerance=0.05)
     assert "\n" not in str(caught.value)
+
+
+def test_a_check_fills_no_short_row_up_to_the_longest() -> None:
+    rows = data(ROWS[:40])
+    live, asked = teacher(rows, fast=False), list[Batch]()
+
+    def cached(batch: Batch) -> Dense:
+        asked.append(batch)
+        signal = live.signal(batch)
+        assert isinstance(signal, Dense)
+        return signal
+
+    check(live, cached, rows=np.arange(40), tolerance=1e-6)
+    assert sorted(np.concatenate([batch.rows for batch in asked]).tolist()) == list(range(40))
+    computed = sum(batch.inputs["input_ids"].numel() for batch in asked)
+    assert computed < 40 * rows.lengths.max()
 
 
 def test_a_teacher_that_answers_nan_stops_in_one_line(tmp_path: Path) -> None:

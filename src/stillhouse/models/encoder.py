@@ -2,32 +2,30 @@
 
 It computes what their transformers classes compute. It is faster because a classifier reads the
 first token's state only: its last block then needs keys and values of all tokens, but queries,
-output and feed-forward of the first one only. Activations stay in one dtype, so nothing is
-cast back and forth, and dropout draws cheap random numbers. What taps ask for is noted on the
-way: attention scores are there anyway. tests/models/test_forward.py compares all of it with the
-models' own forward.
+output and feed-forward of the first one only. In float32 it needs no keys and values either, and
+padding is not computed; bf16, which rounds every product, keeps to the order of the original.
+Activations stay in one dtype, so nothing is cast back and forth, and dropout draws cheap random
+numbers. What taps ask for is noted on the way: attention scores are there anyway.
+tests/models/test_forward.py compares all of it with the models' own forward.
 
-Axes: B examples, T tokens, N = B x T, H hidden, A heads, D width of a head, K choices.
+Axes: B examples, T tokens, N = B x T (or those of them that are real), H hidden, A heads,
+D width of a head, C columns, K choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillhouse.core.types import Tap, What
 from stillhouse.models.dropout import dropout
-from stillhouse.models.slim import family
+from stillhouse.models.families import Pairs, Random, Shape, known_family
 from stillhouse.models.weights import Joined, Pair, linear
-
-Random = np.random.Generator | None
-Pairs = Iterator[Pair]
 
 
 @dataclass
@@ -58,28 +56,29 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a block needs to know. `head`: the width of a head; `attended`: the dropout of what
-    attention gives."""
+class Tokens:
+    """Which tokens of B texts are computed, N in all: T places of each, or (`real_N`) only the
+    places of B x T that no padding fills, one text after another."""
 
-    head: int
-    eps: float
-    dropout: float
-    attended: float
-    attention: float
+    texts: int
+    width: int
+    real_N: Tensor | None = None
 
+    def kept(self, x: Tensor) -> Tensor:
+        """(B x T) x H -> N x H."""
+        return x if self.real_N is None else F.embedding(self.real_N, x)
 
-@dataclass(frozen=True)
-class Family:
-    """How a family names its parts."""
+    def spread(self, x: Tensor) -> Tensor:
+        """N x H -> B x T x H, zeros where padding is."""
+        if self.real_N is not None:
+            x = x.new_zeros(self.texts * self.width, x.shape[-1]).index_copy_(0, self.real_N, x)
+        return x.view(self.texts, self.width, x.shape[-1])
 
-    shape: Callable[[Any], Shape]
-    blocks: Callable[[Any], nn.ModuleList]
-    parts: Callable[[Any], tuple[Any, ...]]  # q, k, v, output, norm, two of feed-forward, norm
-    embed: Callable[[Any, Mapping[str, Tensor], Random], Tensor]
-    head_layers: Callable[[Any], list[Joined]]
-    head: Callable[[Any, Tensor, Pairs, Random], Tensor]
-    activation: str = "hidden_act"
+    def first(self, x: Tensor) -> Tensor:
+        """N x H -> the first tokens', B x H."""
+        if self.real_N is None:
+            return self.spread(x)[:, 0]
+        return F.embedding((self.real_N % self.width == 0).nonzero().squeeze(1), x)
 
 
 def _norm(x: Tensor, pair: Pair, eps: float) -> Tensor:
@@ -102,35 +101,65 @@ def _attend(
     return torch.bmm(dropout(weights, shape.attention, rng).transpose(1, 2), v)
 
 
-def _split(x: Tensor, rows: int, parts: int, head: int) -> tuple[Tensor, ...]:
-    """N x parts A D -> each part as (B x A) x tokens x D."""
-    x = x.view(rows, len(x) // rows, parts, -1, head).permute(2, 0, 3, 1, 4)
+def _attend_from_first(
+    first: Tensor, x_BTH: Tensor, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random
+) -> Tensor:
+    """What the first tokens' queries attend to, B x (A D), without anyone's keys and values: with
+    k = K x + c a score q . k is (q K) . x, but for what all keys share, which a softmax doesn't
+    see; and the mean of values is the value of a mean. Two products by token become two by text."""
+    q, (weight, value_bias, _) = linear(first, next(pairs)), next(pairs)
+    rows, hidden = first.shape
+    keys_ADH, values_ADH = weight.view(2, -1, shape.head, hidden)
+    heads = len(keys_ADH)
+    q_ABD = q.view(rows, heads, shape.head).transpose(0, 1) * shape.head**-0.5
+    scores_BTA = torch.bmm(x_BTH, torch.bmm(q_ABD, keys_ADH).permute(1, 2, 0))
+    if bias is not None:
+        scores_BTA = scores_BTA + bias.view(rows, -1, 1)
+    weights_BTA = dropout(scores_BTA.softmax(1), shape.attention, rng)
+    means_BAH = torch.bmm(weights_BTA.transpose(1, 2), x_BTH)
+    values_ABD = torch.bmm(means_BAH.transpose(0, 1), values_ADH.transpose(1, 2))
+    shares_AB1 = weights_BTA.sum(1).t()[..., None]  # not 1 each: dropout
+    context_ABD = values_ABD + shares_AB1 * value_bias.view(2, heads, 1, -1)[1]
+    return context_ABD.transpose(0, 1).reshape(rows, -1)
+
+
+def _split(x_BTC: Tensor, parts: int, head: int) -> tuple[Tensor, ...]:
+    """B x T x (parts A D) -> each part as (B x A) x T x D."""
+    x = x_BTC.view(*x_BTC.shape[:2], parts, -1, head).permute(2, 0, 3, 1, 4)
     return x.reshape(parts, -1, x.shape[3], head).unbind(0)
 
 
 def _block(
-    x: Tensor, rows: int, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random,
-    notes: Notes, layer: int, *, last: bool, first_only: bool, ends: bool,
+    x: Tensor, tokens: Tokens, bias: Tensor | None, pairs: Pairs, shape: Shape, rng: Random,
+    notes: Notes, layer: int, *, last: bool, first_only: bool, ends: bool, regroups: bool,
 ) -> Tensor:  # fmt: skip
-    """N x H -> N x H, N = B x T; with `first_only` the first tokens' states, B x H. With `ends`
-    no more is computed than attention."""
-    kept = x.view(rows, -1, x.shape[-1])[:, 0] if first_only else x
+    """N x H -> N x H; with `first_only` the first tokens' states, B x H. With `ends` no more is
+    computed than attention. `regroups`: sums may be taken in another order."""
+    kept = tokens.first(x) if first_only else x
+    if first_only and regroups:
+        context = _attend_from_first(kept, tokens.spread(x), bias, pairs, shape, rng)
+        return _rest(context, kept, pairs, shape, rng)
     if last:
-        (q,) = _split(linear(kept, next(pairs)), rows, 1, shape.head)
-        k, v = _split(linear(x, next(pairs)), rows, 2, shape.head)
+        asking = Tokens(tokens.texts, 1) if first_only else tokens
+        (q,) = _split(asking.spread(linear(kept, next(pairs))), 1, shape.head)
+        k, v = _split(tokens.spread(linear(x, next(pairs))), 2, shape.head)
     else:
-        q, k, v = _split(linear(x, next(pairs)), rows, 3, shape.head)
-    heads = len(q) // rows
+        q, k, v = _split(tokens.spread(linear(x, next(pairs))), 3, shape.head)
+    heads = len(q) // tokens.texts
     if notes.reads:
         named: tuple[tuple[What, Tensor], ...] = (("queries", q), ("keys", k), ("values", v))
         for what, part in named:
-            notes.put(what, layer, part.view(rows, heads, *part.shape[1:]))
+            notes.put(what, layer, part.view(tokens.texts, heads, *part.shape[1:]))
     context = _attend(q, k, v, bias, heads, shape, rng, notes, layer)
     if ends:
         return x
-    context = (
-        context.view(rows, heads, -1, context.shape[-1]).transpose(1, 2).reshape(len(kept), -1)
-    )
+    context = context.view(tokens.texts, heads, -1, context.shape[-1]).transpose(1, 2)
+    context = context.reshape(-1, heads * context.shape[-1])
+    return _rest(context if first_only else tokens.kept(context), kept, pairs, shape, rng)
+
+
+def _rest(context: Tensor, kept: Tensor, pairs: Pairs, shape: Shape, rng: Random) -> Tensor:
+    """What a block makes of attention's context and its own input, token by token."""
     out = dropout(linear(context, next(pairs)), shape.attended, rng)
     attended = _norm(out + kept, next(pairs), shape.eps)
     inner = F.gelu(linear(attended, next(pairs)))
@@ -149,19 +178,25 @@ def encode(
     mask, bias = inputs["attention_mask"], None
     if not bool(mask.all()):
         bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
-    rows, shape, last = len(mask), names.shape(base.config), len(names.blocks(base))
-    notes.put("hidden", 0, x.view(rows, -1, x.shape[-1]))
+    texts, width = mask.shape
+    tokens, regroups = Tokens(texts, width), dtype == torch.float32
+    if bias is not None and first_only and not notes.reads and regroups:
+        tokens = replace(tokens, real_N=mask.flatten().nonzero().squeeze(1))
+        x = tokens.kept(x)
+    shape, last = names.shape(base.config), len(names.blocks(base))
+    if notes.wants("hidden", 0):
+        notes.put("hidden", 0, tokens.spread(x))
     for layer in range(1, (last if stop is None else stop.layer) + 1):
         is_last = layer == last
         ends = stop is not None and stop.in_attention and layer == stop.layer
         x = _block(
-            x, rows, bias, pairs, shape, rng, notes, layer,
+            x, tokens, bias, pairs, shape, rng, notes, layer,
             last=is_last, first_only=first_only and is_last and not notes.at(layer), ends=ends,
+            regroups=regroups,
         )  # fmt: skip
-        notes.put("hidden", layer, x.view(rows, -1, x.shape[-1]))
-    if first_only and len(x) != rows:
-        return x.view(rows, -1, x.shape[-1])[:, 0]
-    return x
+        if notes.wants("hidden", layer):
+            notes.put("hidden", layer, tokens.spread(x))
+    return tokens.first(x) if first_only and len(x) != tokens.texts else x
 
 
 def encoder_layers(base: Any, stop: Stop | None = None) -> list[Joined]:
@@ -176,109 +211,3 @@ def encoder_layers(base: Any, stop: Stop | None = None) -> list[Joined]:
         if stop is None or number < stop.layer or not stop.in_attention:
             found += [[layer] for layer in others]
     return found
-
-
-def _bert_shape(config: Any) -> Shape:
-    return Shape(
-        config.hidden_size // config.num_attention_heads,
-        config.layer_norm_eps,
-        config.hidden_dropout_prob,
-        config.hidden_dropout_prob,
-        config.attention_probs_dropout_prob,
-    )
-
-
-def _bert_parts(block: Any) -> tuple[Any, ...]:
-    own, output = block.attention.self, block.attention.output
-    attention = (own.query, own.key, own.value, output.dense, output.LayerNorm)
-    return (*attention, block.intermediate.dense, block.output.dense, block.output.LayerNorm)
-
-
-def _embed(embeddings: Any, inputs: Mapping[str, Tensor], positions: Tensor, rng: Random) -> Tensor:
-    x = embeddings.word_embeddings(inputs["input_ids"])
-    places = embeddings.position_embeddings
-    x = x + F.embedding(positions, places.weight, places.padding_idx)
-    types = getattr(embeddings, "token_type_embeddings", None)
-    if types is not None:
-        ids = inputs.get("token_type_ids")
-        x = x + (types.weight[0] if ids is None else F.embedding(ids, types.weight))
-    norm = embeddings.LayerNorm
-    x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return dropout(x.flatten(0, 1), embeddings.dropout.p, rng)
-
-
-def _embed_bert(embeddings: Any, inputs: Mapping[str, Tensor], rng: Random) -> Tensor:
-    ids = inputs["input_ids"]
-    return _embed(embeddings, inputs, torch.arange(ids.shape[1], device=ids.device), rng)
-
-
-def _embed_roberta(embeddings: Any, inputs: Mapping[str, Tensor], rng: Random) -> Tensor:
-    pad = embeddings.padding_idx
-    real = inputs["input_ids"].ne(pad).long()
-    return _embed(embeddings, inputs, real.cumsum(1) * real + pad, rng)
-
-
-def _head_dropout(config: Any) -> float:
-    own = getattr(config, "classifier_dropout", None)
-    return config.hidden_dropout_prob if own is None else own
-
-
-def _bert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
-    pooled = torch.tanh(linear(first, next(pairs)))
-    return linear(dropout(pooled, _head_dropout(model.config), rng), next(pairs))
-
-
-def _roberta_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
-    p = _head_dropout(model.config)
-    hidden = torch.tanh(linear(dropout(first, p, rng), next(pairs)))
-    return linear(dropout(hidden, p, rng), next(pairs))
-
-
-def _distilbert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
-    hidden = torch.relu(linear(first, next(pairs)))
-    return linear(dropout(hidden, model.config.seq_classif_dropout, rng), next(pairs))
-
-
-def _distilbert_parts(block: Any) -> tuple[Any, ...]:
-    own, ffn = block.attention, block.ffn
-    attention = (own.q_lin, own.k_lin, own.v_lin, own.out_lin, block.sa_layer_norm)
-    return (*attention, ffn.lin1, ffn.lin2, block.output_layer_norm)
-
-
-BERT = Family(
-    shape=_bert_shape,
-    blocks=lambda base: base.encoder.layer,
-    parts=_bert_parts,
-    embed=_embed_bert,
-    head_layers=lambda model: [[model.bert.pooler.dense], [model.classifier]],
-    head=_bert_head,
-)
-ROBERTA = Family(
-    shape=_bert_shape,
-    blocks=BERT.blocks,
-    parts=_bert_parts,
-    embed=_embed_roberta,
-    head_layers=lambda model: [[model.classifier.dense], [model.classifier.out_proj]],
-    head=_roberta_head,
-)
-DISTILBERT = Family(
-    shape=lambda c: Shape(c.dim // c.n_heads, 1e-12, c.dropout, 0.0, c.attention_dropout),
-    blocks=lambda base: base.transformer.layer,
-    parts=_distilbert_parts,
-    embed=_embed_bert,
-    head_layers=lambda model: [[model.pre_classifier], [model.classifier]],
-    head=_distilbert_head,
-    activation="activation",
-)
-FAMILIES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "distilbert": DISTILBERT}
-
-
-def known_family(config: Any) -> Family:
-    found = family_of(config)
-    assert found is not None, "asked of models with a fast path only"
-    return found
-
-
-def family_of(config: Any) -> Family | None:
-    """How a model's family names its parts; None for one without a fast path."""
-    return FAMILIES.get(family(getattr(config, "model_type", "")))

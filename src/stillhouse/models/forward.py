@@ -21,15 +21,8 @@ from torch import Tensor, nn
 from stillhouse.core.head import Factored
 from stillhouse.core.types import Batch, States, StudentOutput, Tap
 from stillhouse.models.dropout import dropout
-from stillhouse.models.encoder import (
-    Notes,
-    Random,
-    Stop,
-    encode,
-    encoder_layers,
-    family_of,
-    known_family,
-)
+from stillhouse.models.encoder import Notes, Stop, encode, encoder_layers
+from stillhouse.models.families import Random, family_of, known_family
 from stillhouse.models.generator import head_of, own_rows, states_of_rows, writes
 from stillhouse.models.masked import vocabulary_scores
 from stillhouse.models.taps import reading

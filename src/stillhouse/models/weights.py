@@ -3,15 +3,16 @@ several, all in one dtype.
 
 Casting, clipping and AdamW take a good part of a small model's step when each of its many
 tensors is an operation of its own. `FlatWeights` therefore keeps all matrices in one
-buffer and all vectors in another: each is cast at once, has one gradient, and is stepped at once.
-The model's own parameters become views of the buffers, so whoever reads or writes them (its own
-forward, `state_dict`, a callback) sees the same numbers.
+buffer and all vectors in another: each is cast at once (in float32 not at all), has one gradient,
+and is stepped at once. The model's own parameters become views of the buffers, so whoever reads or
+writes them (its own forward, `state_dict`, a callback) sees the same numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -36,12 +37,15 @@ class Leaf(NamedTuple):
     mask: Tensor | None = None
 
 
+Slot = Callable[[], Tensor]  # the place of a gradient, to be asked for when it is written
+
+
 class Pair(NamedTuple):
     """A layer's weight and bias. `slots`: where their gradients are to be written."""
 
     weight: Tensor
     bias: Tensor
-    slots: tuple[Tensor, Tensor] | None = None
+    slots: tuple[Slot, Slot] | None = None
 
 
 def own_leaves(model: nn.Module, prefix: str = "", masks: Masks = NO_MASKS) -> list[Leaf]:
@@ -134,13 +138,35 @@ class _Buffer:
         if any(parameter.data_ptr() != place for parameter, place in self._places):
             raise RunError("a parameter's data was replaced in training: change it in place")
 
-    def views(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    def views(self, dtype: torch.dtype) -> list[tuple[Tensor, Slot]]:
         """Each group in `dtype`, and the slot for its gradient."""
-        slots = torch.empty(len(self.values), dtype=dtype, device=self.values.device)
+        slots = _Slots(self.shapes, dtype, self.values.device)
         if self._mask is not None and self._mask.dtype != dtype:
             self._mask = self._mask.to(dtype)
-        values = _Unflatten.apply(self.values, slots, self.shapes, self._mask)
-        return list(zip(values, _cut(slots, self.shapes), strict=True))
+        values = _Unflatten.apply(self.values, slots, self._mask)
+        return [(value, partial(slots.at, i)) for i, value in enumerate(values)]
+
+
+class _Slots:
+    """A flat gradient in `dtype`, made when its first part is written. Whoever takes it owns it:
+    the next backward pass gets another."""
+
+    def __init__(self, shapes: list[torch.Size], dtype: torch.dtype, device: torch.device) -> None:
+        self.shapes, self.dtype, self.device = shapes, dtype, device
+        self._parts: list[Tensor] | None = None
+
+    def at(self, i: int) -> Tensor:
+        if self._parts is None:
+            size = sum(shape.numel() for shape in self.shapes)
+            flat = torch.empty(size, dtype=self.dtype, device=self.device)
+            self._parts = _cut(flat, self.shapes)
+        return self._parts[i]
+
+    def take(self) -> Tensor:
+        flat = self.at(0)._base
+        assert flat is not None, "each part is a view"
+        self._parts = None
+        return flat
 
 
 def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
@@ -149,28 +175,28 @@ def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
 
 
 class _Unflatten(torch.autograd.Function):
-    """A flat tensor as tensors of the given shapes in the dtype of `slots`, a flat tensor to
-    collect their gradients in. Each of them may be used once. `mask`: 0 where the gradient is to
-    be 0; it costs next to nothing in the product that casts it."""
+    """A flat tensor as tensors of the slots' shapes and dtype, whose gradients are collected in the
+    slots. Each of them may be used once. `mask`: 0 where the gradient is to be 0; it costs next to
+    nothing in the product that casts it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, flat: Tensor, slots: Tensor, shapes: list[torch.Size], mask: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        ctx.slots, ctx.shapes, ctx.mask = slots, shapes, mask
-        return tuple(_cut(flat.to(slots.dtype, copy=True), shapes))
+    def forward(ctx: Any, flat: Tensor, slots: _Slots, mask: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.slots, ctx.mask = slots, mask
+        return tuple(_cut(flat.detach().to(slots.dtype), slots.shapes))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None, None]:  # pyright: ignore
-        for slot, gradient in zip(_cut(ctx.slots, ctx.shapes), gradients, strict=True):
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:  # pyright: ignore
+        for i, gradient in enumerate(gradients):
+            slot = ctx.slots.at(i)
             if gradient is None:
                 slot.zero_()
             elif gradient.data_ptr() != slot.data_ptr():
                 slot.copy_(gradient)
+        flat = ctx.slots.take()
         if ctx.mask is None:
-            return ctx.slots.to(torch.float32, copy=True), None, None, None
-        found = torch.empty(ctx.slots.shape, device=ctx.slots.device)
-        return torch.mul(ctx.slots, ctx.mask, out=found), None, None, None
+            return flat.to(torch.float32), None, None
+        found = torch.empty(flat.shape, device=flat.device)
+        return torch.mul(flat, ctx.mask, out=found), None, None
 
 
 class _Linear(torch.autograd.Function):
@@ -178,7 +204,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[Tensor, Tensor]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slots: tuple[Slot, Slot]
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.slots = slots
@@ -187,7 +213,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore
         x, weight = ctx.saved_tensors
-        by_weight, by_bias = ctx.slots
+        by_weight, by_bias = (slot() for slot in ctx.slots)
         torch.mm(gradient.t(), x, out=by_weight)
         torch.sum(gradient, 0, out=by_bias)
         return torch.mm(gradient, weight), by_weight, by_bias, None
