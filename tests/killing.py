@@ -1,9 +1,9 @@
 """Processes that tests start, most of them in order to kill them.
 
-A new interpreter spends seconds on its imports. `fork` copies a process that has done them already
-(one such process for each worker of a test run); `start` is an interpreter of its own, in which sets
-have an order of their own too. A kill test takes `start` for the run it compares with and for the one
-that finishes, so that an answer which depends on such an order is noticed; those it kills are forks.
+A new interpreter spends seconds on its imports. `fork` and `run` copy a process that has done them
+(one such process for each worker of a test run); `start` is an interpreter of its own, in which
+sets have an order of their own too. A kill test takes `start` for the run it compares with and for
+the one that finishes, so that an answer which depends on such an order is noticed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from multiprocessing.process import BaseProcess
 from typing import IO, Protocol
 
 WAIT_S = 300
+COMMAND = """
+import runpy
+print("ready", flush=True)
+runpy.run_module("stillhouse", run_name="__main__", alter_sys=True)
+"""  # `stillhouse`, with the script's arguments
 IMPORTED = ["torch", "transformers.models.bert.modeling_bert", "stillhouse.runs",
             "stillhouse.tickets.runs", "stillhouse.cli.main"]  # fmt: skip
 _server = multiprocessing.get_context("forkserver")
@@ -32,6 +37,8 @@ class Process(Protocol):
     def end(self) -> int:
         """Its exit code, when it is over; minus the signal where one killed it."""
         ...
+
+    def is_over(self) -> bool: ...
 
     def kill(self) -> int:
         """The same, of SIGKILL wherever it is (or its own code where it was over already)."""
@@ -55,6 +62,9 @@ class _Interpreter:
         self.process.communicate(timeout=WAIT_S)
         return self.process.returncode
 
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
     def kill(self) -> int:
         self.process.kill()
         return self.end()
@@ -72,6 +82,9 @@ class _Fork:
             code = self.process.exitcode
             assert code is not None, f"it still runs after {WAIT_S} s"
             return code
+
+    def is_over(self) -> bool:
+        return self.process.exitcode is not None
 
     def kill(self) -> int:
         self.process.kill()

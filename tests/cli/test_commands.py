@@ -455,12 +455,6 @@ sys.exit(main())
 """
 
 
-MODULE = """
-import runpy
-runpy.run_module("stillhouse", run_name="__main__", alter_sys=True)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [600, 3_000, 20_000, 60_000])
 def test_a_disk_that_fills_up_is_one_line_and_the_next_try_finishes(
@@ -485,6 +479,6 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_try_finishes(
     assert full.stderr.strip().splitlines()[-1].startswith("stillhouse: can't ")
     assert "Traceback" not in full.stderr
     assert not (tmp_path / "run" / "record.json").exists()
-    again = killing.run(MODULE, *map(str, words))
+    again = killing.run(killing.COMMAND, *map(str, words))
     assert again.returncode == 0, again.stderr
     assert not list(tmp_path.rglob("*.part"))

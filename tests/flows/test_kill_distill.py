@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 import killing
 import tiny
-from stillhouse.core.config import DistillConfig
 
 KILLS = int(os.environ.get("STILLHOUSE_KILLS", "3"))
 SCRIPT = """

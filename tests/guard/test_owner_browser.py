@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -39,7 +38,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """A service that answered 60 questions and flagged their client: its address, the owner's key."""
+    """A service that answered 60 questions and flagged who asked: its address, the owner's key."""
     folder = tmp_path_factory.mktemp("owner")
     model = tiny.save(folder / "model", seed=3)
     known_keys(folder / "owner.key")

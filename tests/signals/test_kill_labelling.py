@@ -12,7 +12,6 @@ import pytest
 
 import killing
 import tiny
-from stillhouse.core.config import DistillConfig
 
 KILLS = int(os.environ.get("STILLHOUSE_KILLS", "3"))
 SCRIPT = """
