@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,10 +27,17 @@ from stillhouse.evaluation import efficiency
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peak memory is seen by a fresh process, which takes seconds: tests of it don't come here."""
-    monkeypatch.setattr(efficiency, "peak_memory", lambda folder, tokens: 1)
+@pytest.fixture(scope="session", autouse=True)
+def quick_costs() -> Iterator[None]:
+    """What a model costs is measured as ever, but no longer than must be: its speed in the fewest
+    rounds, and its peak memory, which a fresh process sees in seconds, not at all. Tests of both
+    don't come here. Of the session, or what fixtures of modules train would be measured at length.
+    """
+    timed = partial(efficiency.time_all, rounds=efficiency.FEWEST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficiency, "peak_memory", lambda folder, tokens: 1)
+        patch.setattr(efficiency, "time_all", timed)
+        yield
 
 
 @pytest.fixture(scope="session")

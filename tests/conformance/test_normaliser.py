@@ -7,10 +7,7 @@ Axes: N rows, K choices.
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import killing
 import tiny
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
@@ -155,7 +153,9 @@ def test_a_step_does_not_change_with_padding(kind: str, split: str) -> None:
 
 
 WORLD = """
-import json, sys
+import json, os, sys
+os.environ.update(json.loads(sys.argv[2]), ACCELERATE_USE_CPU="true")
+print("ready", flush=True)
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -197,19 +197,17 @@ def in_a_world_of(size: int, out: Path) -> None:
         port = free.getsockname()[1]
     processes = []
     for rank in range(size):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        here = str(Path(__file__).parent)
-        environment["PYTHONPATH"] = os.pathsep.join([here, str(Path(here).parent), *sys.path])
+        environment = {}
         if size > 1:
-            environment |= {
+            environment = {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(size),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        processes.append(subprocess.Popen([sys.executable, "-c", WORLD, str(out)], env=environment))
-    assert [process.wait(300) for process in processes] == [0] * size
+        processes.append(killing.fork(WORLD, str(out), json.dumps(environment)))
+    assert [process.end() for process in processes] == [0] * size
 
 
 @pytest.mark.slow

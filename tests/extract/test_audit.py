@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 import yaml
 from serving import serving
 
+import killing
 import tiny
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, UsageError
@@ -400,18 +399,14 @@ def test_a_killed_audit_pays_nothing_twice(folder: Path, tmp_path: Path) -> None
         asking = config(folder, victim=str(tmp_path / "api.yaml"), views=["label"],
                         cache=str(tmp_path / "cache"))  # fmt: skip
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(asking.model_dump(mode="json")))
-        command = [sys.executable, "-m", "stillhouse", "audit", "--config",
-                   str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"),
-                   "--yes"]  # fmt: skip
+        command = ("audit", "--config", str(tmp_path / "config.yaml"),
+                   "--out", str(tmp_path / "run"), "--yes")  # fmt: skip
         for enough in (lambda: len(server.paid) > 30, (tmp_path / "run" / "checkpoints").exists):
-            running = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            running = killing.fork(killing.COMMAND, *command)
             while not enough():
-                assert running.poll() is None, "it ended before it was killed"
+                assert not running.is_over(), "it ended before it was killed"
                 time.sleep(0.01)
             running.kill()
-            running.wait()
         record = run_audit(asking, tmp_path / "run", progress=Silent()).record
         under_way = 2 * 4  # a batch when it was killed, twice
         assert len(server.paid) - len(set(server.paid)) <= under_way

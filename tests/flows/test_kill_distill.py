@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from safetensors.torch import load_file
 
 import killing
 import tiny
-from stillhouse.core.config import DistillConfig
 
 KILLS = int(os.environ.get("STILLHOUSE_KILLS", "3"))
 SCRIPT = """
@@ -31,10 +28,6 @@ torch.set_num_threads(1)
 print("ready", flush=True)
 distill(DistillConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))
 """
-
-
-def start(config: DistillConfig, out: Path) -> subprocess.Popen[str]:
-    return killing.start(SCRIPT, config.model_dump_json(), str(out))
 
 
 def results(out: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -67,17 +60,17 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, embed
         "proof": {"seeds": [0, 1], "baseline": True},
     }
     whole, killed = (tiny.config(teacher, data, tmp_path / n, **changes) for n in ("c1", "c2"))
-    process = start(whole, tmp_path / "whole")
+    process = killing.start(SCRIPT, whole.model_dump_json(), str(tmp_path / "whole"))
     started = time.perf_counter()
-    assert killing.end(process) == 0
+    assert process.end() == 0
     seconds = time.perf_counter() - started
     draw = random.Random(embeddings)
+    arguments = (SCRIPT, killed.model_dump_json(), str(tmp_path / "killed"))
     for _ in range(KILLS):
-        process = start(killed, tmp_path / "killed")
+        process = killing.fork(*arguments)
         time.sleep(draw.uniform(0, seconds / 2))
-        process.send_signal(signal.SIGKILL)
-        killing.end(process)
-    assert killing.end(start(killed, tmp_path / "killed")) == 0
+        process.kill()
+    assert killing.start(*arguments).end() == 0
     expected, found = results(tmp_path / "whole"), results(tmp_path / "killed")
     assert expected.keys() == found.keys()
     assert len(expected) == 4

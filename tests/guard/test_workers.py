@@ -25,7 +25,7 @@ from stillhouse.guard.registry import Registry
 from stillhouse.guard.tables import queries
 from stillhouse.guard.watermark import canonical, draw
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 MANY = ("--set", "guard.marks.rate=0.2", "--set", "guard.marks.early=0")
 
 
@@ -60,6 +60,13 @@ class Asking:
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
+
+    def more(self, answers: int, *, seconds: float = 120.0) -> None:
+        """Waits until each client was given so many further answers."""
+        wanted, until = [paid + answers for paid in self.paid], time.monotonic() + seconds
+        while any(paid < enough for paid, enough in zip(self.paid, wanted, strict=True)):
+            assert time.monotonic() < until, (self.paid, wanted, self.statuses)
+            time.sleep(0.01)
 
     def _ask(self, number: int) -> None:
         rng, made = random.Random(number), 0
@@ -117,7 +124,7 @@ def test_killed_workers_and_a_restarted_database(
         Asking(running.url, [key for _, key in made]) as asking,
     ):
         for turn in range(4):
-            time.sleep(1.0)
+            asking.more(10)
             if turn == 2:
                 cluster.stop()
                 time.sleep(1.0)
@@ -127,7 +134,7 @@ def test_killed_workers_and_a_restarted_database(
                     os.kill(workers[turn % len(workers)], signal.SIGKILL)
                     kills += 1
             running.wait()
-        time.sleep(3)
+        asking.more(30)
     assert running.process.returncode in (0, -signal.SIGTERM)
     assert 500 not in asking.statuses
     assert 200 in asking.statuses
@@ -152,7 +159,7 @@ def test_a_clean_stop_writes_everything(model: Path, owner: Keys, tmp_path: Path
         service(model, url, tmp_path / "owner.key", tmp_path, *MANY) as running,
         Asking(running.url, [key]) as asking,
     ):
-        time.sleep(2)
+        asking.more(21)
         assert running.stop() in (0, -signal.SIGTERM)
     assert asking.paid[0] > 20
     lines = [r for r in registry.rows(queries) if r["client"] == row.id]

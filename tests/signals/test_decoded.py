@@ -6,7 +6,6 @@ Axes: N sources; keys are N x 2.
 from __future__ import annotations
 
 import random
-import signal
 import threading
 import time
 from pathlib import Path
@@ -227,15 +226,14 @@ def test_killed_decoding_loses_only_the_batch_under_way(
     draw, counts = random.Random(0), []
     for _ in range(2):
         before = path.stat().st_size if path.exists() else 0
-        process = killing.start(SCRIPT, str(tmp_path / "killed"))
+        process = killing.fork(SCRIPT, str(tmp_path / "killed"))
         while not path.exists() or path.stat().st_size == before:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        killing.end(process)
+        process.kill()
         counts.append(len(DecodedStore(tmp_path / "killed", IDENTITY)))
     assert 0 < counts[0] < counts[1] < 40, "killed on its way, and what was there stays"
-    assert killing.end(killing.start(SCRIPT, str(tmp_path / "killed"))) == 0
+    assert killing.start(SCRIPT, str(tmp_path / "killed")).end() == 0
     killed = DecodedStore(tmp_path / "killed", IDENTITY)
     lines = (killed.folder / "texts.jsonl").read_bytes().splitlines()
     assert len(lines) == len(killed) == 40, "nothing is decoded twice"

@@ -9,7 +9,6 @@ import math
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -291,10 +290,6 @@ keep_distributions(live, cache, CONFIG, counts=data.scored_counts)
 """
 
 
-def start(root: Path, *, dies_after: int = 0) -> subprocess.Popen[str]:
-    return killing.start(SCRIPT, str(root), str(dies_after))
-
-
 def content(root: Path) -> tuple[bytes, bytes]:
     (folder,) = (root / "distributions").iterdir()
     return (folder / "distributions.bin").read_bytes(), (folder / "index.bin").read_bytes()
@@ -303,25 +298,25 @@ def content(root: Path) -> tuple[bytes, bytes]:
 @pytest.mark.slow
 def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole)
+    process = killing.start(SCRIPT, str(whole), "0")
     started = time.perf_counter()
-    assert killing.end(process) == 0
+    assert process.end() == 0
     seconds = time.perf_counter() - started
     expected, draw, entries = content(whole), random.Random(0), [0]
     for kill in range(KILLS + 1):
         if kill % 2:  # in the middle of a write, of a record or of an entry
             size = draw.randrange(1, sum(map(len, expected)) // 4)
-            process = start(killed, dies_after=size)
+            code = killing.fork(SCRIPT, str(killed), str(size)).end()
         else:
-            process = start(killed)
+            process = killing.fork(SCRIPT, str(killed), "0")
             time.sleep(draw.uniform(0, seconds / 2))
-            process.send_signal(signal.SIGKILL)
-        assert killing.end(process) in (0, -signal.SIGKILL)
+            code = process.kill()
+        assert code in (0, -signal.SIGKILL)
         if any(killed.glob("distributions/*/index.bin")):
             found = content(killed)[1]
             entries.append(len(found) // ENTRY.itemsize)
             whole_bytes = entries[-1] * ENTRY.itemsize
             assert found[:whole_bytes] == expected[1][:whole_bytes]
     assert entries == sorted(entries), "distributions were lost"
-    assert killing.end(start(killed)) == 0
+    assert killing.start(SCRIPT, str(killed), "0").end() == 0
     assert content(killed) == expected

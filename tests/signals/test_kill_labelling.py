@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 
 import killing
 import tiny
-from stillhouse.core.config import DistillConfig
 
 KILLS = int(os.environ.get("STILLHOUSE_KILLS", "3"))
 SCRIPT = """
@@ -26,11 +23,6 @@ torch.set_num_threads(1)
 print("ready", flush=True)
 label_only(DistillConfig.model_validate(json.loads(sys.argv[1])))
 """
-
-
-def start(config: DistillConfig) -> subprocess.Popen[str]:
-    """A labelling process that has got as far as its work."""
-    return killing.start(SCRIPT, config.model_dump_json())
 
 
 def answers(store: Path) -> bytes:
@@ -46,21 +38,20 @@ def test_killed_labelling_loses_and_repeats_nothing(tmp_path: Path) -> None:
     whole, killed = (
         tiny.config(teacher, data, tmp_path / n, **changes) for n in ("whole", "killed")
     )
-    process = start(whole)
+    process = killing.start(SCRIPT, whole.model_dump_json())
     started = time.perf_counter()
-    assert killing.end(process) == 0
+    assert process.end() == 0
     seconds = time.perf_counter() - started
     expected = answers(tmp_path / "whole")
     draw, sizes = random.Random(0), [0]
     for _ in range(KILLS):
-        process = start(killed)
+        process = killing.fork(SCRIPT, killed.model_dump_json())
         time.sleep(draw.uniform(0, seconds))
-        process.send_signal(signal.SIGKILL)
-        killing.end(process)
+        process.kill()
         found = sorted((tmp_path / "killed").glob("answers/*/*.bin"))
         sizes.append(sum(p.stat().st_size for p in found))
     assert sizes == sorted(sizes), "answers were lost"
-    assert killing.end(start(killed)) == 0
+    assert killing.start(SCRIPT, killed.model_dump_json()).end() == 0
     found = answers(tmp_path / "killed")
     assert found == expected
     keys = np.frombuffer(found, np.uint8).reshape(-1, 16 + 2 * 4 + 4)[:, :16]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -49,11 +48,6 @@ keep_states(live, cache, LabelConfig(batch_size=4))
 """
 
 
-def start(root: Path, dtype: str, *, dies_after: int = 0) -> subprocess.Popen[str]:
-    """A process that has got as far as its work."""
-    return killing.start(SCRIPT, str(root), dtype, str(dies_after))
-
-
 def content(root: Path) -> tuple[bytes, bytes]:
     (folder,) = (root / "states").iterdir()
     return (folder / "states.bin").read_bytes(), (folder / "index.bin").read_bytes()
@@ -63,23 +57,22 @@ def content(root: Path) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path, dtype: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole, dtype)
+    process = killing.start(SCRIPT, str(whole), dtype, "0")
     started = time.perf_counter()
-    assert killing.end(process) == 0
+    assert process.end() == 0
     seconds = time.perf_counter() - started
     expected = content(whole)
     assert len(expected[1]) == ROWS * ENTRY.itemsize
     draw, records = random.Random(0), [0]
     for kill in range(KILLS + 1):
         if kill % 2:  # in the middle of a write, of a record or of an entry
-            process = start(
-                killed, dtype, dies_after=draw.randrange(1, sum(map(len, expected)) // 4)
-            )
+            size = draw.randrange(1, sum(map(len, expected)) // 4)
+            code = killing.fork(SCRIPT, str(killed), dtype, str(size)).end()
         else:
-            process = start(killed, dtype)
+            process = killing.fork(SCRIPT, str(killed), dtype, "0")
             time.sleep(draw.uniform(0, seconds / 2))
-            process.send_signal(signal.SIGKILL)
-        assert killing.end(process) in (0, -signal.SIGKILL)
+            code = process.kill()
+        assert code in (0, -signal.SIGKILL)
         if (killed / "states").exists() and any(killed.glob("states/*/index.bin")):
             found = content(killed)
             records.append(len(found[1]) // ENTRY.itemsize)
@@ -88,7 +81,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path, dtype
                 == expected[1][: records[-1] * ENTRY.itemsize]
             )
     assert records == sorted(records), "states were lost"
-    assert killing.end(start(killed, dtype)) == 0
+    assert killing.start(SCRIPT, str(killed), dtype, "0").end() == 0
     assert content(killed) == expected
 
 
@@ -96,14 +89,15 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tmp_path: Path, dtype
 def test_killed_in_the_write_of_an_entry_it_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """The first batch's entries, torn after each of these many bytes."""
     whole = tmp_path / "whole"
-    assert killing.end(start(whole, "int8")) == 0
+    assert killing.start(SCRIPT, str(whole), "int8", "0").end() == 0
     expected = content(whole)
     entries = 4 * ENTRY.itemsize
     first = int.from_bytes(expected[1][entries + 16 : entries + 24], "little")  # its records' end
     for kept in (0, ENTRY.itemsize + 1, entries):
         killed = tmp_path / f"killed-{kept}"
-        assert killing.end(start(killed, "int8", dies_after=first + kept)) == -signal.SIGKILL
+        process = killing.fork(SCRIPT, str(killed), "int8", str(first + kept))
+        assert process.end() == -signal.SIGKILL
         data, index = content(killed)
         assert (len(data), len(index)) == (first, kept)
-        assert killing.end(start(killed, "int8")) == 0
+        assert killing.fork(SCRIPT, str(killed), "int8", "0").end() == 0
         assert content(killed) == expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -51,19 +50,17 @@ def test_a_killed_search_ends_where_an_uninterrupted_one_does(tmp_path: Path, sc
         parse(TicketsConfig, {**values, "cache": str(tmp_path / name)}) for name in ("c1", "c2")
     )
 
-    def start(config: TicketsConfig, name: str):
-        return killing.start(SCRIPT, config.model_dump_json(), str(tmp_path / name))
-
+    process = killing.start(SCRIPT, whole.model_dump_json(), str(tmp_path / "whole"))
     started = time.perf_counter()
-    assert killing.end(start(whole, "whole")) == 0
+    assert process.end() == 0
     seconds = time.perf_counter() - started
     draw = random.Random(score)
+    arguments = (SCRIPT, killed.model_dump_json(), str(tmp_path / "killed"))
     for _ in range(KILLS):
-        process = start(killed, "killed")
+        process = killing.fork(*arguments)
         time.sleep(draw.uniform(0, seconds / 2))
-        process.send_signal(signal.SIGKILL)
-        killing.end(process)
-    assert killing.end(start(killed, "killed")) == 0
+        process.kill()
+    assert killing.start(*arguments).end() == 0
     expected, found = results(tmp_path / "whole"), results(tmp_path / "killed")
     assert expected.keys() == found.keys()
     assert len(expected) > 8

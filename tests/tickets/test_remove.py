@@ -246,6 +246,7 @@ def test_one_target_is_asked(folder: Path, targets: dict[str, float]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("runtime", ["torch", "onnx", "onnx-int8"])
 def test_real_clocks_run(folder: Path, parts: tuple[Any, Any], runtime: Any) -> None:
     found = remove(config(folder, speedup=1.2, runtime=runtime), *parts, progress=Silent())
