@@ -7,8 +7,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -q
 SHARED := -n auto --dist loadfile
 SLOW := slow or browser or data or database
+BF16 := tests/conformance tests/training/test_resume.py tests/signals/test_cache.py \
+	tests/flows/test_stages.py
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test test-bf16 test-slow test-all lint clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,12 +24,16 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(PYTEST) $(SHARED)
 
+# What must hold in either precision, with `auto` as bf16. `make test` takes it as float32.
+test-bf16: .venv/.installed
+	STILLHOUSE_PRECISION=bf16 $(PYTEST) $(SHARED) $(BF16)
+
 # What `make test` leaves out. Tests marked `alone` run one after another, when the others are over.
 test-slow: .venv/.installed
 	$(PYTEST) $(SHARED) -m '($(SLOW)) and not alone' --durations=10
 	$(PYTEST) -m alone
 
-test-all: test test-slow
+test-all: test test-bf16 test-slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

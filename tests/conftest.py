@@ -40,6 +40,12 @@ def quick_costs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of what only float32 is exact enough to show, or whose settings need it."""
+    monkeypatch.setenv("STILLHOUSE_PRECISION", "float32")
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`folders("bert", layers=4)`: the folder of such a model, made once a session."""

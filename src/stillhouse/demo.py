@@ -12,11 +12,13 @@ from stillhouse.data.builtin import tickets
 from stillhouse.models.builtin import minilm
 from stillhouse.runs import Run, run_distill, run_finetune
 
-UNLABELLED = 4000
+LABELLED = 200  # of the tickets' labels are the student's; the teacher has had them all
+UNLABELLED = 2000
 
 
 def run_demo(out: Path, *, model: str | None = None, cache: str | None = None) -> Run:
-    """Fine-tunes a teacher on the labelled tickets, and distils two layers with unlabelled ones."""
+    """Fine-tunes a teacher on the labelled tickets, and distils two layers from few labels and many
+    tickets without."""
     progress = Terminal()
     progress.note("1/2  a teacher: fine-tuning the encoder on the labelled tickets")
     data = {"path": str(tickets.folder())}
@@ -38,16 +40,19 @@ def run_demo(out: Path, *, model: str | None = None, cache: str | None = None) -
     if not unlabelled.exists():
         texts = tickets.unlabelled(UNLABELLED, seed=0)
         write_text(unlabelled, "".join(" ".join(text.split()) + "\n" for text in texts))
-    progress.note("2/2  a student of two layers, with and without the teacher's answers")
+    progress.note(
+        f"2/2  a student of two layers, which has {LABELLED} of the labels, with and without the "
+        "teacher's answers"
+    )
     return run_distill(
         parse(
             DistillConfig,
             {
                 "teacher": str(teacher.out),
-                "data": {**data, "unlabelled": str(unlabelled)},
+                "data": {**data, "unlabelled": str(unlabelled), "labelled_rows": LABELLED},
                 "student": {"layers": 2},
                 "cache": cache,
-                "training": {"epochs": 3, "lr": 2e-4},
+                "training": {"epochs": 1.5, "lr": 4e-4, "batch_size": 16},
             },
         ),
         out / "student-run",

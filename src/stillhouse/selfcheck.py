@@ -21,7 +21,6 @@ from stillhouse import selfcheck_writing as writing
 from stillhouse.core.config import DistillConfig, LabelConfig, TrainingConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import StillhouseError, UsageError
-from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress
 from stillhouse.core.terms import Schedule, TermConfig
 from stillhouse.core.types import Batch, Dense, StudentOutput
@@ -262,7 +261,7 @@ def selfcheck(config: DistillConfig, *, progress: Progress | None = None) -> lis
     if config.task == "masked_lm":
         raise UsageError("selfcheck looks at rows and labels; give it the task to be distilled")
     progress = progress or Terminal()
-    setup = prepare(Auto.of().settle(config), progress=progress)
+    setup = prepare(config, progress=progress)
     if setup.writes:
         with tempfile.TemporaryDirectory() as temporary:
             student = setup.make(config.proof.seeds[0]).eval()

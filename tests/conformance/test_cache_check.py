@@ -59,6 +59,7 @@ def test_another_teacher_in_the_same_folder_is_asked_anew(
     assert len(list((tmp_path / "cache" / "answers").iterdir())) == 2
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("given", ["model", "source"])
 def test_a_student_with_another_vocabulary_has_its_teacher_asked_in_the_teachers_own(
     distil: Distil, folders: Callable[..., Path], tmp_path: Path, given: str

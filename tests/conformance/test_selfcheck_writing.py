@@ -136,6 +136,7 @@ def test_other_tokens_than_the_answers_are_named(
         checks.answers_are_scored(pair)
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_anothers_distributions_are_told_from_a_teachers_that_knows_something(
     made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import tiny
-from stillhouse.core.config import FinetuneConfig
+from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.errors import UsageError
-from stillhouse.core.settings import parse
+from stillhouse.core.settings import parse, read_yaml
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.common import TRAINED_ON, tidy
 from stillhouse.flows.distill import Outcome, distill, label_only, prepare
@@ -129,8 +129,7 @@ def test_the_run_folder_repeats_the_run(outcome: Outcome) -> None:
     }
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["seeds"] == [0, 1]
-    config = outcome.setup.config
-    again = distill(type(config).model_validate(config.model_dump(mode="json")), folder)
+    again = distill(parse(DistillConfig, read_yaml(folder / "config.yaml")), folder)
     assert (again.best.scores_NK == outcome.best.scores_NK).all()
     assert again.best.fit == outcome.best.fit
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(lines)

@@ -343,6 +343,7 @@ def test_two_runs_of_the_same_settings_are_the_same(distil: Distil, tmp_path: Pa
     assert np.array_equal(first.best.scores_NK, second.best.scores_NK)
 
 
+@pytest.mark.usefixtures("in_float32")  # bf16 states are exact where all is in bf16
 def test_cached_states_train_as_live_ones_do(distil: Distil, tmp_path: Path) -> None:
     hidden = {
         "objective": [{"kind": "hidden"}, {"kind": "embedding"}, {"kind": "soft"}],

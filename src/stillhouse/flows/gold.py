@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, GoldConfig
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import TermConfig
@@ -168,8 +169,9 @@ class Gold:
 
 
 def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None = None) -> Gold:
-    """Loads and checks everything a training on gold answers needs. Raises UsageError, DataError,
-    ModelError before anything is written."""
+    """Loads and checks everything a training on gold answers needs; what is still `auto` becomes
+    what is fastest here. Raises UsageError, DataError, ModelError before anything is written."""
+    config = Auto.of().settle(config)
     store, trust = store_root(config.cache), config.trust_remote_code
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
     if config.task in WRITING:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, CorpusConfig, DistillConfig
 from stillhouse.core.errors import UsageError
+from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
 from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
@@ -48,8 +49,9 @@ PROBED = 200  # of the user's texts, on which tokenizers are compared
 
 
 def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup:
-    """Loads and checks everything a run needs. Raises UsageError before anything is trained."""
-    progress = progress or Silent()
+    """Loads and checks everything a run needs; what is still `auto` becomes what is fastest here.
+    Raises UsageError before anything is trained."""
+    progress, config = progress or Silent(), Auto.of().settle(config)
     if config.task == "masked_lm":
         return _on_text(config, progress)
     if config.task in WRITING:
