@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from counting import Counting
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Example
 from stillhouse.data.columns import Columns
 from stillhouse.data.readers import Row, read
-from stillhouse.data.rows import Rows, content_key, ingest
+from stillhouse.data.rows import CHUNK, Rows, content_key, ingest
 
 
 def store(
@@ -90,6 +91,19 @@ def test_two_runs_may_store_the_same_rows_at_once(tmp_path: Path) -> None:
 
     assert len(ingest(slow(), "a", Columns(), folder, labelled=True).kept) == 1
     assert [p.name for p in folder.parent.iterdir()] == ["rows"]
+
+
+def test_reading_many_rows_is_told_and_few_are_not(tmp_path: Path) -> None:
+    def rows(count: int) -> Iterator[Row]:
+        return ((i, {"text": f"text {i}", "label": "x"}) for i in range(1, count + 1))
+
+    told = Counting()
+    for count in (CHUNK - 1, CHUNK + 5):
+        folder = tmp_path / str(count)
+        ingest(rows(count), "data/big.csv", Columns(), folder, labelled=True, progress=told)
+    assert told.found == [("reading big.csv", 0, CHUNK + 5)]
+    ingest(rows(0), "data/big.csv", Columns(), folder, labelled=True, progress=told)
+    assert len(told.found) == 1
 
 
 def test_a_text_column_that_is_not_read_is_told(tmp_path: Path) -> None:

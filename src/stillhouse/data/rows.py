@@ -7,6 +7,7 @@ texts that differ in case, white space or Unicode form only: splits and leaks go
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import unicodedata
@@ -101,13 +102,24 @@ def ingest(
 ) -> Rows:
     """Reads, checks and stores `source`; a folder that is already there is used as it is."""
     if not (folder / "summary.json").exists():
-        progress = progress or Silent()
-        with (
-            progress.stage(f"reading {Path(where).name}", 0, "rows") as advance,
-            atomic_folder(folder, "rows") as temporary,
-        ):
+        with contextlib.ExitStack() as stack, atomic_folder(folder, "rows") as temporary:
+            advance = _advancing(stack, progress or Silent(), where)
             _write(source, where, columns, temporary, labelled=labelled, progress=advance)
     return Rows(folder)
+
+
+def _advancing(stack: contextlib.ExitStack, progress: Progress, where: str) -> Advance:
+    """Counts rows in a stage that begins with the first full chunk: of few rows nothing is told."""
+    begun: list[Advance] = []
+
+    def advance(rows: int) -> None:
+        if not begun and rows == CHUNK:
+            stage = progress.stage(f"reading {Path(where).name}", 0, "rows")
+            begun.append(stack.enter_context(stage))
+        for count in begun:
+            count(rows)
+
+    return advance
 
 
 class _Problems:
