@@ -54,7 +54,7 @@ def evaluate(
     config = parse(DataConfig, section(DataConfig, data, "path"))
     store = store_root(cache)
     first, task, rows = model_and_rows(str(model), config, store, progress)
-    settled = precision_of(precision)
+    settled = precision_of(precision, "cpu")
     answers = _answers(first, rows, task, settled, f"answering reported rows, {model}", progress)
     metric: Callable[..., float] = lambda a, g: task.metric_of(a, g, task.metric)  # noqa: E731
     rng = np.random.default_rng(0)

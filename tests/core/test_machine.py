@@ -22,7 +22,7 @@ def made(monkeypatch: pytest.MonkeyPatch, *, bf16: str | None, time: float) -> M
     monkeypatch.delenv("STILLHOUSE_PRECISION", raising=False)
     monkeypatch.setattr(machines, "product_times", lambda device: time)
     found = Machine("cpu", 2, bf16, int8=True)
-    monkeypatch.setattr(precisions, "machine", lambda: found)
+    monkeypatch.setattr(precisions, "machine", lambda device=None: found)
     return found
 
 
@@ -83,6 +83,9 @@ def test_a_gpu_multiplies_bf16_from_sm80(monkeypatch, capability, bf16):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     found = machine.__wrapped__()
     assert (found.device, found.bf16) == ("cuda", bf16)
+    monkeypatch.setattr(machines, "product_times", lambda device: 1.0)  # its launch, no more
+    assert found.precision == ("float32" if bf16 is None else "bf16")
+    assert ("times as fast" in found.why) is False
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,69 @@ def test_a_containers_quota_is_read(tmp_path, files, wanted):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert machines._quota(tmp_path) == wanted
+    assert machines._quota(tmp_path, tmp_path / "nowhere") == wanted
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "wanted"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "200000 100000"}, 2.0),
+        ("0::/a/b\n", {"a/b/cpu.max": "100000 100000", "a/cpu.max": "200000 100000"}, 1.0),
+        ("0::/a\n", {"a/b/cpu.max": "100000 100000"}, None),  # a group below is not its own
+        (
+            "3:memory:/m\n2:cpu,cpuacct:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"},
+            3.0,
+        ),
+        ("nonsense\n", {"cpu.max": "100000 100000"}, 1.0),
+    ],
+)
+def test_a_quota_may_be_that_of_any_group_above(tmp_path, own, files, wanted):
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(text)
+    assert machines._quota(tmp_path / "root", tmp_path / "own") == wanted
+
+
+def test_a_mac_is_asked_by_name_whatever_it_leaves_out(monkeypatch):
+    said = "hw.optional.arm.FEAT_DotProd: 1\n"
+
+    class Done:
+        stdout = said
+
+    monkeypatch.setattr(machines.sys, "platform", "darwin")
+    monkeypatch.setattr(machines.Path, "read_text", lambda path, **how: "")
+    monkeypatch.setattr(machines.subprocess, "run", lambda command, **how: Done)
+    assert machines._cpu_flags() == {"sysctl dotprod"}
+
+    def lacking(command, **how):
+        raise FileNotFoundError(command[0])
+
+    monkeypatch.setattr(machines.subprocess, "run", lacking)
+    assert machines._cpu_flags() == set()
+
+
+def test_where_nothing_else_says_it_torch_is_asked(monkeypatch):
+    monkeypatch.setattr(machines.sys, "platform", "win32")
+    monkeypatch.setattr(machines.Path, "read_text", lambda path, **how: "")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    assert machines._cpu_flags() == {"avx512_bf16", "avx512_vnni"}
+
+
+def test_models_that_are_asked_on_the_cpu_follow_the_cpu(monkeypatch, tmp_path):
+    here = {None: Machine("cuda", 2, "tensor cores", True), "cpu": Machine("cpu", 2, None, True)}
+    monkeypatch.delenv("STILLHOUSE_PRECISION", raising=False)
+    monkeypatch.setattr(precisions, "machine", lambda device=None: here[device])
+    auto = Auto.of()
+    settled = auto.settle(config())
+    assert settled.training.precision == "bf16"
+    assert settled.label.precision == "float32"
+    assert auto.facts == {"precision": "bf16", "asking": "float32"}
+    (tmp_path / "manifest.json").write_text(json.dumps({"auto": auto.facts}))
+    assert Auto.of(tmp_path) == Auto("bf16", "float32", begun=True)
 
 
 def test_cores_are_the_quotas_rounded_up_and_no_more_than_there_are(monkeypatch):
@@ -150,6 +215,17 @@ def test_the_timed_product_leaves_threads_as_they_were():
     assert torch.get_num_threads() == before
 
 
+def test_the_timed_product_is_bf16s_time_over_float32s(monkeypatch):
+    now = [0.0]
+
+    def linear(x, weight):
+        now[0] += 3.0 if x.dtype == torch.bfloat16 else 2.0
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(machines.time, "perf_counter", lambda: now[0])
+    assert product_times("cpu") == 1.5
+
+
 def test_every_auto_of_a_config_is_settled(monkeypatch):
     made(monkeypatch, bf16="AMX", time=0.3)
     stages = [
@@ -172,7 +248,7 @@ def test_every_auto_of_a_config_is_settled(monkeypatch):
 
 def test_a_config_without_auto_stays_the_very_same():
     given = TrainingConfig(precision="bf16")
-    assert Auto("float32").settle(given) is given
+    assert Auto("float32", "float32").settle(given) is given
 
 
 def test_nothing_else_of_a_config_changes(monkeypatch):
@@ -188,18 +264,21 @@ def test_a_run_goes_on_in_the_precision_it_began_with(monkeypatch, tmp_path, hel
     made(monkeypatch, bf16=None, time=5.0)
     (tmp_path / "manifest.json").write_text(json.dumps({"auto": {"precision": held}}))
     found = Auto.of(tmp_path)
-    assert found == Auto(held, begun=True)
+    assert found == Auto(held, held, begun=True)
     (note,) = found.notes(config())
     assert note.startswith(f"precision {held}, as this run began")
     assert ("5 times as long" in note) == (held == "bf16")
 
 
-@pytest.mark.parametrize("text", ["{}", '{"auto": {"precision": "auto"}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{}", '{"auto": {"precision": "auto"}}', "[]", '{"auto": "x"}', '{"auto": {}}', "{", "\0"],
+)
 def test_a_manifest_that_does_not_say_leaves_it_to_the_machine(monkeypatch, tmp_path, text):
     made(monkeypatch, bf16="AMX", time=0.25)
     (tmp_path / "manifest.json").write_text(text)
-    assert Auto.of(tmp_path) == Auto("bf16")
-    assert Auto.of(Path("nowhere")) == Auto("bf16")
+    assert Auto.of(tmp_path) == Auto("bf16", "bf16")
+    assert Auto.of(Path("nowhere")) == Auto("bf16", "bf16")
 
 
 def test_what_auto_became_is_said_with_its_reason(monkeypatch):

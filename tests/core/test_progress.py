@@ -149,25 +149,20 @@ def test_an_error_passes_and_leaves_no_thread(terminal: Terminal, log: Log) -> N
     assert [line.split(":")[0] for line in log.lines] == ["again"]
 
 
-def test_a_reader_that_is_gone_ends_the_lines_and_not_the_work() -> None:
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])  # gone, or closed
+def test_a_reader_that_is_gone_ends_no_work(error: type[Exception]) -> None:
     class Gone(Log):
         def write(self, text: str) -> int:
             super().write(text)
-            if threading.current_thread().name == "progress":
-                raise BrokenPipeError
-            return len(text)
+            raise error
 
     gone = Gone()
     terminal = Terminal(Console(file=gone, width=200), every_s=0.01)
     with terminal.stage("loading", 1, "files") as advance:
         assert gone.written.wait(5)
-        for beat in [each for each in threading.enumerate() if each.name == "progress"]:
-            beat.join(5)
-            assert not beat.is_alive()
         advance(1)
-    assert [line.split(" in ")[0] for line in gone.lines] == [
-        "loading: 0 of 1 files", "loading: 1 of 1 files",
-    ]  # fmt: skip
+    terminal.note("on it goes")
+    assert not [each for each in threading.enumerate() if each.name == "progress"]
 
 
 def test_bars_inside_each_other(log: Log) -> None:

@@ -24,7 +24,7 @@ from rich.text import Text
 from stillhouse.core.pace import Pace, lasting, rate
 from stillhouse.core.progress import Advance
 
-EVERY_S = 30.0  # silence without a terminal, at most
+EVERY_S = 30.0  # silence inside a stage without a terminal, at most
 
 
 class Rate(ProgressColumn):
@@ -49,10 +49,21 @@ class Terminal:
         self._bar: Bar | None = None
         self._stages: list[Stage] = []
         self._said = clock()
+        self._speaking = threading.Lock()
 
     def note(self, text: str) -> None:
+        with self._speaking:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Where nobody reads any more, the work goes on; rich would end the program."""
         self._said = self._clock()
-        self.console.print(text, markup=False, soft_wrap=True)
+        if self.console.is_terminal:
+            self.console.print(text, markup=False, soft_wrap=True)
+            return
+        with contextlib.suppress(OSError, ValueError):
+            self.console.file.write(text + "\n")
+            self.console.file.flush()
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
@@ -106,9 +117,8 @@ class Terminal:
             beat.join()
 
     def _tell(self, over: threading.Event) -> None:
-        with contextlib.suppress(OSError):  # nobody reads any more: the work goes on
-            while not over.wait(self.due_s()):
-                self.tell()
+        while not over.wait(self.due_s()):
+            self.tell()
 
     def due_s(self) -> float:
         """Seconds until the innermost stage has to say something."""
@@ -118,12 +128,10 @@ class Terminal:
 
     def tell(self) -> None:
         """Says how far the innermost stage is, if it is time to."""
-        for stage in self._stages[-1:]:  # taken at once: it may end meanwhile
-            if self.due_s() <= 0:
-                self._said = self._clock()
-                # not by rich, which ends the program where nobody reads
-                self.console.file.write(stage.under_way(self._said) + "\n")
-                self.console.file.flush()
+        with self._speaking:
+            for stage in self._stages[-1:]:  # taken at once: it may end meanwhile
+                if self.due_s() <= 0:
+                    self._say(stage.under_way(self._clock()))
 
 
 class Stage:

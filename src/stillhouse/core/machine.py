@@ -34,6 +34,11 @@ APPLE = {
     "sysctl bf16": "hw.optional.arm.FEAT_BF16",
     "sysctl dotprod": "hw.optional.arm.FEAT_DotProd",
 }
+TORCH = {  # where neither is there to ask
+    "amx_bf16": "_is_amx_tile_supported",
+    "avx512_bf16": "_is_avx512_bf16_supported",
+    "avx512_vnni": "_is_vnni_supported",
+}
 AMPERE = (8, 0)  # the first of NVIDIA's generations that multiplies bf16
 ROWS, WIDTH = 256, 384  # of the product that is timed: rows, and both sides of the weight
 ROUNDS = 7
@@ -58,9 +63,11 @@ class Machine:
 
     @functools.cached_property
     def precision(self) -> Settled:
-        """The faster of both. Hardware is believed once a product was timed: a library may not use
-        what a processor has."""
-        return "bf16" if self.bf16 is not None and self.bf16_time <= GAIN else "float32"
+        """The faster of both. A CPU's hardware is believed once a product was timed: a library may
+        not use what a processor has. On a GPU a product this small would time its launch."""
+        if self.bf16 is None:
+            return "float32"
+        return "bf16" if self.device == "cuda" or self.bf16_time <= GAIN else "float32"
 
     @property
     def why(self) -> str:
@@ -68,10 +75,9 @@ class Machine:
         if self.bf16 is None:
             return f"this {self.kind} has no instructions for products in bf16"
         if self.precision == "bf16":
-            return (
-                f"this {self.kind} multiplies bf16 in hardware ({self.bf16}), "
-                f"{1 / self.bf16_time:.1f} times as fast as float32"
-            )
+            faster = f", {1 / self.bf16_time:.1f} times as fast as float32"
+            has = f"this {self.kind} multiplies bf16 in hardware ({self.bf16})"
+            return has if self.device == "cuda" else has + faster
         return f"this {self.kind} has {self.bf16}, but products in bf16 are no faster here"
 
     @property
@@ -95,8 +101,9 @@ class Machine:
 
 
 @functools.cache
-def machine() -> Machine:
-    """This machine, asked once. Where torch would use more threads than this process has cores (a
+def machine(device: Device | None = None) -> Machine:
+    """This machine, asked once, as it computes on `device` (left out: where models are trained).
+    Where torch would use more threads than this process has cores (a
     container's quota), it is given as many as there are, unless OMP_NUM_THREADS says otherwise.
 
     Raises UsageError for a device that STILLHOUSE_DEVICE names and torch lacks."""
@@ -104,7 +111,7 @@ def machine() -> Machine:
 
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
         torch.set_num_threads(cores())
-    device, flags = _device(), _cpu_flags()
+    device, flags = device or _device(), _cpu_flags()
     bf16 = next((name for flag, name in BF16_ON_CPU.items() if flag in flags), None)
     if device == "cuda":
         capability = torch.cuda.get_device_capability()
@@ -150,17 +157,34 @@ def cores() -> int:
     return count if quota is None else max(1, min(count, math.ceil(quota)))
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores that a container (cgroup 2, or 1) grants; None without a limit."""
+def _quota(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Cores that this process's control group (version 2, or 1) and those above it grant; None
+    without a limit."""
     try:
-        if (root / "cpu.max").is_file():
-            granted, period = (root / "cpu.max").read_text(encoding="ascii").split()
-        else:
-            parts = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            granted, period = (
-                (root / "cpu" / p).read_text(encoding="ascii").strip() for p in parts
-            )
-        return int(granted) / int(period) if granted not in ("max", "-1") else None
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        lines = []
+    where = {kinds: path.strip("/") for _, kinds, path in (x for x in lines if len(x) == 3)}
+    second = Path(where.get("", ""))
+    first = Path(next((path for kinds, path in where.items() if "cpu" in kinds.split(",")), ""))
+    granted = [
+        *(_granted(root / each, "cpu.max") for each in (second, *second.parents)),
+        *(
+            _granted(root / "cpu" / each, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+            for each in (first, *first.parents)
+        ),
+    ]
+    return min((each for each in granted if each is not None), default=None)
+
+
+def _granted(folder: Path, *names: str) -> float | None:
+    """What one group grants; None where it sets no limit, or there is none."""
+    try:
+        words = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+        quota, period = words
+        return int(quota) / int(period) if quota not in ("max", "-1") else None
     except (OSError, ValueError):
         return None
 
@@ -191,15 +215,26 @@ def from_environment(name: str, known: tuple[str, ...]) -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """What the processor says it can do, by Linux's names; on a Mac by `sysctl`."""
+    """What the processor says it can do, by Linux's names; on a Mac `sysctl` is asked, elsewhere
+    torch."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith(("flags", "Features")):
                 return set(line.partition(":")[2].split())
     except OSError:
         pass
-    if sys.platform != "darwin":
+    if sys.platform == "darwin":
+        return _apple_flags()
+    import torch
+
+    return {flag for flag, name in TORCH.items() if getattr(torch.cpu, name, bool)()}
+
+
+def _apple_flags() -> set[str]:
+    command = ["/usr/sbin/sysctl", *APPLE.values()]  # lines of `name: value`, of those it knows
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
         return set()
-    command = ["sysctl", "-n", *APPLE.values()]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return {flag for flag, value in zip(APPLE, said, strict=False) if value == "1"}
+    there = {line.partition(":")[0] for line in said.splitlines() if line.endswith(": 1")}
+    return {flag for flag, name in APPLE.items() if name in there}

@@ -14,28 +14,32 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel
 
 from stillhouse.core.errors import UsageError, unknown
-from stillhouse.core.machine import Settled, from_environment, machine
+from stillhouse.core.machine import Device, Settled, from_environment, machine
+from stillhouse.core.sections import AugmentConfig, LabelConfig
 from stillhouse.core.terms import AUTO, Precision
 
 C = TypeVar("C", bound=BaseModel)
+ASKING = (LabelConfig, AugmentConfig)  # sections of what is asked on the CPU
 
 
-def precision_of(asked: str) -> Settled:
-    """`asked`; where that is auto, what STILLHOUSE_PRECISION says, else this machine's faster
-    one. Raises UsageError for one that is not known."""
+def precision_of(asked: str, device: Device | None = None) -> Settled:
+    """`asked`; where that is auto, what STILLHOUSE_PRECISION says, else the faster one on `device`
+    (left out: where models are trained). Raises UsageError for one that is not known."""
     if asked in get_args(Settled):
         return asked  # pyright: ignore[reportReturnType]
     if asked != AUTO:
         raise UsageError(unknown("precision", asked, get_args(Precision)))
     given = from_environment("STILLHOUSE_PRECISION", get_args(Precision))
-    return machine().precision if given == AUTO else given  # pyright: ignore[reportReturnType]
+    return machine(device).precision if given == AUTO else given  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
 class Auto:
-    """What `auto` becomes in one run. begun: the run's folder had it already."""
+    """What `auto` becomes in one run. asking: for models that are asked on the CPU, wherever others
+    are trained. begun: the run's folder had it already."""
 
     precision: Settled
+    asking: Settled
     begun: bool = False
 
     @classmethod
@@ -43,20 +47,19 @@ class Auto:
         """Of a run folder that was begun before what it says, on whatever machine it goes on; else
         what is fastest here."""
         path = None if folder is None else folder / "manifest.json"
-        if path is not None and path.is_file():
-            held = json.loads(path.read_text(encoding="utf-8")).get("auto", {})
-            if held.get("precision") in get_args(Settled):
-                return cls(held["precision"], begun=True)
-        return cls(precision_of(AUTO))
+        if path is not None and path.is_file() and (held := _held(path)):
+            return cls(*held, begun=True)
+        return cls(precision_of(AUTO), precision_of(AUTO, "cpu"))
 
     @property
     def facts(self) -> dict[str, str]:
         """For the run's manifest, from where a resumed run takes them."""
-        return {"precision": self.precision}
+        own = {"precision": self.precision}
+        return own if self.asking == self.precision else {**own, "asking": self.asking}
 
     def settle(self, config: C) -> C:
         """`config` with every `precision: auto` replaced by what it becomes."""
-        return _replaced(config, self.precision)
+        return _replaced(config, self)
 
     def notes(self, config: BaseModel) -> list[str]:
         """What a user should be told of a config's precision, before it is settled."""
@@ -72,7 +75,8 @@ class Auto:
             reason = (
                 here.why if self.precision == here.precision else "STILLHOUSE_PRECISION says so"
             )
-            found.append(f"precision auto is {self.precision}: {reason}")
+            apart = "" if self.asking == self.precision else f"; on the CPU {self.asking}"
+            found.append(f"precision auto is {self.precision}: {reason}{apart}")
         if "bf16" in asked and here.precision != "bf16":
             found.append(
                 f"bf16 was asked for, and {here.why}: a product in it takes {here.cost_of_bf16} "
@@ -81,16 +85,27 @@ class Auto:
         return found
 
 
-def _replaced(value: Any, precision: Settled) -> Any:
+def _held(path: Path) -> tuple[Settled, Settled] | None:
+    """What a manifest says of it; None where it doesn't, or is none."""
+    try:
+        auto = json.loads(path.read_text(encoding="utf-8"))["auto"]
+        pair = auto["precision"], auto.get("asking", auto["precision"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return pair if set(pair) <= set(get_args(Settled)) else None
+
+
+def _replaced(value: Any, auto: Auto) -> Any:
     """A config, or a list of them, with every precision that is auto replaced."""
     if isinstance(value, tuple | list):
-        return type(value)(_replaced(each, precision) for each in value)
+        return type(value)(_replaced(each, auto) for each in value)
     if not isinstance(value, BaseModel):
         return value
+    becomes = auto.asking if isinstance(value, ASKING) else auto.precision
     changes: dict[str, Any] = {}
     for name in type(value).model_fields:
         held = getattr(value, name)
-        new = precision if name == "precision" and held == AUTO else _replaced(held, precision)
+        new = becomes if name == "precision" and held == AUTO else _replaced(held, auto)
         if new is not held and new != held:
             changes[name] = new
     return value.model_copy(update=changes) if changes else value

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from stillhouse.core.machine import machine
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
 from stillhouse.data.sources import Pool
@@ -58,13 +57,11 @@ def padded(
     ids: Sequence[np.ndarray], seconds: np.ndarray, *, pad: int, types: bool, max_length: int
 ) -> dict[str, Tensor]:
     """Rows of token ids padded on the right: input_ids, attention_mask, and with `types`
-    token_type_ids; each long, B x T. Where bf16 is multiplied, T is a multiple of 4 (or the most
-    tokens a row may have): few shapes, for each of which a kernel is made, and which it is good
-    at. Products in float32 need no such thing."""
+    token_type_ids; each long, B x T. T is a multiple of 4 (or the most tokens a row may have): few
+    shapes, for which kernels are made once, and which they are good at."""
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     longest = int(lengths.max())
-    step = WIDTHS if machine().bf16 else 1
-    width = max(longest, min(-(-longest // step) * step, max_length))
+    width = max(longest, min(-(-longest // WIDTHS) * WIDTHS, max_length))
     inside = np.arange(width)[None, :] < lengths[:, None]
     held = np.full(inside.shape, pad, dtype=np.int64)
     held[inside] = np.concatenate(ids)

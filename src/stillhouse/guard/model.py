@@ -81,7 +81,7 @@ class ServedModel:
         self.head = head
         if head is not None:
             head.check(self.fingerprint)
-        self.precision = precision_of(precision)
+        self.precision = precision_of(precision, "cpu")
         self._last = Tap("hidden", len(blocks(self.model)[1]))
         self._weights = (
             fast_weights(self.model, self.precision) if has_fast_path(self.model) else None

@@ -180,7 +180,8 @@ def encode(
         bias = ((1.0 - mask.to(dtype)) * torch.finfo(dtype).min)[:, None, :, None]
     texts, width = mask.shape
     tokens, regroups = Tokens(texts, width), dtype == torch.float32
-    if bias is not None and first_only and not notes.reads and regroups:
+    starts = bool(mask[:, 0].all())  # a text of no tokens has no first one
+    if bias is not None and first_only and not notes.reads and regroups and starts:
         tokens = replace(tokens, real_N=mask.flatten().nonzero().squeeze(1))
         x = tokens.kept(x)
     shape, last = names.shape(base.config), len(names.blocks(base))

@@ -77,7 +77,12 @@ def transfer(
             _fitted(source, target, seeds[0])
         _check_alike(runs[0], source, seeds[0])
     claim(out, config.model_dump(mode="json"), _content(runs))
-    write_json(out / "manifest.json", manifest(content=_content(runs), seeds=seeds))
+    became = {run.name: run.config.training.precision for run in runs}
+    if len(set(became.values())) > 1:
+        listed = ", ".join(f"{name} in {precision}" for name, precision in became.items())
+        progress.note(f"each task is trained as its own search was: {listed}")
+    facts = {"content": _content(runs), "seeds": seeds, "precisions": became}
+    write_json(out / "manifest.json", manifest(**facts))
     cells: list[Cell] = []
     steps = 0
     for target in runs:
