@@ -66,7 +66,7 @@ def searched(tmp_path: Path, **prune: Any) -> list[str]:
     values = {
         "model": str(tmp_path / "model"),
         "data": {"path": str(tiny.reviews(tmp_path / "reviews.csv")), "max_length": 32},
-        "training": {"steps": 12, "batch_size": 16, "lr": 1e-2, "precision": "float32"},
+        "training": {"steps": 24, "batch_size": 16, "lr": 5e-3, "precision": "float32"},
         "prune": {"sparsity": 0.5, "rounds": 1, **prune},
         "proof": {"seeds": [0], "controls": [], "resamples": 20},
         "cache": str(tmp_path / "cache"),
