@@ -197,7 +197,7 @@ def main() -> None:
     for name, seconds in found.items():
         print(row(name, seconds))
     if args.out:
-        write_json(args.out, manifest(jobs=found, bf16_time=here.bf16_time))
+        write_json(args.out, manifest(jobs=found, bf16_ratio=here.bf16_ratio))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ from stillhouse.core import machine as machines
 from stillhouse.core import precision as precisions
 from stillhouse.core.config import DistillConfig, StageConfig, TrainingConfig
 from stillhouse.core.errors import UsageError
-from stillhouse.core.machine import Machine, cores, machine, product_times
+from stillhouse.core.machine import Machine, cores, machine, product_ratio
 from stillhouse.core.precision import Auto, precision_of
 from stillhouse.core.settings import parse
+from stillhouse.guard.settings import LearnConfig, ServeConfig, VerifyConfig
 
 
 def made(monkeypatch: pytest.MonkeyPatch, *, bf16: str | None, time: float) -> Machine:
     """A machine on which a product in bf16 takes so many times as long as in float32."""
     monkeypatch.delenv("STILLHOUSE_PRECISION", raising=False)
-    monkeypatch.setattr(machines, "product_times", lambda device: time)
+    monkeypatch.setattr(machines, "product_ratio", lambda device: time)
     found = Machine("cpu", 2, bf16, int8=True)
     monkeypatch.setattr(precisions, "machine", lambda device=None: found)
     return found
@@ -83,7 +84,7 @@ def test_a_gpu_multiplies_bf16_from_sm80(monkeypatch, capability, bf16):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     found = machine.__wrapped__()
     assert (found.device, found.bf16) == ("cuda", bf16)
-    monkeypatch.setattr(machines, "product_times", lambda device: 1.0)  # its launch, no more
+    monkeypatch.setattr(machines, "product_ratio", lambda device: 1.0)  # its launch, no more
     assert found.precision == ("float32" if bf16 is None else "bf16")
     assert ("times as fast" in found.why) is False
 
@@ -186,6 +187,18 @@ def test_models_that_are_asked_on_the_cpu_follow_the_cpu(monkeypatch, tmp_path):
     assert auto.facts == {"precision": "bf16", "asking": "float32"}
     (tmp_path / "manifest.json").write_text(json.dumps({"auto": auto.facts}))
     assert Auto.of(tmp_path) == Auto("bf16", "float32", begun=True)
+    (note,) = auto.notes(config())
+    assert note.startswith("precision auto is bf16: this GPU")
+    assert note.endswith("; on the CPU float32")
+    for kind, given in (
+        (ServeConfig, {"model": "m"}),
+        (VerifyConfig, {"suspects": ["m"]}),
+        (LearnConfig, {"model": "m", "data": {"path": "d"}}),
+    ):
+        asked = parse(kind, given)
+        assert auto.settle(asked).precision == "float32", kind
+        (note,) = auto.notes(asked)
+        assert note.startswith("precision auto is float32: this CPU has no instructions"), kind
 
 
 def test_cores_are_the_quotas_rounded_up_and_no_more_than_there_are(monkeypatch):
@@ -211,7 +224,7 @@ def test_torch_gets_no_more_threads_than_there_are_cores(monkeypatch):
 
 def test_the_timed_product_leaves_threads_as_they_were():
     before = torch.get_num_threads()
-    assert product_times("cpu") > 0
+    assert product_ratio("cpu") > 0
     assert torch.get_num_threads() == before
 
 
@@ -223,7 +236,7 @@ def test_the_timed_product_is_bf16s_time_over_float32s(monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     monkeypatch.setattr(machines.time, "perf_counter", lambda: now[0])
-    assert product_times("cpu") == 1.5
+    assert product_ratio("cpu") == 1.5
 
 
 def test_every_auto_of_a_config_is_settled(monkeypatch):

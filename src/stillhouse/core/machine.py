@@ -57,9 +57,9 @@ class Machine:
     int8: bool
 
     @functools.cached_property
-    def bf16_time(self) -> float:
+    def bf16_ratio(self) -> float:
         """The time of a product in bf16, as a multiple of the same in float32."""
-        return product_times(self.device)
+        return product_ratio(self.device)
 
     @functools.cached_property
     def precision(self) -> Settled:
@@ -67,7 +67,7 @@ class Machine:
         not use what a processor has. On a GPU a product this small would time its launch."""
         if self.bf16 is None:
             return "float32"
-        return "bf16" if self.device == "cuda" or self.bf16_time <= GAIN else "float32"
+        return "bf16" if self.device == "cuda" or self.bf16_ratio <= GAIN else "float32"
 
     @property
     def why(self) -> str:
@@ -75,9 +75,10 @@ class Machine:
         if self.bf16 is None:
             return f"this {self.kind} has no instructions for products in bf16"
         if self.precision == "bf16":
-            faster = f", {1 / self.bf16_time:.1f} times as fast as float32"
             has = f"this {self.kind} multiplies bf16 in hardware ({self.bf16})"
-            return has if self.device == "cuda" else has + faster
+            if self.device == "cuda":  # it was not timed
+                return has
+            return f"{has}, {1 / self.bf16_ratio:.1f} times as fast as float32"
         return f"this {self.kind} has {self.bf16}, but products in bf16 are no faster here"
 
     @property
@@ -87,7 +88,7 @@ class Machine:
     @property
     def cost_of_bf16(self) -> str:
         """How long a product takes in bf16, in words."""
-        return f"{self.bf16_time:.2g} times as long as one in float32"
+        return f"{self.bf16_ratio:.2g} times as long as one in float32"
 
     @property
     def facts(self) -> dict[str, object]:
@@ -103,8 +104,8 @@ class Machine:
 @functools.cache
 def machine(device: Device | None = None) -> Machine:
     """This machine, asked once, as it computes on `device` (left out: where models are trained).
-    Where torch would use more threads than this process has cores (a
-    container's quota), it is given as many as there are, unless OMP_NUM_THREADS says otherwise.
+    Where torch would use more threads than this process has cores (a container's quota), it is
+    given as many as there are, unless OMP_NUM_THREADS says otherwise.
 
     Raises UsageError for a device that STILLHOUSE_DEVICE names and torch lacks."""
     import torch
@@ -121,7 +122,7 @@ def machine(device: Device | None = None) -> Machine:
     return Machine(device, torch.get_num_threads(), bf16, bool(flags & INT8_ON_CPU))
 
 
-def product_times(device: str) -> float:
+def product_ratio(device: str) -> float:
     """The time of a product in bf16 as a multiple of the same in float32, on one thread of a CPU:
     the best of some rounds, taken in turns."""
     import torch

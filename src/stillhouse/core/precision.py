@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel
-
 from stillhouse.core.errors import UsageError, unknown
 from stillhouse.core.machine import Device, Settled, from_environment, machine
-from stillhouse.core.sections import AugmentConfig, LabelConfig
-from stillhouse.core.terms import AUTO, Precision
+from stillhouse.core.terms import AUTO, Config, Precision
 
-C = TypeVar("C", bound=BaseModel)
-ASKING = (LabelConfig, AugmentConfig)  # sections of what is asked on the CPU
+C = TypeVar("C", bound=Config)
 
 
 def precision_of(asked: str, device: Device | None = None) -> Settled:
@@ -61,22 +57,22 @@ class Auto:
         """`config` with every `precision: auto` replaced by what it becomes."""
         return _replaced(config, self)
 
-    def notes(self, config: BaseModel) -> list[str]:
+    def notes(self, config: Config) -> list[str]:
         """What a user should be told of a config's precision, before it is settled."""
         asked = set(_precisions(config))
-        here = machine()
+        here, became = machine(), self.precision
+        if config.on_cpu:
+            here, became = machine("cpu"), self.asking
         found: list[str] = []
         if AUTO in asked and self.begun:
-            told = f"precision {self.precision}, as this run began"
-            if self.precision == "bf16" and here.precision != "bf16":
+            told = f"precision {became}, as this run began"
+            if became == "bf16" and here.precision != "bf16":
                 told += f"; on this machine a product in bf16 takes {here.cost_of_bf16}"
             found.append(told)
         elif AUTO in asked:
-            reason = (
-                here.why if self.precision == here.precision else "STILLHOUSE_PRECISION says so"
-            )
-            apart = "" if self.asking == self.precision else f"; on the CPU {self.asking}"
-            found.append(f"precision auto is {self.precision}: {reason}{apart}")
+            reason = here.why if became == here.precision else "STILLHOUSE_PRECISION says so"
+            apart = "" if self.asking == became else f"; on the CPU {self.asking}"
+            found.append(f"precision auto is {became}: {reason}{apart}")
         if "bf16" in asked and here.precision != "bf16":
             found.append(
                 f"bf16 was asked for, and {here.why}: a product in it takes {here.cost_of_bf16} "
@@ -99,9 +95,9 @@ def _replaced(value: Any, auto: Auto) -> Any:
     """A config, or a list of them, with every precision that is auto replaced."""
     if isinstance(value, tuple | list):
         return type(value)(_replaced(each, auto) for each in value)
-    if not isinstance(value, BaseModel):
+    if not isinstance(value, Config):
         return value
-    becomes = auto.asking if isinstance(value, ASKING) else auto.precision
+    becomes = auto.asking if value.on_cpu else auto.precision
     changes: dict[str, Any] = {}
     for name in type(value).model_fields:
         held = getattr(value, name)
@@ -116,7 +112,7 @@ def _precisions(value: Any) -> Iterator[str]:
     if isinstance(value, tuple | list):
         for each in value:
             yield from _precisions(each)
-    elif isinstance(value, BaseModel):
+    elif isinstance(value, Config):
         for name in type(value).model_fields:
             held = getattr(value, name)
             if name == "precision":

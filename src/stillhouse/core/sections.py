@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -94,6 +94,7 @@ class AugmentConfig(Config):
     where there is no `model`. vectors: a text file of word vectors (GloVe's form) instead of the
     teacher's embeddings. precision: of the masked language model's forward."""
 
+    on_cpu: ClassVar[bool] = True
     copies: Positive = 20
     share: Share = 0.4
     candidates: Positive = 15
@@ -179,6 +180,7 @@ class LabelConfig(Config):
     from the rest. estimator: what is made of these, see core.types.Sparse; auto: what comes
     closest to the whole on a probe batch."""
 
+    on_cpu: ClassVar[bool] = True
     batch_size: Positive = 64
     max_tokens: Positive = 8192
     precision: Precision = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -13,7 +13,11 @@ Precision = Literal["auto", "bf16", "float32"]  # auto: the faster on this machi
 
 
 class Config(BaseModel):
+    """on_cpu: whether its precision is of models that are asked on the CPU, wherever others are
+    trained (see core/precision)."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+    on_cpu: ClassVar[bool] = False
 
 
 class Schedule(Config):

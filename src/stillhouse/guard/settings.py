@@ -3,7 +3,7 @@ is tried for copying it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -107,6 +107,7 @@ class ServeConfig(Config):
     folder of a learned check; curve: that of an audit. guarded: False serves without a guard, for
     comparison. threads: of torch, a worker (0: all cores shared by the workers)."""
 
+    on_cpu: ClassVar[bool] = True
     flow: Literal["serve"] = "serve"
     model: str
     registry: str = "sqlite:///stillhouse-guard.db"
@@ -159,6 +160,7 @@ class LearnConfig(Config):
     questions come from (left out: the documentation strings of Python's library). rows: of either,
     at most. beyond: the share of honest questions, kept out of training, that are to look odd."""
 
+    on_cpu: ClassVar[bool] = True
     flow: str = "learn"
     model: str
     data: DataConfig
@@ -182,6 +184,7 @@ class VerifyConfig(Config):
     the fingerprint of the model that was served, where the registry has several. label_map: the
     served model's names for the suspects' labels."""
 
+    on_cpu: ClassVar[bool] = True
     flow: Literal["verify"] = "verify"
     suspects: Annotated[tuple[str, ...], Field(min_length=1)]
     controls: tuple[str, ...] = ()
