@@ -129,7 +129,7 @@ def run_all(args: argparse.Namespace) -> None:
                 seeds=args.seeds,
                 baseline=name in ("KD", "TinyBERT"),
                 training={"lr": args.lr, "steps": unit, "evaluations": 4},
-                proof={"efficiency": False},
+                evaluation={"efficiency": False},
                 export={"onnx": False},
                 keep_checkpoints=True,
                 cache=str(args.out / "cache"),

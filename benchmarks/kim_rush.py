@@ -102,7 +102,7 @@ def distilled(
         stages=[{"name": "distil", **stage}],
         decode={"beams": args.best, "best": args.best},
         cache=str(args.out / "cache"),
-        proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 200},
+        evaluation={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 200},
     )
 
 

@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no cosine": {"objective": [KL, MLM]},
     "random initialisation": {"objective": FULL, "fresh": True},
 }
-PLAIN = {"proof": {"efficiency": False}, "export": {"onnx": False}}
+PLAIN = {"evaluation": {"efficiency": False}, "export": {"onnx": False}}
 
 
 def text(args: argparse.Namespace) -> Path:

@@ -106,7 +106,7 @@ def distilled(args: argparse.Namespace, name: str, model: Path, seed: int, **set
         objective=WORD,
         training=training(args, "both"),
         cache=str(args.out / "cache"),
-        proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 50},
+        evaluation={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 50},
         **settings,
     )
     if run.record.teachers:

@@ -73,7 +73,7 @@ class Jobs:
             "data": {"path": str(tickets.folder()), "unlabelled": str(self.root / "texts.txt")},
             "training": {"steps": STEPS, "precision": precision, "evaluations": 1},
             "label": {"precision": precision},
-            "proof": {"seeds": [0], "baseline": False},
+            "evaluation": {"seeds": [0], "baseline": False},
         }  # fmt: skip
 
     def finetune(self, precision: Precision, folder: Path) -> None:
@@ -92,7 +92,7 @@ class Jobs:
             "queries": {"kinds": ["random"], "budgets": [1.0], "of": QUESTIONS},
             "views": ["probabilities"], "cache": str(folder / "cache"),
             "thieves": [{"model": str(minilm()), "training": training}],
-            "label": {"precision": precision}, "proof": {"seeds": [0]},
+            "label": {"precision": precision}, "evaluation": {"seeds": [0]},
         }  # fmt: skip
         audit(parse(AuditConfig, values), folder / "run")
 
@@ -114,7 +114,7 @@ class Jobs:
     def tickets(self, precision: Precision, folder: Path) -> None:
         """A search of one round: a dense training and a masked one."""
         values = self._trained(precision, folder / "cache")
-        values |= {"prune": {"rounds": 1}, "proof": {"seeds": [0], "controls": []}}
+        values |= {"prune": {"rounds": 1}, "evaluation": {"seeds": [0], "controls": []}}
         find(parse(TicketsConfig, values), folder / "run")
 
     def decode(self, precision: Precision, folder: Path) -> None:

@@ -94,7 +94,7 @@ def train(name: str, args: argparse.Namespace) -> None:
         out=args.out / "runs" / name,
         seeds=args.seeds,
         training={"lr": args.lr, "epochs": args.epochs},
-        proof={"efficiency": False},
+        evaluation={"efficiency": False},
         export={"onnx": True, "int8": True},
         cache=str(args.out / "cache"),
         progress=Terminal(),

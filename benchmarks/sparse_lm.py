@@ -104,7 +104,7 @@ def distilled(args: argparse.Namespace, row: str, seed: int, model: Path) -> sh.
         training=training(args, args.epochs, args.lr),
         label={"precision": args.precision, **kept},
         cache=str(args.out / "cache"),
-        proof={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 200},
+        evaluation={"seeds": [seed], "baseline": False, "efficiency": False, "resamples": 200},
     )
 
 

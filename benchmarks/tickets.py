@@ -79,7 +79,7 @@ def search(task: str, args: argparse.Namespace, *, rewind: bool) -> Path:
             "rewind": 0 if rewind else "none",
             "exclude": ["*.pooler.*"] if task != "wikitext2" else [],
         },
-        proof={"controls": ["random"] if rewind else []},
+        evaluation={"controls": ["random"] if rewind else []},
         cache=str(args.out / "cache"),
         progress=Terminal(),
         **own,

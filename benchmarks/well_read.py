@@ -81,7 +81,7 @@ def train(size: str, args: argparse.Namespace) -> None:
             seeds=args.seeds,
             out=args.out / "runs" / f"{name}-{size.replace('/', '-')}",
             training={"steps": args.steps, "lr": args.lr},
-            proof={"efficiency": False},
+            evaluation={"efficiency": False},
             export={"onnx": False},
             cache=str(args.out / "cache"),
             progress=Terminal(),

@@ -16,7 +16,7 @@ run = sh.remove(
     out="cut-to-speed",
     layers=3,
     neurons=32,
-    recover={"training": {"epochs": 2}, "proof": {"seeds": [0, 1]}},
+    recover={"training": {"epochs": 2}, "evaluation": {"seeds": [0, 1]}},
 )
 
 for layer in run.removed.layers:

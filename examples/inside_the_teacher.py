@@ -24,7 +24,7 @@ run = sh.distill(
         },
         {"name": "answers", "objective": [{"kind": "soft", "temperature": 2.0}, {"kind": "gold"}]},
     ],
-    proof={"ablation": True},
+    evaluation={"ablation": True},
 )
 
 print(run.record.sentence)

@@ -53,7 +53,7 @@ run = sh.distill(
     task="seq2seq",
     student={"width": 32, "layers": 1, "heads": 2},
     training=lessons,
-    proof={"metric": "chrf"},
+    evaluation={"metric": "chrf"},
     out="small-translator",
     seeds=1,
 )

@@ -21,7 +21,7 @@ from stillhouse.tickets.config import RemoveConfig
 RECOVER = {
     "training": {"steps": 6, "batch_size": 16, "lr": 1e-3, "precision": "float32"},
     "label": {"precision": "float32", "check_rows": 8},
-    "proof": {"seeds": [0], "resamples": 50, "efficiency": False},
+    "evaluation": {"seeds": [0], "resamples": 50, "efficiency": False},
     "export": {"onnx": False, "int8": False},
 }
 

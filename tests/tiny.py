@@ -248,7 +248,7 @@ def settings(teacher: Path, data: Path, cache: Path, /, **changes: Any) -> dict[
             "precision": "auto",
         },
         "label": {"precision": "auto", "check_rows": 8},
-        "proof": {"seeds": [0], "baseline": False, "resamples": 50, "efficiency": False},
+        "evaluation": {"seeds": [0], "baseline": False, "resamples": 50, "efficiency": False},
         "export": {"onnx": False, "int8": False},
         "cache": str(cache),
     }

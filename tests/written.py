@@ -68,7 +68,7 @@ def settings(teacher: Path, data: Path, student: object, /, **changes: Any) -> d
         "label": {"precision": "auto"},
         "decode": {"beams": 2, "best": 2},
         "writing": {"beams": 2},
-        "proof": {"seeds": [0], "baseline": False, "resamples": 20, "efficiency": False},
+        "evaluation": {"seeds": [0], "baseline": False, "resamples": 20, "efficiency": False},
         "cache": str(teacher.parent / "cache"),
     }  # fmt: skip
     for section, change in changes.items():

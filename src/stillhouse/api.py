@@ -75,16 +75,16 @@ def distill(
     `settings` are sections of DistillConfig (training={"epochs": 5}, objective=[...], ...).
     Raises UsageError where the call is wrong and RunError where the run failed.
     """
-    proof = dict(settings.pop("proof", {}))
+    evaluation = dict(settings.pop("evaluation", {}))
     if seeds is not None:
-        proof["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
+        evaluation["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
     if baseline is not None:
-        proof["baseline"] = baseline
+        evaluation["baseline"] = baseline
     values = {
         "teacher": str(teacher),
         "data": section(DataConfig, data, "path"),
         "student": section(StudentConfig, student, "model") if student is not None else {},
-        "proof": proof,
+        "evaluation": evaluation,
         **(named_method(method, str(corpus) if corpus else None) if method else {}),
         **settings,
     }
@@ -137,18 +137,18 @@ def find_tickets(
 ) -> TicketsRun:
     """Searches a lottery ticket of `model` for every seed, beside its controls.
 
-    `settings` are sections of TicketsConfig (training={...}, prune={...}, proof={...}). Raises
+    `settings` are sections of TicketsConfig (training={...}, prune={...}, evaluation={...}). Raises
     UsageError where the call is wrong and RunError where the run failed.
     """
-    prune, proof = dict(settings.pop("prune", {})), dict(settings.pop("proof", {}))
+    prune, evaluation = dict(settings.pop("prune", {})), dict(settings.pop("evaluation", {}))
     prune |= {k: v for k, v in (("sparsity", sparsity), ("rounds", rounds)) if v is not None}
     if seeds is not None:
-        proof["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
+        evaluation["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
     values = {
         "model": str(model),
         "data": section(DataConfig, data, "path"),
         "prune": prune,
-        "proof": proof,
+        "evaluation": evaluation,
         **settings,
     }
     return run_tickets(parse(TicketsConfig, values), Path(out), progress=progress)
@@ -200,17 +200,17 @@ def audit(
     AuditConfig, such as queries={"kinds": ["wiki"], "budgets": [0.1, 1.0]}, views=["label"],
     limit=5000. Raises UsageError, DataError, ModelError, RunError.
     """
-    proof = dict(settings.pop("proof", {}))
+    evaluation = dict(settings.pop("evaluation", {}))
     if seeds is not None:
-        proof["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
+        evaluation["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
     service = None if isinstance(victim, str | Path) else victim
     named = str(victim) if service is None else service.name
     values = {"victim": named, "data": section(DataConfig, data, "path"), **settings}
     if thief is not None:
         own = dict(thief) if isinstance(thief, Mapping) else {"model": str(thief)}
         values["thieves"] = [own]
-    if proof:
-        values["proof"] = proof
+    if evaluation:
+        values["evaluation"] = evaluation
     return run_audit(parse(AuditConfig, values), Path(out), service=service, progress=progress)
 
 

@@ -77,7 +77,9 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     folder = out / "student"
     save_model(student, setup.tokenizer, folder)
     exported = _export(student, outcome.reported, setup.task, export, out, progress)
-    costs, timings = _costs(outcome, folder, exported, progress, efficient=config.proof.efficiency)
+    costs, timings = _costs(
+        outcome, folder, exported, progress, efficient=config.evaluation.efficiency
+    )
     with progress.stage("comparing", 1, "records") as advance:
         exports = [
             _export_result(name, path, scores, timings.get(name), outcome, setup.task)

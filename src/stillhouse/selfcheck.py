@@ -264,7 +264,7 @@ def selfcheck(config: DistillConfig, *, progress: Progress | None = None) -> lis
     setup = prepare(config, progress=progress)
     if setup.writes:
         with tempfile.TemporaryDirectory() as temporary:
-            student = setup.make(config.proof.seeds[0]).eval()
+            student = setup.make(config.evaluation.seeds[0]).eval()
             return _run(writing.CHECKS, writing.writers(setup, student, Path(temporary)), progress)
     assert setup.splits is not None
     if setup.task.name == "span":
@@ -273,7 +273,7 @@ def selfcheck(config: DistillConfig, *, progress: Progress | None = None) -> lis
     pool = Pool([Part(part.rows, part.indices[:ROWS], labelled=True)])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        student = setup.make(config.proof.seeds[0]).eval()
+        student = setup.make(config.evaluation.seeds[0]).eval()
         data = [
             text_dataset(
                 setup.task,

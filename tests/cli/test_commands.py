@@ -34,7 +34,7 @@ QUICK = [
     "--set",
     "training.batch_size=8",
     "--set",
-    "proof.resamples=50",
+    "evaluation.resamples=50",
     "--seeds",
     "2",
 ]

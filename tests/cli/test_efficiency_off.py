@@ -16,7 +16,7 @@ def test_no_speed_no_export(distil: Callable, tmp_path: Path) -> None:
     config = distil().model_dump()
     for key in ("flow", "teacher", "data", "student"):
         config.pop(key)
-    config |= {"proof": {"seeds": [0], "efficiency": False, "resamples": 50}}
+    config |= {"evaluation": {"seeds": [0], "efficiency": False, "resamples": 50}}
     made = distil()
     for onnx in (False, True):
         out = tmp_path / f"run-{onnx}"

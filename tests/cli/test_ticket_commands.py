@@ -16,11 +16,11 @@ from stillhouse.models.surgery import sizes
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = {"steps": 4, "batch_size": 8, "precision": "float32"}
-QUICK = {"training.steps": 4, "training.batch_size": 8, "proof.resamples": 50}
+QUICK = {"training.steps": 4, "training.batch_size": 8, "evaluation.resamples": 50}
 FIND = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
 FIND += ["--seeds", "1", "--rounds", "2"]
-RECOVER = ["--set", "recover.training.steps=4", "--set", "recover.proof.resamples=50",
-           "--set", "recover.proof.efficiency=false", "--set", "recover.export.onnx=false",
+RECOVER = ["--set", "recover.training.steps=4", "--set", "recover.evaluation.resamples=50",
+           "--set", "recover.evaluation.efficiency=false", "--set", "recover.export.onnx=false",
            "--set", "recover.export.int8=false", "--seeds", "1"]  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def test_recipes_of_both_kinds_run(
     shared: dict[str, Any] = {"model": str(teacher), "data": {"path": str(reviews)}}
     shared["cache"] = str(cache)
     proof = {"seeds": [0], "resamples": 50}
-    search = {"flow": "tickets", "training": TINY, "prune": {"rounds": 1}, "proof": proof}
-    recover = {"training": TINY, "proof": {**proof, "efficiency": False},
+    search = {"flow": "tickets", "training": TINY, "prune": {"rounds": 1}, "evaluation": proof}
+    recover = {"training": TINY, "evaluation": {**proof, "efficiency": False},
                "export": {"onnx": False, "int8": False}}  # fmt: skip
     removal = {"flow": "remove", "layers": 2, "recover": recover}
     for name, settings in (("search", search), ("removal", removal)):
@@ -113,7 +113,7 @@ def test_recipes_of_both_kinds_run(
         (["find", "--sparsity", "0"], "sparsity"),
         (["find", "--set", 'prune.include=["*.nothing.weight"]'], "match"),
         (["find", "--score", "magnitud"], "magnitude"),
-        (["find", "--set", "prune.controls=[random]"], "did you mean 'proof.controls'?"),
+        (["find", "--set", "prune.controls=[random]"], "did you mean 'evaluation.controls'?"),
         (["find", "--set", "score_rows=64"], "did you mean 'prune.score_rows'?"),
         (["find", "--rewind", "soon"], "or none, not 'soon'"),
         (["find", "--set", "training.steps=4", "--rewind", "4"], "can't rewind to step 4 of 4"),

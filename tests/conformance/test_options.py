@@ -72,11 +72,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "nothing-held-out": {"data": {"held_out": 0.0}, "training": {"select": "best"}},
     "short": {"data": {"max_length": 6, "text": "text", "label": "label"}},
     "renamed": {"data": {"label_map": {"positive": "positive"}}},
-    "classification": {"task": "classification", "proof": {"seeds": [1, 2], "baseline": True}},
+    "classification": {"task": "classification", "evaluation": {"seeds": [1, 2], "baseline": True}},
     "auto": {"task": "auto", "keep_checkpoints": True},
-    "accuracy": {"proof": {"metric": "accuracy"}},
-    "macro_f1": {"proof": {"metric": "macro_f1"}},
-    "matthews": {"proof": {"metric": "matthews"}},
+    "accuracy": {"evaluation": {"metric": "accuracy"}},
+    "macro_f1": {"evaluation": {"metric": "macro_f1"}},
+    "matthews": {"evaluation": {"metric": "matthews"}},
     "soft-reference": objective(variant="reference"),
     "soft-paper": objective(variant="paper"),
     "hint": inner("hint", variant="reference", layers=[[1, 2]]),
@@ -100,7 +100,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "states-live": {**inner("hidden"), "label": {"states": "live"}},
     "family": {"student": {"layers": 2, "family": "distilbert"}},
     "same": {"student": {"layers": 2, "family": "same", "fresh": True}},
-    "ablation": {**inner("attention"), "proof": {"ablation": True}},
+    "ablation": {**inner("attention"), "evaluation": {"ablation": True}},
     "stages": {
         "data": {"labelled_rows": 40},
         "stages": [
@@ -119,14 +119,14 @@ ELSEWHERE = {
     "data.pair",
     "task=regression",
     "task=span",  # tests/tasks/test_span.py, as are its metrics
-    "proof.metric=f1",
-    "proof.metric=exact_match",
-    "proof.metric=pearson",
-    "proof.metric=spearman",  # tests/flows/test_distill.py
+    "evaluation.metric=f1",
+    "evaluation.metric=exact_match",
+    "evaluation.metric=pearson",
+    "evaluation.metric=spearman",  # tests/flows/test_distill.py
     "export.onnx",
     "export.int8",
-    "proof.resamples",
-    "proof.efficiency",
+    "evaluation.resamples",
+    "evaluation.efficiency",
     "trust_remote_code",
     "task=masked_lm",  # tests/flows/test_masked_lm.py, as are the settings of a corpus
     "masking.share",

@@ -59,12 +59,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "threshold": {**BY_GROUP, "passing": {"rule": "threshold", "margin": 2.0}},
     "always": {**BY_GROUP, "passing": {"rule": "always"}},
     "adaptive": {**BY_GROUP, "passing": {"rule": "adaptive"}},
-    "bleu": {"proof": {"metric": "bleu"}, "data": {"target_length": 12}},
+    "bleu": {"evaluation": {"metric": "bleu"}, "data": {"target_length": 12}},
     "chrf": {
-        "proof": {"metric": "chrf"},
+        "evaluation": {"metric": "chrf"},
         "writing": {"beams": 3, "length_penalty": 0.3, "max_tokens": 15, "batch_tokens": 200},
     },
-    "log_likelihood": {"proof": {"metric": "log_likelihood"}},
+    "log_likelihood": {"evaluation": {"metric": "log_likelihood"}},
     "shallow": {"student": {"layers": 1, "decoder_layers": 1}},
     "prompts": {"task": "causal_lm", "data": {"separator": " -> "}},
 }

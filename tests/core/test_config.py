@@ -58,8 +58,8 @@ def test_an_unknown_setting_names_the_nearest_known_one(changes: dict[str, Any],
         {"training": {"steps": 0}},
         {"training": {"decay": "steep"}},
         {"data": {"path": "d", "held_out": 1.5}},
-        {"proof": {"seeds": [1, 1]}},
-        {"proof": {"seeds": []}},
+        {"evaluation": {"seeds": [1, 1]}},
+        {"evaluation": {"seeds": []}},
         {"objective": [{"kind": "gold"}]},
         {"objective": [{"kind": "soft", "temperature": {"shape": "linear", "start": 2}}]},
         {"student": {"layers": [3, 2]}},
@@ -123,12 +123,17 @@ def test_a_number_is_a_constant_schedule() -> None:
 
 
 def test_override_reads_values_as_yaml() -> None:
-    asked = ["training.lr=3e-5", "student.layers=[1, 3]", "proof.baseline=false", "teacher=m=1"]
+    asked = [
+        "training.lr=3e-5",
+        "student.layers=[1, 3]",
+        "evaluation.baseline=false",
+        "teacher=m=1",
+    ]
     values = override({}, asked)
     assert values == {
         "training": {"lr": 3e-5},
         "student": {"layers": [1, 3]},
-        "proof": {"baseline": False},
+        "evaluation": {"baseline": False},
         "teacher": "m=1",
     }
 

@@ -40,9 +40,9 @@ def test_claim_refuses_another_run_and_other_files(tmp_path: Path) -> None:
     claim(tmp_path / "run", {"seed": 1})
     with pytest.raises(UsageError, match=r"another run .its seed differ"):
         claim(tmp_path / "run", {"seed": 2})
-    claim(tmp_path / "deep", {"proof": {"seeds": [0], "metric": None}, "task": "auto"})
-    with pytest.raises(UsageError, match=r"its proof\.metric, proof\.seeds differ"):
-        claim(tmp_path / "deep", {"proof": {"seeds": [0, 1], "metric": "f1"}, "task": "auto"})
+    claim(tmp_path / "deep", {"evaluation": {"seeds": [0], "metric": None}, "task": "auto"})
+    with pytest.raises(UsageError, match=r"its evaluation\.metric, evaluation\.seeds differ"):
+        claim(tmp_path / "deep", {"evaluation": {"seeds": [0, 1], "metric": "f1"}, "task": "auto"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UsageError, match="is not a run"):

@@ -57,7 +57,7 @@ def config(folder: Path, **changes: Any) -> AuditConfig:
         "thieves": [{"model": str(folder / "public"),
                      "training": {"steps": 4, "batch_size": 16, "precision": "float32"}}],
         "label": {"precision": "float32"},
-        "proof": {"seeds": [0, 1], "resamples": 50},
+        "evaluation": {"seeds": [0, 1], "resamples": 50},
         "tariff": {"free": 10},
         "cache": str(folder / "cache"),
     }  # fmt: skip
@@ -72,7 +72,7 @@ def record(folder: Path) -> AuditRecord:
 def different(asking: AuditConfig, *kinds: Kind) -> int:
     """How many different queries its seeds draw."""
     made = Audit(asking, Silent())
-    drawn = [each for kind in kinds for seed in asking.proof.seeds
+    drawn = [each for kind in kinds for seed in asking.evaluation.seeds
              for each in made.stream(kind, seed, made.most)]  # fmt: skip
     return len({name_of(each) for each in drawn})
 
@@ -256,7 +256,7 @@ def test_a_folder_is_nobodys_until_all_that_is_given_fits(folder: Path, tmp_path
 @pytest.mark.parametrize("seeds", [[], [0, 0]])
 def test_seeds_are_distinct(folder: Path, seeds: list[int]) -> None:
     with pytest.raises(UsageError, match="distinct"):
-        config(folder, proof={"seeds": seeds})
+        config(folder, evaluation={"seeds": seeds})
 
 
 def test_what_an_api_does_not_show_is_known_before_it_is_paid(folder: Path, tmp_path: Path) -> None:

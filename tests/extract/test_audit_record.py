@@ -123,7 +123,7 @@ def test_dearer_is_worse_by_more_than_chance_where_the_first_is_good(
     found, made, sweep = (object.__new__(kind) for kind in (Audited, Audit, Sweep))
     made.config = parse(AuditConfig, {
         "victim": "v", "data": {"path": "d"}, "thieves": [{"model": "m"}],
-        "proof": {"resamples": 200}, "queries": {"kinds": ["wiki"]},
+        "evaluation": {"resamples": 200}, "queries": {"kinds": ["wiki"]},
     })  # fmt: skip
     sweep.views = ["probabilities", "label"]
     found.made, found.sweep, found.task = made, sweep, Classification(["a", "b"])

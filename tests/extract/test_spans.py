@@ -57,7 +57,7 @@ def config(folder: Path, **changes: Any) -> AuditConfig:
                      "training": {"steps": 12, "batch_size": 16, "lr": 5e-3,
                                   "precision": "float32"}}],
         "label": {"precision": "float32"},
-        "proof": {"seeds": [0, 1], "resamples": 50},
+        "evaluation": {"seeds": [0, 1], "resamples": 50},
         "cache": str(folder / "cache"),
     }  # fmt: skip
     return parse(AuditConfig, {**values, **changes})

@@ -62,7 +62,7 @@ def outcome(
         root / "cache",
         student={"layers": 1},
         data={"labelled_rows": 40},
-        proof={"seeds": [0, 1], "baseline": True},
+        evaluation={"seeds": [0, 1], "baseline": True},
         training={"steps": 120, "lr": 3e-3, "evaluations": 6, "dropout": 0.0},
     )
     return distill(config, root / "run")
@@ -148,15 +148,15 @@ def test_a_baseline_trains_as_long_as_its_student(distil: Distil, tmp_path: Path
     config = distil(
         training={"steps": None, "epochs": 2.0},
         data={"labelled_rows": 20},
-        proof={"baseline": True},
+        evaluation={"baseline": True},
     )
     found = distill(config, tmp_path)
     assert found.baselines[0].fit.steps == found.students[0].fit.steps > 8
 
 
 def test_seeds_do_not_depend_on_each_other(distil: Distil, tmp_path: Path) -> None:
-    both = distill(distil(proof={"seeds": [3, 4]}), tmp_path / "both")
-    alone = distill(distil(proof={"seeds": [4]}), tmp_path / "alone")
+    both = distill(distil(evaluation={"seeds": [3, 4]}), tmp_path / "both")
+    alone = distill(distil(evaluation={"seeds": [4]}), tmp_path / "alone")
     assert (both.students[1].scores_NK == alone.students[0].scores_NK).all()
 
 
@@ -274,7 +274,7 @@ def test_values_are_distilled(
         data,
         cache,
         task=task,
-        proof={"metric": metric, "baseline": True},
+        evaluation={"metric": metric, "baseline": True},
         training={"steps": 60, "lr": 3e-3},
     )
     found = distill(config, tmp_path / "run")

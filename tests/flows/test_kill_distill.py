@@ -57,7 +57,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, embed
             "log_every": 7,
             "precision": "bf16",
         },
-        "proof": {"seeds": [0, 1], "baseline": True},
+        "evaluation": {"seeds": [0, 1], "baseline": True},
     }
     whole, killed = (tiny.config(teacher, data, tmp_path / n, **changes) for n in ("c1", "c2"))
     process = killing.start(SCRIPT, whole.model_dump_json(), str(tmp_path / "whole"))

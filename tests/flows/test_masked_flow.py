@@ -71,7 +71,8 @@ def test_a_run_leaves_a_masked_language_model(
 ) -> None:
     out = tmp_path / "run"
     config = settings(
-        student={"layers": 2, "family": "distilbert"}, proof={"baseline": True, "seeds": [0, 1]}
+        student={"layers": 2, "family": "distilbert"},
+        evaluation={"baseline": True, "seeds": [0, 1]},
     )
     run = run_distill(config, out, progress=Silent())
     record = run.record
@@ -221,7 +222,7 @@ def test_a_stage_with_a_masked_teacher(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"proof": {"metric": "macro_f1"}}, "masked_lm has no metric macro_f1"),
+        ({"evaluation": {"metric": "macro_f1"}}, "masked_lm has no metric macro_f1"),
         ({"student": {"layers": 2, "keep": "first"}, "data": {"path": "no.txt"}}, "no.txt"),
     ],
 )

@@ -83,7 +83,7 @@ def test_the_two_precisions_are_told_apart_at_all(on, distil, tmp_path):
 
 
 def test_a_killed_run_goes_on_in_its_precision_on_another_machine(on, distil, tmp_path):
-    config = distil(proof={"seeds": [0, 1]}, **AUTO)
+    config = distil(evaluation={"seeds": [0, 1]}, **AUTO)
     on("bf16")
     distill(config, tmp_path / "whole")
     with pytest.raises(Killed):

@@ -53,7 +53,7 @@ Refused = Callable[..., None]
         ({"student": {"layers": 4, "ffn": 500}}, "the student is larger than its teacher"),
         ({"teacher": "/nowhere/at/all"}, "is no model folder"),
         ({"task": "regression"}, "needs a teacher of one output, this one has 2"),
-        ({"proof": {"metric": "pearson"}}, "classification has no metric pearson"),
+        ({"evaluation": {"metric": "pearson"}}, "classification has no metric pearson"),
         ({"data": {"label_map": {"good": "positive"}}}, "names good, which the teacher has not"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -134,7 +134,7 @@ def test_a_regression_with_a_metric_for_classes(
         "regression has no metric accuracy",
         of=teacher,
         data_file=data,
-        proof={"metric": "accuracy"},
+        evaluation={"metric": "accuracy"},
     )
 
 

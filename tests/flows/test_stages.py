@@ -135,7 +135,7 @@ def test_the_baseline_trains_as_many_steps_on_gold_answers_alone(
     config = distil(
         student={"layers": 2},
         stages=[INNER, {**SOFT, "training": {"steps": 9}}, {**GOLD, "training": {"steps": 4}}],
-        proof={"baseline": True},
+        evaluation={"baseline": True},
         data={"labelled_rows": 40},
     )
     outcome = distill(config, tmp_path / "run")
@@ -157,7 +157,7 @@ def test_a_pretrained_baseline_reads_as_much_text(
         "corpus": {"path": str(corpus), "length": 16},
         "training": {"steps": 5},
     }
-    config = distil(stages=[pretrain, SOFT, GOLD], proof={"baseline": True})
+    config = distil(stages=[pretrain, SOFT, GOLD], evaluation={"baseline": True})
     outcome = distill(config, tmp_path / "run")
     assert [fit.steps for fit in outcome.baselines[0].fits] == [5, 12]
     assert [fit.steps for fit in outcome.students[0].fits] == [5, 6, 6]
@@ -210,7 +210,7 @@ def test_ablations_stand_in_the_record_and_start_from_shared_stages(
     out = tmp_path / "run"
     config = distil(
         **TWO,
-        proof={"ablation": True, "baseline": True, "seeds": [0, 1]},
+        evaluation={"ablation": True, "baseline": True, "seeds": [0, 1]},
         data={"held_out": 0.5},  # enough tokens to compare states
     )
     record = run_distill(config, out, progress=Silent()).record
@@ -328,7 +328,7 @@ def test_the_default_of_a_task_is_what_is_ablated(
     BertForMaskedLM(tiny.model(layers=2).config).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     config = tiny.config(
-        folder, corpus, cache, task="masked_lm", proof={"ablation": True},
+        folder, corpus, cache, task="masked_lm", evaluation={"ablation": True},
         data={"max_length": 16}, training={"steps": 2},
     )  # fmt: skip
     outcome = distill(config, tmp_path / "run")

@@ -70,7 +70,7 @@ def test_weights_are_scored(score: str, tmp_path: Path, told: Counting) -> None:
         "data": {"path": str(tiny.reviews(tmp_path / "reviews.csv")), "max_length": 32},
         "training": {"steps": 3, "batch_size": 16, "precision": "float32"},
         "prune": {"rounds": 1, "score": score, "score_rows": 20},
-        "proof": {"seeds": [0], "resamples": 20, "controls": []},
+        "evaluation": {"seeds": [0], "resamples": 20, "controls": []},
         "cache": str(tmp_path / "cache"),
     }
     run_tickets(parse(TicketsConfig, values), tmp_path / "run", progress=told)

@@ -54,7 +54,7 @@ def test_a_teacher_learns_the_language(made: dict[str, Path]) -> None:
 
 @pytest.mark.slow
 def test_word_level_leaves_a_whole_run(made: dict[str, Path], tmp_path: Path) -> None:
-    run = distil(made, tmp_path / "run", proof={"baseline": True, "efficiency": True})
+    run = distil(made, tmp_path / "run", evaluation={"baseline": True, "efficiency": True})
     record = run.record
     assert [s.terms for s in record.stages] == [["soft", "gold"]]
     assert record.gain is not None
@@ -65,7 +65,7 @@ def test_word_level_leaves_a_whole_run(made: dict[str, Path], tmp_path: Path) ->
     page = (tmp_path / "run" / "report.html").read_text()
     assert "sacrebleu" in page
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "student").config.d_model == 16
-    again = distil(made, tmp_path / "run", proof={"baseline": True, "efficiency": True})
+    again = distil(made, tmp_path / "run", evaluation={"baseline": True, "efficiency": True})
     assert again.record == record
 
 

@@ -72,7 +72,8 @@ def audit(victim: Any, folder: Path, name: str, views: list[str]) -> AuditRecord
                  "corpus": str(folder / "text.txt")},
         thieves=[{"model": str(folder / "public"),
                   "training": {"steps": 6, "batch_size": 16, "precision": "float32"}}],
-        proof={"seeds": [0], "resamples": 20}, views=views, cache=str(folder / f"cache-{name}"),
+        evaluation={"seeds": [0], "resamples": 20}, views=views,
+        cache=str(folder / f"cache-{name}"),
     )  # fmt: skip
     return run.record
 

@@ -294,7 +294,7 @@ def test_spans_are_distilled_from_a_live_teacher(teacher: Path, tmp_path: Path) 
         out=tmp_path / "run",
         seeds=1,
         training={"steps": 60, "batch_size": 32, "lr": 5e-3, "evaluations": 2},
-        proof={"resamples": 100, "metric": "exact_match"},
+        evaluation={"resamples": 100, "metric": "exact_match"},
         cache=str(teacher / "cache"),
         progress=Silent(),
     )

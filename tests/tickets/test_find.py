@@ -34,7 +34,7 @@ def config(folder: Path, **changes: Any) -> TicketsConfig:
         "training": {"steps": 6, "batch_size": 16, "lr": 1e-2, "evaluations": 3,
                      "precision": "float32", "select": "last"},
         "prune": {"sparsity": 0.5, "rounds": 2},
-        "proof": {"seeds": [0, 1], "resamples": 50},
+        "evaluation": {"seeds": [0, 1], "resamples": 50},
         "cache": str(folder / "cache"),
     }  # fmt: skip
     for section, change in changes.items():
@@ -60,7 +60,7 @@ def states(found: Found) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> TicketsRun:
     return run_tickets(
-        config(folder, proof={"controls_at": "all"}), folder / "run", progress=Silent()
+        config(folder, evaluation={"controls_at": "all"}), folder / "run", progress=Silent()
     )
 
 
@@ -120,7 +120,9 @@ def test_the_trained_ticket_survives_saving_and_loading(run: TicketsRun) -> None
 
 
 def test_the_search_is_found_again(run: TicketsRun, folder: Path) -> None:
-    again = run_tickets(config(folder, proof={"controls_at": "all"}), run.out, progress=Silent())
+    again = run_tickets(
+        config(folder, evaluation={"controls_at": "all"}), run.out, progress=Silent()
+    )
     assert again.record == run.record
     with pytest.raises(UsageError, match="another run"):
         run_tickets(config(folder), run.out, progress=Silent())
@@ -142,7 +144,7 @@ def test_rewound_weights_are_theta_0_however_long_theta_j_trained(
         return real(model, *args, log=log, masks=masks, **more)
 
     monkeypatch.setattr(stages, "fit", spy)
-    found = find(config(folder, proof={"seeds": [0]}), tmp_path / "run")
+    found = find(config(folder, evaluation={"seeds": [0]}), tmp_path / "run")
     theta = found.gold.make(0).state_dict()
     for role in ("dense-0", "ticket-1", "ticket-2", "random-2"):
         for name, tensor in theta.items():
@@ -173,7 +175,8 @@ def test_late_rewinding_starts_from_step_k_with_k_steps_less(
 
     monkeypatch.setattr(stages, "fit", spy)
     found = find(
-        config(folder, prune={"rewind": 2, "rounds": 1}, proof={"seeds": [0]}), tmp_path / "run"
+        config(folder, prune={"rewind": 2, "rounds": 1}, evaluation={"seeds": [0]}),
+        tmp_path / "run",
     )
     assert starts == {"dense-0": 0, "ticket-1": 2, "random-1": 2, "reinitialised-1": 2}
     theta_0 = found.gold.make(0).state_dict()
@@ -204,7 +207,7 @@ def test_without_rewinding_a_round_goes_on_from_the_one_before(
         return result
 
     monkeypatch.setattr(stages, "fit", spy)
-    find(config(folder, prune={"rewind": "none"}, proof={"seeds": [0]}), tmp_path / "run")
+    find(config(folder, prune={"rewind": "none"}, evaluation={"seeds": [0]}), tmp_path / "run")
     for before, after in (("dense-0", "ticket-1"), ("ticket-1", "ticket-2")):
         for name, tensor in ends[before].items():
             assert torch.equal(begins[after][name], tensor), (after, name)
@@ -217,7 +220,7 @@ def test_every_score_prunes_to_the_count(
     folder: Path, tmp_path: Path, score: str, scope: str
 ) -> None:
     asked = {"score": score, "scope": scope, "rounds": 1, "score_rows": 20}
-    found = find(config(folder, prune=asked, proof={"seeds": [0]}), tmp_path / "run")
+    found = find(config(folder, prune=asked, evaluation={"seeds": [0]}), tmp_path / "run")
     masks, _ = load_masks(masks_path(tmp_path / "run", 0, 1))
     total = sum(m.numel() for m in masks.values())
     assert sum(int(m.sum()) for m in masks.values()) == round(0.5 * total)
@@ -230,7 +233,7 @@ def test_what_is_pruned_stays_pruned_whatever_scores_it(folder: Path, tmp_path: 
     """Random scores are as high where a weight is gone as where it is not."""
     asked = {"score": "random", "rounds": 2}
     alone = {"seeds": [0], "controls": ()}
-    find(config(folder, prune=asked, proof=alone), tmp_path / "run")
+    find(config(folder, prune=asked, evaluation=alone), tmp_path / "run")
     first, second = (load_masks(masks_path(tmp_path / "run", 0, r))[0] for r in (1, 2))
     assert not any((mask & ~first[name]).any() for name, mask in second.items())
 
@@ -249,7 +252,7 @@ def test_movement_trains_all_alike(
 
     monkeypatch.setattr(search, "train", spy)
     asked = {"score": "movement", "rounds": 1}
-    find(config(folder, prune=asked, proof={"seeds": [0]}), tmp_path / "run")
+    find(config(folder, prune=asked, evaluation={"seeds": [0]}), tmp_path / "run")
     assert seen == dict.fromkeys(("dense-0", "ticket-1", "random-1", "reinitialised-1"), False)
 
 
@@ -257,7 +260,7 @@ def test_the_last_layer_is_pruned_at_half_the_rate_where_it_is_prunable(
     folder: Path, tmp_path: Path
 ) -> None:
     asked = {"include": ("*.dense.weight", "classifier.weight"), "rounds": 1, "scope": "layer"}
-    find(config(folder, prune=asked, proof={"seeds": [0], "controls": ()}), tmp_path / "run")
+    find(config(folder, prune=asked, evaluation={"seeds": [0], "controls": ()}), tmp_path / "run")
     masks, _ = load_masks(masks_path(tmp_path / "run", 0, 1))
     assert int(masks["classifier.weight"].sum()) == round(0.75 * 64)
     assert numerics.density({"x": masks["bert.pooler.dense.weight"]}) == 0.5
@@ -266,7 +269,7 @@ def test_the_last_layer_is_pruned_at_half_the_rate_where_it_is_prunable(
 @pytest.mark.slow
 def test_a_killed_search_ends_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """Stopped in each training in turn, by an error in the place of a kill."""
-    asked = config(folder, prune={"score": "movement"}, proof={"seeds": [0]})
+    asked = config(folder, prune={"score": "movement"}, evaluation={"seeds": [0]})
     whole = find(asked, tmp_path / "whole")
     stops = 0
     while True:
@@ -335,7 +338,9 @@ def test_a_page_that_a_kill_prevented_is_drawn(run: TicketsRun, folder: Path) ->
     before = page.read_bytes()
     assert "attention.output.dense" in page.read_text(encoding="utf-8")
     page.unlink()
-    again = run_tickets(config(folder, proof={"controls_at": "all"}), run.out, progress=Silent())
+    again = run_tickets(
+        config(folder, evaluation={"controls_at": "all"}), run.out, progress=Silent()
+    )
     assert again.record == run.record
     assert page.read_bytes() == before
 

@@ -43,7 +43,7 @@ def test_a_killed_search_ends_where_an_uninterrupted_one_does(tmp_path: Path, sc
         "data": {"path": str(tiny.reviews(tmp_path / "reviews.csv", 200)), "max_length": 32},
         "training": {"steps": 120, "batch_size": 16, "lr": 1e-3, "checkpoint_s": 0.2},
         "prune": {"sparsity": 0.6, "rounds": 3, "score": score, "rewind": 10},
-        "proof": {"seeds": [0], "resamples": 50},
+        "evaluation": {"seeds": [0], "resamples": 50},
         "keep_checkpoints": True,
     }
     whole, killed = (

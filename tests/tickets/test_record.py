@@ -68,7 +68,7 @@ def searched(tmp_path: Path, **prune: Any) -> list[str]:
         "data": {"path": str(tiny.reviews(tmp_path / "reviews.csv")), "max_length": 32},
         "training": {"steps": 24, "batch_size": 16, "lr": 5e-3, "precision": "float32"},
         "prune": {"sparsity": 0.5, "rounds": 1, **prune},
-        "proof": {"seeds": [0], "controls": [], "resamples": 20},
+        "evaluation": {"seeds": [0], "controls": [], "resamples": 20},
         "cache": str(tmp_path / "cache"),
     }
     told: list[str] = []

@@ -32,7 +32,7 @@ def search(folder: Path, name: str, **changes: Any) -> TicketsRun:
         "training": {"steps": 5, "batch_size": 16, "lr": 1e-2, "precision": "float32",
                      "select": "last"},
         "prune": {"sparsity": 0.5, "rounds": 1},
-        "proof": {"seeds": [0, 1], "resamples": 50, "controls": ()},
+        "evaluation": {"seeds": [0, 1], "resamples": 50, "controls": ()},
         "cache": str(folder / "cache"),
     }  # fmt: skip
     for section, change in changes.items():

@@ -89,7 +89,7 @@ def audit(
             "queries.choose": choose.split(",") if choose else None,
             "views": views.split(",") if views else None,
             "limit": limit,
-            "proof.seeds": list(range(seeds)) if seeds else None,
+            "evaluation.seeds": list(range(seeds)) if seeds else None,
             "task": task,
             "cache": cache,
             "trust_remote_code": trust_remote_code or None,

@@ -10,11 +10,11 @@ from stillhouse.core.sections import (
     AugmentConfig,
     CorpusConfig,
     DataConfig,
+    EvaluationConfig,
     ExportConfig,
     LabelConfig,
     MaskingConfig,
     Metric,
-    ProofConfig,
     StudentConfig,
     TrainingConfig,
 )
@@ -45,6 +45,7 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "DistillConfig",
+    "EvaluationConfig",
     "ExportConfig",
     "FinetuneConfig",
     "GoldConfig",
@@ -52,7 +53,6 @@ __all__ = [
     "MaskingConfig",
     "Metric",
     "NewConfig",
-    "ProofConfig",
     "StageConfig",
     "StudentConfig",
     "Task",
@@ -140,7 +140,7 @@ class DistillConfig(Config):
     label: LabelConfig = LabelConfig()
     decode: DecodeConfig = DecodeConfig()
     writing: WritingConfig = WritingConfig()
-    proof: ProofConfig = ProofConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
     cache: str | None = None
     trust_remote_code: bool = False

@@ -201,7 +201,7 @@ class LabelConfig(Config):
         return self
 
 
-class ProofConfig(Config):
+class EvaluationConfig(Config):
     """What is measured and compared at the end. ablation: also train without each term."""
 
     metric: Metric | None = None
@@ -212,7 +212,7 @@ class ProofConfig(Config):
     efficiency: bool = True
 
     @model_validator(mode="after")
-    def _distinct(self) -> ProofConfig:
+    def _distinct(self) -> EvaluationConfig:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
         return self

@@ -81,13 +81,13 @@ def audit(
             )
         sweep = Sweep(made, victim, thieves, config.shown(task.name), out, progress)
         for kind in config.queries.kinds:  # a pool or corpus that is too small is told at once
-            made.stream(kind, config.proof.seeds[0], made.most)
+            made.stream(kind, config.evaluation.seeds[0], made.most)
         exact = victim.in_float32() if isinstance(victim, OwnModel) else victim
         theirs = exact.answers(made.splits.reported, "about reported rows", progress)
         for view in sweep.views:  # what it doesn't show is known before all is asked
             theirs.seen(View.read(view))
         claim(out, identity, content)
-        facts = {"content": content, "seeds": config.proof.seeds, "auto": auto.facts}
+        facts = {"content": content, "seeds": config.evaluation.seeds, "auto": auto.facts}
         write_json(out / "manifest.json", manifest(**facts))
         notes = [*made.splits.notes, *made.notes]
         for note in [*notes, *told]:
@@ -96,7 +96,7 @@ def audit(
         found = Audited(
             made, task, sweep, swept, judged(theirs, task, made.splits.reported), None, notes=notes
         )
-        pool, answers = sweep.stream(config.queries.kinds[0], config.proof.seeds[0])
+        pool, answers = sweep.stream(config.queries.kinds[0], config.evaluation.seeds[0])
         with progress.stage("looking for leaks", 1, "views") as advance:
             found.leaks = _leaks(config, sweep, pool, answers)
             advance(1)
@@ -134,6 +134,6 @@ def _leaks(config: AuditConfig, sweep: Sweep, pool: Pool, answers: Answers) -> l
     found = [] if shown.probabilities_NK is None else [leaks.digits(shown)]
     found.append(leaks.hidden_size(shown))
     features = leaks.public_features(public, thief.data(pool, "queries"))
-    rng = generator(config.proof.seeds[0], "frozen encoder")
+    rng = generator(config.evaluation.seeds[0], "frozen encoder")
     name = Path(thief.named).name
     return [*found, leaks.frozen_encoder(shown, features, name, rng)]

@@ -80,13 +80,13 @@ class ThiefConfig(StudentConfig):
         return self
 
 
-class AuditProofConfig(Config):
+class AuditEvaluationConfig(Config):
     metric: Metric | None = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     resamples: Annotated[int, Field(ge=2)] = 2000
 
     @model_validator(mode="after")
-    def _distinct(self) -> AuditProofConfig:
+    def _distinct(self) -> AuditEvaluationConfig:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
         return self
@@ -115,7 +115,7 @@ class AuditConfig(Config):
     limit: Positive | None = None
     enough: Share = 0.95
     label: LabelConfig = LabelConfig()
-    proof: AuditProofConfig = AuditProofConfig()
+    evaluation: AuditEvaluationConfig = AuditEvaluationConfig()
     cache: str | None = None
     trust_remote_code: bool = False
     keep_checkpoints: bool = False

@@ -41,7 +41,7 @@ def audit_record(found: Audited) -> AuditRecord:
         score=score,
         interval=interval(
             task, [found.victim.answers_N], found.victim.gold_N,
-            resamples=config.proof.resamples, rng=generator(0, "victim"),
+            resamples=config.evaluation.resamples, rng=generator(0, "victim"),
         ),
         constant=constant(task, found.victim.gold_N),
         charged=found.charged,
@@ -123,14 +123,14 @@ def copy_of(found: Audited, cell: Cell, victim: float) -> Copy:
         money=config.tariff.price(units),
         score=mean,
         interval=interval(
-            task, answers, gold_N, resamples=config.proof.resamples,
+            task, answers, gold_N, resamples=config.evaluation.resamples,
             rng=generator(0, "copy"),
         ),
         seeds=scores,
         agreement=float(np.mean(agreed)),
         agreement_interval=stats.bootstrap_interval(
             task.agreement, answers, found.victim.answers_N,
-            resamples=config.proof.resamples, rng=generator(0, "agreement"),
+            resamples=config.evaluation.resamples, rng=generator(0, "agreement"),
             bounds=BOUNDS["pearson" if task.name == "regression" else "accuracy"],
         ),
         retention=mean / victim if victim > 0 else None,
@@ -168,7 +168,7 @@ def _gain(found: Audited, mine: Cell, theirs: Cell) -> Gain:
     paired = stats.paired_gain(
         lambda a, g: task.metric_of(a, g, task.metric), answers_of(found, mine),
         answers_of(found, theirs), found.victim.gold_N,
-        resamples=found.made.config.proof.resamples, rng=generator(0, "change", mine.title),
+        resamples=found.made.config.evaluation.resamples, rng=generator(0, "change", mine.title),
     )  # fmt: skip
     return Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
 

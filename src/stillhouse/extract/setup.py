@@ -154,7 +154,7 @@ def victim_of(
     `service`: asked instead of what the config names. Raises UsageError, DataError, ModelError."""
     splits = made.splits
     labelled = [splits.labelled, splits.held_out, splits.reported]
-    label_map, metric = config.data.label_map, config.proof.metric
+    label_map, metric = config.data.label_map, config.evaluation.metric
     if service is None and is_endpoint(config.victim):
         service = Described(Path(config.victim))
     if service is None:

@@ -110,7 +110,7 @@ class Sweep:
         by_line: dict[Line, list[Cell]] = {}
         for cell in cells(self.made.config, self.views, self.made.of):
             by_line.setdefault(cell.line, []).append(cell)
-        seeds = self.made.config.proof.seeds
+        seeds = self.made.config.evaluation.seeds
         for kind in self.made.config.queries.kinds:  # the victim first, then all trainings
             streams = [self.stream(kind, seed) for seed in seeds]
             found.asked[kind] = _few(*streams[0])
@@ -181,7 +181,7 @@ class Sweep:
     def _draw(self, seed: int) -> int:
         """The seed that queries are drawn with."""
         made = self.made.config
-        return seed if made.queries.fresh else made.proof.seeds[0]
+        return seed if made.queries.fresh else made.evaluation.seeds[0]
 
 
 def at(pool: Pool, positions: np.ndarray) -> Pool:

@@ -87,21 +87,21 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         progress.note(note)
     plan = Plan(setup, progress)
     stages = plan.stages(setup.config.plan)
-    alone = plan.alone(setup.config.plan) if config.proof.baseline else []
-    variants = _variants(setup, plan) if config.proof.ablation else []
+    alone = plan.alone(setup.config.plan) if config.evaluation.baseline else []
+    variants = _variants(setup, plan) if config.evaluation.ablation else []
     claim(out, settings, content)
     doubts = [*_seen_by_teacher(setup), *_no_better_than_chance(plan), *_one_of_several(config)]
     for doubt in doubts:
         progress.note(doubt)
     facts = {
-        "seeds": config.proof.seeds,
+        "seeds": config.evaluation.seeds,
         "data": content["data"],
         "teacher": content["teacher"],
     }
     write_json(out / "manifest.json", manifest(**facts, content=content, auto=auto.facts))
     if len(stages) > 1:
         for stage in stages:
-            steps = stage.steps(config.proof.seeds[0])
+            steps = stage.steps(config.evaluation.seeds[0])
             progress.note(
                 f"stage {stage.name}: {len(stage.data):,} {stage.described}, {steps:,} steps"
             )
@@ -112,7 +112,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     common = {"task": setup.task, "reported": plan.reported, "out": out, "progress": progress}
     students, baselines = [], []
     ablations = [variant for variant, _ in variants]
-    for seed in config.proof.seeds:
+    for seed in config.evaluation.seeds:
         make = lambda seed=seed: setup.make(seed)  # noqa: E731
         students.append(train("student", seed, make, stages, **common))
         if alone:

@@ -21,7 +21,7 @@ from stillhouse.training.objective import Objective
 
 def build_objective(setup: Setup, stage: StageConfig) -> Objective:
     """A stage's terms, checked against both models. Raises UsageError, ModelError."""
-    student = setup.make(setup.config.proof.seeds[0])
+    student = setup.make(setup.config.evaluation.seeds[0])
     terms = stage.objective
     try:
         teacher = stage_teacher(setup, stage)

@@ -271,7 +271,7 @@ class Plan:
             return self.setup.corpus
         setup = self.setup
         used = config.corpus.model_copy(update={"reported": 0.0})  # a stage reports on none
-        student = setup.make(setup.config.proof.seeds[0])
+        student = setup.make(setup.config.evaluation.seeds[0])
         length = min(max_tokens(student, used.length), max_tokens(teacher, used.length))
         key = f"{used.model_dump_json()} {length}"
         if key not in self._corpora:

@@ -67,9 +67,9 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         labelled,
         asked=asked,
         label_map=config.data.label_map,
-        metric=config.proof.metric,
+        metric=config.evaluation.metric,
     )
-    check_metric(task.name, config.proof.metric)
+    check_metric(task.name, config.evaluation.metric)
     named = config.student.model or config.student.source
 
     def load_named() -> PreTrainedModel:
@@ -87,7 +87,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
 
 def _on_text(config: DistillConfig, progress: Progress) -> Setup:
     """A masked language model's run, on blocks of running text."""
-    check_metric("masked_lm", config.proof.metric)
+    check_metric("masked_lm", config.evaluation.metric)
     store, trust = store_root(config.cache), config.trust_remote_code
     teacher = load_masked_lm(config.teacher, trust_remote_code=trust)
     named = config.student.model or config.student.source
@@ -103,7 +103,7 @@ def _on_text(config: DistillConfig, progress: Progress) -> Setup:
             "its teacher: give a student with the teacher's"
         )
     asked = config.data.tokens("masked_lm")
-    length = min(max_tokens(make(config.proof.seeds[0]), asked), max_tokens(teacher, asked))
+    length = min(max_tokens(make(config.evaluation.seeds[0]), asked), max_tokens(teacher, asked))
     corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
     task = MaskedLM(tokenizer, width=teacher.config.vocab_size)
     made = (make, tokenizer, theirs)
@@ -114,7 +114,7 @@ def _writers(config: DistillConfig, progress: Progress) -> Setup:
     """A run of models that write: on rows with answers, or on running text."""
     kind: Kind = "seq2seq" if config.task == "seq2seq" else "causal_lm"
     store, trust = store_root(config.cache), config.trust_remote_code
-    check_metric(config.task, config.proof.metric)
+    check_metric(config.task, config.evaluation.metric)
     teacher = load_generator(config.teacher, kind, trust_remote_code=trust)
     named = config.student.model or config.student.source
 
@@ -135,13 +135,15 @@ def _writers(config: DistillConfig, progress: Progress) -> Setup:
     tokenizers = [(config.teacher, theirs)]
     tokenizers += [(name, load_tokenizer(name, trust_remote_code=trust)) for name in others]
     check_teaching(config, mine, tokenizers, probe)
-    student = make(config.proof.seeds[0])
+    student = make(config.evaluation.seeds[0])
     check_starts(config, student, [teacher, *others.values()])
-    task = writing_task(kind, config.proof.metric, config.writing, mine, student, texts=texts)
+    task = writing_task(kind, config.evaluation.metric, config.writing, mine, student, texts=texts)
     corpus = None
     if splits is None:
         asked = config.data.tokens("masked_lm")
-        length = min(max_tokens(make(config.proof.seeds[0]), asked), max_tokens(teacher, asked))
+        length = min(
+            max_tokens(make(config.evaluation.seeds[0]), asked), max_tokens(teacher, asked)
+        )
         corpus = corpus_for(config.data, mine, store, length, progress)
     setup = _checked(config, task, splits, corpus, teacher, *made, store)
     setup.teachers.update(others)
@@ -179,7 +181,7 @@ def _models(
                 source = load_named()
         return source if shape.model else build(source, shape, seed=shape_seed(seed))
 
-    student = make(config.proof.seeds[0])
+    student = make(config.evaluation.seeds[0])
     refuse_larger(student, teacher)
     if config.task not in WRITING:  # whose tokens after a text's end are never looked at
         check_padding(teacher, theirs)
@@ -212,7 +214,7 @@ def _checked(
     store: Path,
 ) -> Setup:
     """The setup, every stage's objective built. Raises UsageError, ModelError."""
-    student, asked = make(config.proof.seeds[0]), config.data.tokens(task.name)
+    student, asked = make(config.evaluation.seeds[0]), config.data.tokens(task.name)
     mine, theirs = max_tokens(student, asked), max_tokens(teacher, asked)
     if task.name == "span":  # both take the same windows
         mine = theirs = min(mine, theirs)

@@ -83,7 +83,7 @@ def distillation_record(
 ) -> Record:
     """The record of a distillation in `out`. `costs` are the teacher's and the student's."""
     setup, config = outcome.setup, outcome.setup.config
-    task, reported, resamples = setup.task, outcome.reported, config.proof.resamples
+    task, reported, resamples = setup.task, outcome.reported, config.evaluation.resamples
     teacher_answers = task.predictions(outcome.teacher_scores_NK, outcome.teacher_reported)
     teacher = measured(
         "teacher", task, teacher_answers, costs["teacher"],

@@ -131,7 +131,7 @@ def sparse_source(
     with progress.stage("comparing estimators", 1, "batches") as advance:
         pieces = _pieces(data, rows)
         agreed = check_distributions(exact.scores, cache, data, pieces, tolerance=allowed)
-        student = setup.make(setup.config.proof.seeds[0])
+        student = setup.make(setup.config.evaluation.seeds[0])
         before = _probe(live, cache, data, rows, student, setup.task.width)
         advance(1)
     progress.note(agreed)

@@ -43,7 +43,7 @@ def read_rows(
 ) -> Written:
     """A pool in the student's tokens, or the teacher's; with `answers`, these for its own."""
     tokenizer = setup.teacher_tokenizer if of_teacher else setup.tokenizer
-    model = setup.teacher if of_teacher else setup.make(setup.config.proof.seeds[0])
+    model = setup.teacher if of_teacher else setup.make(setup.config.evaluation.seeds[0])
     return written_data(
         pool,
         tokenizer,
@@ -198,7 +198,7 @@ class Writing:
             share = config.on_policy.share
             return replace(made, rewrite=on_policy(write, made.source, share=share))
 
-        own(setup.config.proof.seeds[0])  # what can't be is refused before anything is trained
+        own(setup.config.evaluation.seeds[0])  # what can't be is refused before anything is trained
         return own
 
     def _live(self) -> LiveTeacher:

@@ -62,7 +62,7 @@ class PruneConfig(Config):
         return given
 
 
-class TicketProofConfig(Config):
+class TicketEvaluationConfig(Config):
     """What tickets are compared with. controls: random masks of the same density in each layer,
     and the ticket's mask on fresh weights; the dense model is always one."""
 
@@ -73,7 +73,7 @@ class TicketProofConfig(Config):
     resamples: Annotated[int, Field(ge=2)] = 2000
 
     @model_validator(mode="after")
-    def _distinct(self) -> TicketProofConfig:
+    def _distinct(self) -> TicketEvaluationConfig:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
         return self
@@ -89,7 +89,7 @@ class TicketsConfig(GoldConfig):
     flow: Literal["tickets"] = "tickets"
     training: TicketTraining = TicketTraining()  # pyright: ignore[reportIncompatibleVariableOverride]
     prune: PruneConfig = PruneConfig()
-    proof: TicketProofConfig = TicketProofConfig()
+    evaluation: TicketEvaluationConfig = TicketEvaluationConfig()
 
 
 class TransferConfig(Config):

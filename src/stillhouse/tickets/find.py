@@ -41,20 +41,20 @@ def find(config: TicketsConfig, out: Path, *, progress: Progress | None = None) 
     started = time.perf_counter()
     settings, auto = config.model_dump(mode="json"), Auto.of(out)
     told, config = auto.notes(config), auto.settle(config)
-    gold = prepare_gold(config, progress, metric=config.proof.metric)
+    gold = prepare_gold(config, progress, metric=config.evaluation.metric)
     search = Search(config, gold, out, progress)
     search.check()
     claim(out, settings, gold.content)
     for note in [*gold.notes, *told]:
         progress.note(note)
-    facts = {"content": gold.content, "seeds": config.proof.seeds, "auto": auto.facts}
+    facts = {"content": gold.content, "seeds": config.evaluation.seeds, "auto": auto.facts}
     write_json(out / "manifest.json", manifest(**facts))
     whole = sum(search.sizes.values())
     progress.note(
         f"{whole:,} prunable weights in {len(search.sizes)} matrices; "
         f"{search.trainings} trainings a seed of {search.stage(0).steps(0):,} steps"
     )
-    rungs = [rung for seed in config.proof.seeds for rung in search.of(seed)]
+    rungs = [rung for seed in config.evaluation.seeds for rung in search.of(seed)]
     last = [r.trained for r in rungs if r.kind == "ticket" and r.round == config.prune.rounds]
     best = max(last, key=lambda t: -np.inf if t.fit.score is None else t.fit.score)
     return Found(config, gold, rungs, search.reported, best, time.perf_counter() - started)

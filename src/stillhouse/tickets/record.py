@@ -42,11 +42,11 @@ def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
     dense = kinds["dense", 0]
     ordered = sorted(kinds, key=lambda key: (key[1], KINDS.index(key[0])))
     levels = [
-        level(task, kinds[key], dense, found.reported, resamples=config.proof.resamples)
+        level(task, kinds[key], dense, found.reported, resamples=config.evaluation.resamples)
         for key in ordered
     ]
-    model = gold.make(config.proof.seeds[0])
-    held = [load_masks(masks_path(out, config.proof.seeds[0], r))[0] for r in rounds(found)]
+    model = gold.make(config.evaluation.seeds[0])
+    held = [load_masks(masks_path(out, config.evaluation.seeds[0], r))[0] for r in rounds(found)]
     named = list(held[0])
     whole = sum(mask.numel() for mask in held[0].values())
     densities = {name: [float(m[name].float().mean()) for m in held] for name in named}
@@ -121,7 +121,7 @@ def level(
 
 def overlaps(found: Found, out: Path) -> list[Overlap]:
     """How alike the seeds' tickets are, round by round; nothing of one seed."""
-    seeds = found.config.proof.seeds
+    seeds = found.config.evaluation.seeds
     made: list[Overlap] = []
     for number in rounds(found):
         held = [load_masks(masks_path(out, seed, number))[0] for seed in seeds]

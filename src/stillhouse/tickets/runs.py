@@ -47,7 +47,7 @@ def run_tickets(
     """The search of a checked config, to its record and report. A finished one is read."""
     progress = progress or Terminal()
     if (out / "record.json").is_file():
-        content = prepare_gold(config, progress, metric=config.proof.metric).content
+        content = prepare_gold(config, progress, metric=config.evaluation.metric).content
         claim(out, config.model_dump(mode="json"), content)
         progress.note(f"{out} is finished already")
         _drawn(out)

@@ -79,7 +79,7 @@ class Search:
         self.config, self.gold, self.out, self.progress = config, gold, out, progress
         self.theta = theta or out
         self.prune = config.prune
-        model = gold.make(config.proof.seeds[0])
+        model = gold.make(config.evaluation.seeds[0])
         named = prunable(model, include=self.prune.include, exclude=self.prune.exclude)
         self.sizes = {name: weight.numel() for name, weight in named.items()}
         self.shapes = {name: weight.shape for name, weight in named.items()}
@@ -97,13 +97,15 @@ class Search:
     @property
     def trainings(self) -> int:
         rounds = self.prune.rounds
-        controls = len(self.config.proof.controls)
-        return 1 + rounds + controls * (rounds if self.config.proof.controls_at == "all" else 1)
+        controls = len(self.config.evaluation.controls)
+        return (
+            1 + rounds + controls * (rounds if self.config.evaluation.controls_at == "all" else 1)
+        )
 
     def check(self) -> None:
         """Raises UsageError for a rewinding that no training reaches, or that one may end before,
         and for a sparsity that leaves nothing."""
-        steps = self.stage(0).steps(self.config.proof.seeds[0])
+        steps = self.stage(0).steps(self.config.evaluation.seeds[0])
         if self.prune.rewind != "none" and self.prune.rewind >= steps:
             raise UsageError(
                 f"can't rewind to step {self.prune.rewind} of {steps}: give an earlier one"
@@ -121,7 +123,7 @@ class Search:
     def of(self, seed: int) -> list[Rung]:
         """All trainings of one seed."""
         last = self.prune.rounds
-        every = self.config.proof.controls_at == "all"
+        every = self.config.evaluation.controls_at == "all"
         held: Masks = {n: torch.ones(shape, dtype=torch.bool) for n, shape in self.shapes.items()}
         found = [self._rung("dense", 0, seed, held, lambda: self.gold.make(seed))]
         before = found[0].trained
@@ -137,7 +139,7 @@ class Search:
 
     def _controls(self, seed: int, number: int, held: Masks) -> list[Rung]:
         found: list[Rung] = []
-        for kind in self.config.proof.controls:
+        for kind in self.config.evaluation.controls:
             if kind == "random":
                 own = numerics.random_like(held, generator(seed, "random mask", number))
                 found.append(self._rung(kind, number, seed, own, partial(self.rewound, seed)))

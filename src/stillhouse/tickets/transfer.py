@@ -123,10 +123,12 @@ def opened(folder: Path, out: Path, progress: Progress) -> Ticketed:
     if not (folder / "record.json").is_file() or not (folder / "answers.safetensors").is_file():
         raise UsageError(f"{folder} is no finished search for tickets: run tickets find first")
     config = Auto.of(folder).settle(parse(TicketsConfig, read_yaml(folder / "config.yaml")))
-    gold = prepare_gold(config, progress, metric=config.proof.metric)
+    gold = prepare_gold(config, progress, metric=config.evaluation.metric)
     search = Search(config, gold, out, progress, theta=folder)
     last = config.prune.rounds
-    masks = {seed: load_masks(masks_path(folder, seed, last))[0] for seed in config.proof.seeds}
+    masks = {
+        seed: load_masks(masks_path(folder, seed, last))[0] for seed in config.evaluation.seeds
+    }
     return Ticketed(folder.resolve().name, folder, config, gold, search, masks)
 
 
