@@ -59,7 +59,8 @@ class Efficiency(Result):
 
 class ModelResult(Efficiency):
     """One model on the reported rows. `score` is the record's `metric`; for a trained
-    model it is the mean over seeds, and `interval` covers rows and seeds."""
+    model it is the mean over seeds, and `interval` covers rows and seeds. `never_predicted`: the
+    classes that at least one reported row has, and that the model answers to none of them."""
 
     name: str
     score: float
@@ -68,12 +69,25 @@ class ModelResult(Efficiency):
     calibration_error: float | None = None
     reliability: list[Bin] = []
     confusion: list[list[int]] | None = None
+    never_predicted: list[str] = []
+
+
+class FloorResult(Result):
+    """A bag of words that learnt from `rows` of the labelled rows in `seconds`, on the reported
+    rows, in the record's `metric`: what a model should be better than."""
+
+    name: str
+    score: float
+    interval: Interval
+    metrics: dict[str, float]
+    rows: int
+    seconds: float
 
 
 class TrainedResult(ModelResult):
     """A student or its baseline. `agreement` is the share of rows answered as the teacher does
     (for regression: the Pearson correlation with its answers). The shipped seed is the best on
-    the held-out rows; calibration and confusion are its."""
+    the held-out rows; calibration, confusion and never_predicted are its."""
 
     seeds: list[float]
     shipped_seed: int | None = None
@@ -289,3 +303,4 @@ class Record(Result):
     decoded: list[DecodedResult] = []
     signatures: dict[str, str] = {}
     removed: Removed | None = None
+    floor: FloorResult | None = None

@@ -148,3 +148,12 @@ def confusion(predictions: Predictions, task: Task) -> list[list[int]] | None:
     return metrics.confusion(
         predictions.answers_N, predictions.gold_N, classes=len(task.choices)
     ).tolist()
+
+
+def never_predicted(counts_KK: list[list[int]] | None, task: Task) -> list[str]:
+    """The classes that are some row's gold answer, and the answer to no row at all."""
+    if counts_KK is None:
+        return []
+    table_KK = np.array(counts_KK)
+    missed_K = (table_KK.sum(1) > 0) & (table_KK.sum(0) == 0)
+    return [name for name, missed in zip(task.choices, missed_K, strict=True) if missed]

@@ -21,7 +21,13 @@ from stillhouse.core.seeding import generator
 from stillhouse.core.types import Predictions
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.sources import Splits
-from stillhouse.evaluation.evaluate import calibration, confusion, groups_of, interval
+from stillhouse.evaluation.evaluate import (
+    calibration,
+    confusion,
+    groups_of,
+    interval,
+    never_predicted,
+)
 from stillhouse.flows.distill import Outcome, Without
 from stillhouse.flows.stages import Trained
 from stillhouse.numerics import stats
@@ -68,6 +74,7 @@ def measured(
     rng = generator(0, "interval", name)
     error, bins = calibration(predictions)
     metrics = task.score(predictions)
+    table = confusion(predictions, task)
     return ModelResult(
         **cost.model_dump(),
         name=name,
@@ -83,7 +90,8 @@ def measured(
         ),
         calibration_error=error,
         reliability=bins,
-        confusion=confusion(predictions, task),
+        confusion=table,
+        never_predicted=never_predicted(table, task),
     )
 
 
@@ -105,6 +113,7 @@ def measured_over_seeds(
     metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
     shipped = task.predictions(best.scores_NK, data)
     error, bins = calibration(shipped)
+    table = confusion(shipped, task)
     score = metrics[task.metric]
     agreement = None
     if teacher is not None:
@@ -126,7 +135,8 @@ def measured_over_seeds(
         ),
         calibration_error=error,
         reliability=bins,
-        confusion=confusion(shipped, task),
+        confusion=table,
+        never_predicted=never_predicted(table, task),
         seeds=[s[task.metric] for s in scored],
         shipped_seed=best.seed,
         shipped_score=task.score(shipped)[task.metric],

@@ -22,8 +22,10 @@ from stillhouse.core.results import (
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.units import points, spoken, unit
 from stillhouse.evaluation.evaluate import groups_of
+from stillhouse.evaluation.floor import floor_of
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
+from stillhouse.flows.doubts import below_floor, beside, classes_missed
 from stillhouse.flows.finetune import Finetuned
 from stillhouse.flows.measured import (
     ablation_of,
@@ -114,6 +116,13 @@ def distillation_record(
         for each in outcome.ablations
     ]
     alike = similarity(outcome)
+    floor = floor_of(task, setup.splits, resamples=resamples)
+    weak = [
+        *below_floor("the teacher", teacher, floor, task.metric),
+        *below_floor("the student", student, floor, task.metric),
+        *classes_missed("the teacher", teacher, task.choices),
+        *classes_missed("the student", student, task.choices),
+    ]
     stages = stage_results(outcome, out)
     return Record(
         flow="distill",
@@ -139,6 +148,7 @@ def distillation_record(
         ),
         warnings=[
             *outcome.notes,
+            *weak,
             *(outcome.writing.doubts if outcome.writing else []),
             *int8_gains_nothing(exports, instructions=machine().int8),
             *_run_warnings(outcome.students),
@@ -154,6 +164,7 @@ def distillation_record(
             else outcome.writing.results(outcome.student, outcome.students)
         ),
         signatures=signatures() if task.judges_texts else {},
+        floor=floor,
     )
 
 
@@ -199,6 +210,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     seconds = done.trained.seconds
     low, high = model.interval
     rows = "rows" if gold.corpus is None else "blocks of text"
+    floor = floor_of(task, gold.splits, resamples=done.config.resamples)
     return Record(
         flow="finetune",
         task=task.name,
@@ -210,13 +222,19 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         gain=None,
         verdict=None,
         sentence=f"{spoken(task.metric)} {model.score:.3f} on {len(done.reported):,} {rows} "
-        f"(95 % interval {low:.3f} to {high:.3f}).",
+        f"(95 % interval {low:.3f} to {high:.3f}){beside(floor)}.",
         timing=Timing(
             teacher_s=0.0,
             student_s=seconds,
             total_s=done.total_s,
             examples_per_s=done.trained.examples / max(seconds, 1e-9),
         ),
-        warnings=[*gold.notes, *_run_warnings([done.trained])],
+        warnings=[
+            *gold.notes,
+            *below_floor("the model", model, floor, task.metric),
+            *classes_missed("the model", model, task.choices),
+            *_run_warnings([done.trained]),
+        ],
         signatures=signatures() if task.judges_texts else {},
+        floor=floor,
     )
