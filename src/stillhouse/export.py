@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.rundir import writes
+from stillhouse.core.trouble import unwritten
 from stillhouse.data.batching import sorted_batches
 from stillhouse.models.forward import span_scores
 from stillhouse.tasks.base import Data, Task
@@ -94,10 +96,8 @@ def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> P
     shapes = tuple({axis: free[axis] for axis in range(min(2, inputs[n].ndim))} for n in names)
     if "vectors" in inputs:
         shapes = ({0: free[0]},)
-    path.parent.mkdir(parents=True, exist_ok=True)
     wrapped = _Scores(model, names).eval()
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
-        part = Path(folder) / path.name
+    with _part(path) as part, _quiet():
         try:
             torch.onnx.export(
                 wrapped,
@@ -112,10 +112,23 @@ def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> P
                 opset_version=OPSET,
             )
         except Exception as error:  # the exporter raises many kinds, none of them public
+            if (full := unwritten(path, error)) is not None:
+                raise full from error
             first = str(error).strip().splitlines()[0][:200]
             raise RunError(f"can't export {type(model).__name__} to ONNX: {first}") from error
-        shutil.move(part, path)
     return path
+
+
+@contextlib.contextmanager
+def _part(path: Path) -> Iterator[Path]:
+    """Where an export is made before it becomes `path`. Raises RunError where it can't be
+    written."""
+    with writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            yield part
+            shutil.move(part, path)
 
 
 def _positions(model: nn.Module) -> int:
@@ -131,10 +144,8 @@ def quantize_int8(source: Path, path: Path) -> Path:
 
     model = onnx.load(source)
     del model.graph.value_info[:]  # the exporter's shape notes contradict the quantiser's inference
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
-        part = Path(folder) / path.name
+    with _part(path) as part, _quiet():
         quantize_dynamic(model, part, weight_type=QuantType.QInt8, per_channel=True)
-        shutil.move(part, path)
     return path
 
 

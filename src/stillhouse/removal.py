@@ -30,7 +30,7 @@ from stillhouse.models.surgery import sizes
 from stillhouse.report import render
 from stillhouse.runs import Run, run_distill
 from stillhouse.tasks.base import Data
-from stillhouse.tickets.config import RemoveConfig
+from stillhouse.tickets.config import OF_THE_REMOVAL, RemoveConfig
 from stillhouse.tickets.remove import Removal, remove
 
 
@@ -88,7 +88,7 @@ def _store(
 
 def _distillation(config: RemoveConfig, out: Path, recover: dict[str, Any]) -> dict[str, Any]:
     """The settings of the recovery."""
-    for own in ("teacher", "student", "data"):
+    for own in OF_THE_REMOVAL:
         if own in recover:
             raise UsageError(f"the recovery's {own} follows from the removal: leave it out")
     return {

@@ -25,7 +25,7 @@ def test_atomic_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
 def test_a_write_that_fails_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").touch()
-    with pytest.raises(RunError, match="can't write") as caught:
+    with pytest.raises(RunError, match="is not written") as caught:
         write_json(tmp_path / "a", {})  # a folder with files in it can't be replaced
     assert "\n" not in str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]

@@ -62,7 +62,7 @@ def audit(
     label_map: options.LabelMap = None,
     cache: options.Cache = None,
     config: options.Config = None,
-    set_: options.Set = None,
+    set_: options.SetOfThieves = None,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:

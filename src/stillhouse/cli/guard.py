@@ -51,7 +51,7 @@ def serve(
     ] = None,
     precision: options.Precision = None,
     config: options.Config = None,
-    set_: options.Set = None,
+    set_: options.SetOfService = None,
     trust_remote_code: options.Trust = False,
 ) -> None:
     """Serve a model behind its guard: budgets, a log, marks, a watch for strange clients.
@@ -124,7 +124,7 @@ def verify(
     ] = None,
     precision: options.Precision = None,
     config: options.Config = None,
-    set_: options.Set = None,
+    set_: options.SetOfVerdict = None,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:
@@ -224,7 +224,7 @@ def learn(
     label_column: options.Label = None,
     cache: options.Cache = None,
     config: options.Config = None,
-    set_: options.Set = None,
+    set_: options.SetOfCheck = None,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:

@@ -5,11 +5,13 @@ Exit codes: 0 done, 1 the run failed, 2 the call was wrong, 130 stopped with Ctr
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
 from stillhouse.cli import audit, clients, guard, models, new, recipes, runs, tickets
+from stillhouse.core import trouble
 from stillhouse.core.errors import StillhouseError
 
 app = typer.Typer(
@@ -64,22 +66,34 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def _forget_output() -> None:
+    """Drops what standard output can't take: the interpreter would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main() -> int:
     """Runs the command line; the exit code."""
     try:
         code = app(standalone_mode=False) or 0
+        sys.stdout.flush()  # or what can't be written is seen at the interpreter's end only
         return fail(STOPPED, code) if code == INTERRUPTED else code
     except StillhouseError as error:
         return fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return fail(STOPPED, INTERRUPTED)
-    except OSError as error:
-        return fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+    except BrokenPipeError:
+        _forget_output()
+        return fail("nobody reads the output any more: it ends here", 1)
     except Exception as error:
-        format_message = getattr(error, "format_message", None)  # the parser's own errors
-        if format_message is None:
-            raise
-        return fail(format_message(), getattr(error, "exit_code", 2))
+        if (format_message := getattr(error, "format_message", None)) is not None:
+            return fail(format_message(), getattr(error, "exit_code", 2))  # the parser's own errors
+        if (told := trouble.sentence(error)) is not None:
+            _forget_output()
+            return fail(told, 1)
+        raise
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def selfcheck(
     label_map: options.LabelMap = None,
     cache: options.Cache = None,
     config: options.Config = None,
-    set_: options.Set = None,
+    set_: options.SetOfAnswers = None,
     json: options.Json = False,
 ) -> None:
     """Check your own teacher, student and rows for failures that would train on in silence.

@@ -21,12 +21,21 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="settings from a YAML file, such as another run's config.yaml"),
 ]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="any setting, e.g. training.lr=3e-5 (repeatable)"
-    ),
-]
+
+
+def _set(example: str) -> Any:
+    """--set, with an example that the command takes."""
+    return typer.Option("--set", metavar="NAME=VALUE", help=f"any setting, e.g. {example}")
+
+
+Set = Annotated[list[str] | None, _set("training.lr=3e-5")]
+SetOfAnswers = Annotated[list[str] | None, _set("label.precision=float32")]
+SetOfData = Annotated[list[str] | None, _set("data.max_length=64")]
+SetOfRemoval = Annotated[list[str] | None, _set("recover.training.lr=3e-5")]
+SetOfService = Annotated[list[str] | None, _set("guard.limits.per_s=20")]
+SetOfVerdict = Annotated[list[str] | None, _set("alpha=1e-4")]
+SetOfCheck = Annotated[list[str] | None, _set("data.max_length=64")]
+SetOfThieves = Annotated[list[str] | None, _set("thieves.0.training.lr=3e-5")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 Cache = Annotated[
     str | None,
@@ -131,6 +140,8 @@ def put(values: dict[str, Any], path: str, value: Any) -> None:
     place = values
     for section in sections:
         place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"{section} is a section: give its settings, such as {path}: VALUE")
     place[last] = value
 
 

@@ -65,7 +65,7 @@ def show(name: Annotated[str, typer.Argument()]) -> None:
 def run(
     name: Annotated[str, typer.Argument()],
     out: options.Out,
-    set_: options.Set = None,
+    set_: options.SetOfData = None,
     json: options.Json = False,
     more: Annotated[list[str] | None, typer.Argument(help="for a script recipe, after --")] = None,
 ) -> None:
@@ -114,7 +114,7 @@ def _run(values: dict[str, Any], out: Path, *, json: bool) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """A recipe's settings, with $NAMES taken from the environment and $MINILM found."""
-    import yaml
+    from stillhouse.core.settings import yaml_settings
 
     text = path.read_text(encoding="utf-8")
     if "$MINILM" in text:
@@ -126,4 +126,4 @@ def read(path: Path) -> dict[str, Any]:
     missing = re.search(r"\$\{?(\w+)", body)
     if missing:
         raise UsageError(f"this recipe needs ${missing[1]}: set it, e.g. export {missing[1]}=/data")
-    return yaml.safe_load(text)
+    return yaml_settings(text, str(path))

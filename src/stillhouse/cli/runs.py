@@ -139,7 +139,7 @@ def label(
     label_column: options.Label = None,
     label_map: options.LabelMap = None,
     config: options.Config = None,
-    set_: options.Set = None,
+    set_: options.SetOfAnswers = None,
     json: options.Json = False,
 ) -> None:
     """Ask the teacher once, and keep its answers for any run. A killed one goes on where it was.

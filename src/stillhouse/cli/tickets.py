@@ -141,7 +141,7 @@ def remove(
     label_column: options.Label = None,
     cache: options.Cache = None,
     config: options.Config = None,
-    set_: options.Set = None,
+    set_: options.SetOfRemoval = None,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:

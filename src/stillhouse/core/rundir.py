@@ -12,41 +12,49 @@ from pathlib import Path
 
 import yaml
 
-from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.errors import UsageError
+from stillhouse.core.trouble import unwritten
 
 CUT = "cut"  # in a run's folder: the cut model that it recovers
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well, and vanishes if it doesn't."""
+def writes(path: Path, *, kept: str = "") -> Iterator[None]:
+    """Inside the block `path` is written: what the system refuses, through whatever library, is a
+    RunError of one line. `kept`: what is said of what was there."""
     try:
+        yield
+    except Exception as error:
+        if (found := unwritten(path, error, kept=kept)) is None:
+            raise
+        raise found from error
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well, and vanishes if it doesn't.
+    Raises RunError where it can't be written."""
+    with writes(path, kept="; what was there is kept" if path.exists() else ""):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise RunError(f"can't write {path}: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"can't write {path}: {error.strerror or error}; what was there is kept"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well, and vanishes if it
     doesn't; if another run was first, its folder stands. Raises RunError, which says that `what`
-    can't be stored, where the block raises OSError."""
-    try:
+    is not stored, where the system refuses it."""
+    with writes(folder, kept=f" ({what})"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
         try:
@@ -58,8 +66,6 @@ def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"can't store {what} under {folder}: {error.strerror or error}") from error
 
 
 def _differing(mine: object, theirs: object, name: str = "") -> Iterator[str]:
@@ -88,7 +94,8 @@ def write_yaml(path: Path, value: object) -> None:
 def claim(folder: Path, config: dict[str, object], content: dict[str, str] | None = None) -> None:
     """Makes `folder` this run's, or finds that it already is. Raises UsageError as `check_free`."""
     if check_free(folder, config, content):
-        folder.mkdir(parents=True, exist_ok=True)
+        with writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / "config.yaml", json.loads(json.dumps(config)))
 
 

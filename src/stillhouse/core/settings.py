@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from stillhouse.core.errors import UsageError, unknown
-from stillhouse.core.terms import INNER, RESPONSE
+from stillhouse.core.terms import INNER, RESPONSE, Config
 
 C = TypeVar("C", bound=BaseModel)
+SHOWN = 4  # places of a setting that a refusal names
+SHORT = {"data": "path", "student": "model"}  # sections that one value may stand for
 LAYERS = ("uniform", "top", "bottom", "skip", "last", "final")
 
 
@@ -30,13 +32,13 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
         shown = [p for p in loc if not p.startswith(inner) and p not in tags]
         where = ".".join(shown)
         if first["type"] == "extra_forbidden":
-            name = str(first["loc"][-1])
-            if elsewhere := _elsewhere(kind, name):
+            asked = _asked(shown, first["input"])
+            if elsewhere := _elsewhere(kind, asked, len(shown)):
                 raise UsageError(
-                    f"unknown setting {where!r}: did you mean {elsewhere!r}?"
+                    f"unknown setting {'.'.join(asked)!r}: did you mean {elsewhere}?"
                 ) from None
             known = _known(kind, first["loc"][:-1])
-            raise UsageError(unknown("setting", name, known)) from None
+            raise UsageError(unknown("setting", shown[-1], known)) from None
         if first["type"] == "term_kind":
             kind_of = first["input"].get("kind") if isinstance(first["input"], dict) else None
             raise UsageError(unknown(f"{where}.kind", str(kind_of), (*RESPONSE, *INNER))) from None
@@ -49,6 +51,8 @@ def parse(kind: type[C], values: Mapping[str, Any]) -> C:
             place = re.sub(r"\.\d+$", "", where)  # of several
             raise UsageError(unknown(place, first["input"], known)) from None
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "model_type":
+            message = f"is a section: give its settings, such as {where}.NAME: VALUE"
         if "inner" in loc and "layers" in loc:
             message = f"one of {', '.join(LAYERS)}, or pairs such as [[1, 2], [3, 6]]"
         raise UsageError(f"setting {where or 'config'}: {message}") from None
@@ -70,18 +74,42 @@ def _known(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
     return list(kind.model_fields)
 
 
-def _elsewhere(kind: type[BaseModel], name: str) -> str | None:
-    """The dotted name of a setting of this name, if exactly one section has it."""
-    found = [
-        f"{section}.{name}"
-        for section, field in kind.model_fields.items()
-        if isinstance(field.annotation, type)
-        and issubclass(field.annotation, BaseModel)
-        and name in field.annotation.model_fields
-    ]
-    if name in kind.model_fields:
-        found.append(name)
-    return found[0] if len(found) == 1 else None
+def _asked(path: list[str], value: object) -> list[str]:
+    """The dotted path that was set: into the value where that is a section with one entry."""
+    while isinstance(value, dict) and len(value) == 1:
+        (name, value) = next(iter(value.items()))
+        path = [*path, str(name)]
+    return path
+
+
+def _elsewhere(kind: type[BaseModel], asked: list[str], unknown: int) -> str | None:
+    """Where a setting that isn't at `asked`, whose first `unknown` names lead to the unknown one,
+    is: paths that end alike, of these the nearest to the top."""
+    paths = list(dict.fromkeys(_paths(kind)))
+    for end in range(len(asked), unknown - 1, -1):
+        for start in range(unknown):
+            ending = tuple(asked[start:end])
+            found = [path for path in paths if path[-len(ending) :] == ending]
+            least = min(map(len, found), default=0)
+            nearest = [repr(".".join(path)) for path in found if len(path) == least]
+            if nearest and len(nearest) <= SHOWN:
+                return " or ".join(nearest)
+    return None
+
+
+def _paths(kind: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every setting's path. Of several sections the first stands for all (`thieves.0`), of stages
+    any name (`stages.NAME`)."""
+    for name, field in kind.model_fields.items():
+        yield (*above, name)
+        for section in _sections(field.annotation):
+            several = get_origin(field.annotation) is tuple
+            entry = ("NAME" if name == "stages" else "0",) if several else ()
+            yield from _paths(section, (*above, name, *entry))
+    for name, (section, without) in (kind.beside if issubclass(kind, Config) else {}).items():
+        yield from (
+            (*above, name, *path) for path in _paths(section) if path[0] not in without
+        )
 
 
 def _sections(annotation: object) -> Iterator[type[BaseModel]]:
@@ -95,22 +123,67 @@ def _sections(annotation: object) -> Iterator[type[BaseModel]]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A config file's settings, unchecked."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"there is no config file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} holds no settings")
-    return values
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        inside = path / "config.yaml"
+        hint = f": give {inside}" if inside.is_file() else ""
+        raise UsageError(f"can't read {path}: {error.strerror or error}{hint}") from None
+    return yaml_settings(text, str(path))
+
+
+def yaml_settings(text: str, name: str) -> dict[str, Any]:
+    """The settings of a YAML text, unchecked. Raises UsageError where `name` holds none, or one of
+    them twice."""
+    try:
+        values = yaml.load(text, _Strict)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{name}{line} is not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict) or not values:
+        what = "is empty" if values is None or values == {} else f"is a {type(values).__name__}"
+        raise UsageError(f"{name} {what}: it holds settings such as `teacher: my-teacher`")
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise UsageError(f"{name}: {wrong[0]!r} is no name of a setting")
+    return expanded(values)
+
+
+class _Strict(yaml.SafeLoader):
+    """Safe, and refuses a name that a mapping holds twice: one of the two would go unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if names.count(key.value) > 1 and key.value != "<<":
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which `data: reviews.csv` is `data: {path: reviews.csv}`."""
+    return {
+        name: {SHORT[name]: value} if name in SHORT and isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """`values` with each 'a.b=value' of `settings` put in; values are read as YAML."""
+    given: dict[str, str] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set takes name=value, as in training.lr=3e-5; got {setting!r}")
+        name = name.strip()
+        if given.setdefault(name, text) != text:
+            raise UsageError(f"--set {name} is given twice: {given[name]} and {text}")
+        if not equals or not all(name.split(".")):
+            raise UsageError(f"--set takes name=value (--help has an example); got {setting!r}")
         *sections, last = name.split(".")
         place: Any = values
         if sections[:1] == ["stages"] and not isinstance(values.get("stages"), list):
@@ -125,6 +198,7 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
             place[_position(place, last, name)] = _value(text)
         else:
             place[last] = _value(text)
+        values = expanded(values)
     return values
 
 

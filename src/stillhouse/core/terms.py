@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -14,10 +15,12 @@ Precision = Literal["auto", "bf16", "float32"]  # auto: the faster on this machi
 
 class Config(BaseModel):
     """on_cpu: whether its precision is of models that are asked on the CPU, wherever others are
-    trained (see core/precision)."""
+    trained (see core/precision). beside: sections that a file may hold with it and that are another
+    config's, by name, and what these may not set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     on_cpu: ClassVar[bool] = False
+    beside: ClassVar[Mapping[str, tuple[type[Config], tuple[str, ...]]]] = {}
 
 
 class Schedule(Config):

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from stillhouse.core.errors import ModelError
 from stillhouse.core.rundir import CUT
+from stillhouse.models.kinds import refuse_file, refuse_folder, refuse_head, refuse_inputs
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -37,6 +38,7 @@ def resolve(name: str) -> Path | str:
         elif (path / CUT / "config.json").is_file() and not (path / "config.yaml").exists():
             path = path / CUT
     if path.is_dir():
+        refuse_folder(name, path)
         if any(path.glob("*.onnx")) and not any(path.glob("*.safetensors")):
             raise ModelError(f"{name} holds an exported ONNX model: give the folder it came from")
         if not (path / "config.json").is_file():
@@ -48,8 +50,14 @@ def resolve(name: str) -> Path | str:
                 "(pickled weights are not loaded)"
             )
         return path
-    if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise ModelError(f"{name} is no model folder")
+    if path.exists():
+        refuse_file(name, path)
+    if path.is_symlink():
+        raise ModelError(f"{name} is a link that leads nowhere: give the model's folder itself")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no model folder {name}: check the path")
+    if not name.strip() or name in ("None", "nan"):
+        raise ModelError(f"{name or 'nothing'!r} is no model: give a folder or a hub name")
     return name
 
 
@@ -62,6 +70,18 @@ def model_folder(name: str) -> Path:
 
 
 def _hub_error(name: str, error: Exception) -> ModelError:
+    """What transformers raises, in one line. It raises anything: a damaged file meets whatever
+    library reads it."""
+    if isinstance(error, SafetensorError):
+        return ModelError(
+            f"{name}: its weights are cut short or damaged ({str(error).splitlines()[0]}): "
+            "download or save them again"
+        )
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{name} comes with code of its own: read it, and if you trust it give "
+            "--trust-remote-code"
+        )
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if not Path(name).exists():
         return ModelError(f"no folder {name} here, and the hub gave no model of that name: {first}")
@@ -72,7 +92,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     source = resolve(name)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise _hub_error(name, error) from error
 
 
@@ -80,11 +100,26 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     source = resolve(name)
     try:
         found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if isinstance(source, Path):
+            refuse_inputs(name, load_config(name, trust_remote_code=trust_remote_code))
         raise _hub_error(name, error) from error
+    if isinstance(source, Path):
+        _check_vocabulary(name, source, found)
     if not found.is_fast:
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json): convert it first")
     return found
+
+
+def _check_vocabulary(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError for a folder without a tokenizer: transformers makes an empty one then,
+    whose every text is unknown tokens."""
+    files = sorted(set(tokenizer.vocab_files_names.values()))
+    if not any((folder / file).is_file() for file in files):
+        raise ModelError(
+            f"{name} has no tokenizer (none of {', '.join(files)}): save it there with "
+            "tokenizer.save_pretrained"
+        )
 
 
 def load_classifier(
@@ -95,19 +130,18 @@ def load_classifier(
     torch's generator); without, it must be there. Raises ModelError."""
     settings: dict[str, Any] = {}
     held: list[str] = []
-    if labels is not None:
-        held = label_names(load_config(name, trust_remote_code=trust_remote_code))
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if labels is None:
+        _check_head(name, config, "classification")
+    else:
+        refuse_inputs(name, config)
+        held = label_names(config)
         if held != labels:
             settings = head_settings(labels) | {"ignore_mismatched_sizes": True}
     model, found = pretrained(
         AutoModelForSequenceClassification, name, trust_remote_code=trust_remote_code, **settings
     )
     if labels is None and found["missing_keys"]:
-        if any("MaskedLM" in kind for kind in model.config.architectures or []):
-            raise ModelError(
-                f"{name} is a masked language model, which has no labels: fine-tune it first "
-                "(distill and finetune take it with --task masked_lm)"
-            )
         raise ModelError(
             f"{name} has no classification head (its weights lack "
             f"{', '.join(sorted(found['missing_keys'])[:3])}): fine-tune it first"
@@ -122,6 +156,11 @@ def load_span_model(
 ) -> PreTrainedModel:
     """A model of answers in passages, in float32 and eval mode. With `fresh_head`, a head that is
     not there is drawn from torch's generator; without, it must be. Raises ModelError."""
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if fresh_head:
+        refuse_inputs(name, config)
+    else:
+        _check_head(name, config, "span")
     model, found = pretrained(
         AutoModelForQuestionAnswering, name, trust_remote_code=trust_remote_code
     )
@@ -133,6 +172,12 @@ def load_span_model(
             f"{', '.join(sorted(found['missing_keys'])[:3])}): fine-tune it first"
         )
     return model.eval()
+
+
+def _check_head(name: str, config: Any, task: str) -> None:
+    """Raises ModelError for a stored model whose head is for another task."""
+    source = resolve(name)
+    refuse_head(name, config, task, source if isinstance(source, Path) else None)
 
 
 def pretrained(
@@ -150,7 +195,7 @@ def pretrained(
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise _hub_error(name, error) from error
     _check_weights(name, model, found)
     return model, found

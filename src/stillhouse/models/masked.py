@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from stillhouse.core.errors import ModelError, unknown
-from stillhouse.models.load import pretrained
+from stillhouse.models.kinds import refuse_inputs
+from stillhouse.models.load import load_config, pretrained
 
 Head = Callable[[Any, Tensor], Tensor]
 
@@ -56,6 +57,7 @@ def load_masked_lm(
 ) -> PreTrainedModel:
     """A masked language model in float32 and eval mode. With `fresh_head`, a head that is not
     there is drawn from torch's generator; without, it must be. Raises ModelError."""
+    refuse_inputs(name, load_config(name, trust_remote_code=trust_remote_code))
     model, found = pretrained(AutoModelForMaskedLM, name, trust_remote_code=trust_remote_code)
     check_family(model.config)
     if found["missing_keys"] and not fresh_head:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from stillhouse.core.config import DataConfig, GoldConfig, Metric, TrainingConfig
+from stillhouse.core.config import (
+    DataConfig,
+    DistillConfig,
+    GoldConfig,
+    Metric,
+    TrainingConfig,
+)
 from stillhouse.core.terms import Config, Positive
 
 Score = Literal["magnitude", "movement", "gradient", "fisher", "random"]
 Control = Literal["random", "reinitialised"]
 Part = Literal["layers", "heads", "neurons"]
+OF_THE_REMOVAL = ("teacher", "student", "data")  # which a recovery has from it
 
 
 def _several(given: object) -> object:
@@ -118,6 +126,9 @@ class RemoveConfig(Config):
     solved for, so that its output changes least.
     """
 
+    beside: ClassVar[Mapping[str, tuple[type[Config], tuple[str, ...]]]] = {
+        "recover": (DistillConfig, OF_THE_REMOVAL)
+    }
     flow: Literal["remove"] = "remove"
     task: Literal["auto", "classification", "regression"] = "auto"
     model: str

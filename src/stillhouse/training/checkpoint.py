@@ -25,10 +25,7 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         shared = held.setdefault(tensor.data_ptr(), name) != name and tensor.numel() > 0
         own[name] = tensor.detach().cpu().clone() if shared else tensor.detach().cpu().contiguous()
     with atomic(path) as temporary:
-        try:
-            save_file(own, temporary, metadata={"facts": json.dumps(facts)})
-        except SafetensorError as error:
-            raise RunError(f"can't write {path}: {error}; what was there is kept") from error
+        save_file(own, temporary, metadata={"facts": json.dumps(facts)})
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.core.rundir import write_text
+from stillhouse.core.rundir import write_text, writes
 
 IMBALANCE = 100.0
 
@@ -21,7 +21,7 @@ class MetricsLog:
 
     def write(self, **values: object) -> None:
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
+            with writes(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**self.labels, **values}) + "\n")
 
     def cut(self, step: int) -> None:

@@ -1,0 +1,91 @@
+"""What the operating system refused, in one line, whatever library it comes through.
+
+Python's own functions raise OSError with a number. Libraries in Rust (safetensors, tokenizers),
+C++ (Arrow, numpy's tofile) and databases raise errors of their own, with the number or the
+system's words somewhere in the text.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from stillhouse.core.errors import RunError, StillhouseError
+
+AGAIN = "free some space, then the same command goes on from what was kept"
+ELSEWHERE = "choose a folder that you may write to"
+ADVICE = {
+    errno.ENOSPC: AGAIN,
+    errno.EDQUOT: AGAIN,
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f), or choose another disk",
+    errno.EROFS: ELSEWHERE,
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOTDIR: "a file is where a folder is due: choose another path",
+    errno.EEXIST: "a file is where a folder is due: choose another path",
+    errno.EISDIR: "a folder is where a file is due: choose another path",
+    errno.ELOOP: "links lead in a circle there: choose another path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
+WORDS = {os.strerror(number): number for number in ADVICE} | {
+    "database or disk is full": errno.ENOSPC,
+    "attempt to write a readonly database": errno.EROFS,
+}
+SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's, of a write that was cut short
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        yield found
+        seen.append(found)
+        found = found.__cause__
+
+
+def refused(error: BaseException) -> tuple[int, str | None] | None:
+    """The system's number behind an error, and the file if it says which; None for an error that is
+    none of the system's."""
+    for each in _chain(error):
+        if isinstance(each, OSError) and each.errno:
+            return each.errno, None if each.filename is None else os.fsdecode(each.filename)
+        text = str(each)
+        if found := NUMBER.search(text):
+            return int(found[1] or found[2]), None
+        if isinstance(each, OSError) and SHORT.search(text):
+            return errno.ENOSPC, None
+        for words, number in WORDS.items():
+            if words in text:
+                return number, None
+    return None
+
+
+def sentence(error: BaseException) -> str | None:
+    """`no space left on device: out/x` and what to do; None for an error of another kind."""
+    found = refused(error)
+    if found is None:
+        return None
+    number, path = found
+    where = f": {path}" if path else ""
+    advice = None if number in (errno.EACCES, errno.EPERM) else ADVICE.get(number)  # of reading?
+    return f"{_lower(os.strerror(number))}{where}" + (f" ({advice})" if advice else "")
+
+
+def unwritten(path: Path, error: BaseException, *, kept: str = "") -> RunError | None:
+    """The error of a file or folder that couldn't be written, `kept` what is still there of it;
+    None where the system refused nothing, or the error says all that already."""
+    found = None if isinstance(error, StillhouseError) else refused(error)
+    if found is None:
+        return None
+    reason, advice = _lower(os.strerror(found[0])), ADVICE.get(found[0])
+    return RunError(f"{reason}: {path} is not written{kept}" + (f": {advice}" if advice else ""))
+
+
+def _lower(words: str) -> str:
+    return words[:1].lower() + words[1:]
