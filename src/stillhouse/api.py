@@ -7,7 +7,7 @@ print(run.record.student.retention)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,9 +25,10 @@ from stillhouse.core.config import (
 )
 from stillhouse.core.console import Terminal
 from stillhouse.core.progress import Progress
-from stillhouse.core.settings import parse, section
+from stillhouse.core.settings import model_path, parse, path_of, section
 from stillhouse.core.ticket_results import TransferRecord
 from stillhouse.core.types import Tap
+from stillhouse.data.memory import data_section
 from stillhouse.data.sources import load
 from stillhouse.extract.config import AuditConfig
 from stillhouse.extract.runs import AuditRun, run_audit
@@ -49,15 +50,37 @@ from stillhouse.tickets.config import RemoveConfig, TicketsConfig, TransferConfi
 from stillhouse.tickets.runs import TicketsRun, run_tickets, run_transfer
 from stillhouse.training import sparse
 
+# What data may be: a path or hub name, settings of the section, or rows: a DataFrame, a Dataset, a
+# list of dicts, or a mapping of splits (train, test, ...) to these.
+Rows = str | Path | DataConfig | Sized
+
 
 def layers(which: int | list[int], keep: str = "alternate") -> StudentConfig:
     """A student with so many of the teacher's layers, or with the listed ones (1-based)."""
     return parse(StudentConfig, {"layers": which, "keep": keep})
 
 
+def _data(data: Rows, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data`; rows are kept in the run's cache."""
+    return data_section(data, store_root(settings.get("cache")))
+
+
+def _folder(out: object) -> Path:
+    return Path(path_of(out, "out")).expanduser()
+
+
+def _student(given: object) -> dict[str, Any]:
+    """The section `student` of a shape, its settings, or a model's name."""
+    if given is None:
+        return {}
+    if isinstance(given, StudentConfig | Mapping):
+        return section(StudentConfig, given, "model")
+    return {"model": model_path(given, "student")}
+
+
 def distill(
     teacher: str | Path,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     student: StudentConfig | Mapping[str, Any] | str | None = None,
     out: str | Path = "run",
@@ -81,32 +104,36 @@ def distill(
     if baseline is not None:
         evaluation["baseline"] = baseline
     values = {
-        "teacher": str(teacher),
-        "data": section(DataConfig, data, "path"),
-        "student": section(StudentConfig, student, "model") if student is not None else {},
+        "teacher": model_path(teacher, "teacher"),
+        "data": _data(data, settings),
+        "student": _student(student),
         "evaluation": evaluation,
-        **(named_method(method, str(corpus) if corpus else None) if method else {}),
+        **(named_method(method, path_of(corpus, "corpus") if corpus else None) if method else {}),
         **settings,
     }
-    return run_distill(parse(DistillConfig, values), Path(out), progress=progress)
+    return run_distill(parse(DistillConfig, values), _folder(out), progress=progress)
 
 
 def finetune(
     model: str | Path,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     out: str | Path,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Run:
     """Fine-tunes `model` on gold labels; `out` is then a model folder and a run at once."""
-    values = {"model": str(model), "data": section(DataConfig, data, "path"), **settings}
-    return run_finetune(parse(FinetuneConfig, values), Path(out), progress=progress)
+    values = {
+        "model": model_path(model, "model"),
+        "data": _data(data, settings),
+        **settings,
+    }
+    return run_finetune(parse(FinetuneConfig, values), _folder(out), progress=progress)
 
 
 def new(
     task: str,
-    data: str | Path | Mapping[str, Any] | DataConfig | None = None,
+    data: Rows | None = None,
     *,
     out: str | Path,
     progress: Progress | None = None,
@@ -120,13 +147,13 @@ def new(
     """
     values = {"task": task, **settings}
     if data is not None:
-        values["data"] = section(DataConfig, data, "path")
-    return run_new(parse(NewConfig, values), Path(out), progress or Terminal()).facts
+        values["data"] = _data(data, settings)
+    return run_new(parse(NewConfig, values), _folder(out), progress or Terminal()).facts
 
 
 def find_tickets(
     model: str | Path,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     out: str | Path,
     sparsity: float | None = None,
@@ -145,26 +172,26 @@ def find_tickets(
     if seeds is not None:
         evaluation["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
     values = {
-        "model": str(model),
-        "data": section(DataConfig, data, "path"),
+        "model": model_path(model, "model"),
+        "data": _data(data, settings),
         "prune": prune,
         "evaluation": evaluation,
         **settings,
     }
-    return run_tickets(parse(TicketsConfig, values), Path(out), progress=progress)
+    return run_tickets(parse(TicketsConfig, values), _folder(out), progress=progress)
 
 
 def transfer_tickets(
     runs: list[str | Path], *, out: str | Path, progress: Progress | None = None, **settings: Any
 ) -> TransferRecord:
     """Trains the ticket of every finished search on the task of every other."""
-    values = {"runs": [str(run) for run in runs], **settings}
-    return run_transfer(parse(TransferConfig, values), Path(out), progress=progress)
+    values = {"runs": [path_of(run, "run") for run in runs], **settings}
+    return run_transfer(parse(TransferConfig, values), _folder(out), progress=progress)
 
 
 def remove(
     model: str | Path,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     out: str | Path,
     recover: Mapping[str, Any] | None = MappingProxyType({}),
@@ -177,14 +204,18 @@ def remove(
     `recover`: sections of the distillation's DistillConfig; None leaves it at the cut. Raises
     UsageError for a target that no removal reaches, which names the nearest.
     """
-    values = {"model": str(model), "data": section(DataConfig, data, "path"), **settings}
+    values = {
+        "model": model_path(model, "model"),
+        "data": _data(data, settings),
+        **settings,
+    }
     after = None if recover is None else dict(recover)
-    return run_removal(parse(RemoveConfig, values), Path(out), recover=after, progress=progress)
+    return run_removal(parse(RemoveConfig, values), _folder(out), recover=after, progress=progress)
 
 
 def audit(
     victim: str | Path | Service,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     thief: str | Path | Mapping[str, Any] | None = None,
     out: str | Path,
@@ -203,15 +234,19 @@ def audit(
     evaluation = dict(settings.pop("evaluation", {}))
     if seeds is not None:
         evaluation["seeds"] = list(range(seeds)) if isinstance(seeds, int) else seeds
-    service = None if isinstance(victim, str | Path) else victim
-    named = str(victim) if service is None else service.name
-    values = {"victim": named, "data": section(DataConfig, data, "path"), **settings}
+    service = victim if isinstance(victim, Service) else None
+    named = model_path(victim, "victim") if service is None else service.name
+    values = {
+        "victim": named,
+        "data": _data(data, settings),
+        **settings,
+    }
     if thief is not None:
-        own = dict(thief) if isinstance(thief, Mapping) else {"model": str(thief)}
+        own = dict(thief) if isinstance(thief, Mapping) else {"model": model_path(thief, "thief")}
         values["thieves"] = [own]
     if evaluation:
         values["evaluation"] = evaluation
-    return run_audit(parse(AuditConfig, values), Path(out), service=service, progress=progress)
+    return run_audit(parse(AuditConfig, values), _folder(out), service=service, progress=progress)
 
 
 def load_masks(path: str | Path) -> dict[str, Tensor]:
@@ -231,7 +266,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
 
 def label(
     teacher: str | Path,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     out: str | Path,
     progress: Progress | None = None,
@@ -239,17 +274,17 @@ def label(
 ) -> int:
     """Writes the teacher's answers to `data` into the cache folder `out`; how many it holds."""
     values = {
-        "teacher": str(teacher),
-        "data": section(DataConfig, data, "path"),
+        "teacher": model_path(teacher, "teacher"),
+        "data": data_section(data, _folder(out)),
         **settings,
-        "cache": str(out),
+        "cache": str(_folder(out)),
     }
     config = parse(DistillConfig, values)
     return distilling.label_only(config, progress=progress or Terminal())[1]
 
 
 def augment(
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     teacher: str | Path,
     out: str | Path,
@@ -263,40 +298,40 @@ def augment(
     AugmentConfig (copies, share, candidates, model, vectors, seed).
     """
     progress = progress or Terminal()
-    config = parse(AugmentConfig, settings)
+    config, name = parse(AugmentConfig, settings), model_path(teacher, "teacher")
     store = store_root(cache)
-    read = parse(DataConfig, section(DataConfig, data, "path"))
+    read = parse(DataConfig, data_section(data, store))
     splits = load(read, store / "rows", progress=progress)
     forbidden = [splits.reported.folded_N2, splits.held_out.folded_N2]
     rows = augmented(
         splits.labelled,
         config,
-        teacher=load_classifier(str(teacher)),
-        tokenizer=load_tokenizer(str(teacher)),
+        teacher=load_classifier(name),
+        tokenizer=load_tokenizer(name),
         store=store,
         forbidden_N2=np.concatenate(forbidden),
         progress=progress,
     )
-    return write_rows(rows, Path(out))
+    return write_rows(rows, _folder(out))
 
 
 def write_report(runs: list[str | Path], out: str | Path) -> Path:
     """One page of one or several runs, side by side."""
-    return render([Path(run) for run in runs], Path(out))
+    return render([Path(path_of(run, "run")) for run in runs], _folder(out))
 
 
 def check(
     teacher: str | Path,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: Rows,
     *,
     student: StudentConfig | Mapping[str, Any] | str | None = None,
     **settings: Any,
 ) -> list[Check]:
     """Checks of a pair of models and their rows, each with what it saw."""
     values = {
-        "teacher": str(teacher),
-        "data": section(DataConfig, data, "path"),
-        "student": section(StudentConfig, student, "model") if student is not None else {},
+        "teacher": model_path(teacher, "teacher"),
+        "data": _data(data, settings),
+        "student": _student(student),
         **settings,
     }
     return run_selfcheck(parse(DistillConfig, values))

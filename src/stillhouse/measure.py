@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Advance, Progress
 from stillhouse.core.results import Efficiency
-from stillhouse.core.settings import parse, section
+from stillhouse.core.settings import model_path, parse
 from stillhouse.core.types import Predictions
+from stillhouse.data.memory import data_section
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.evaluate import calibration, interval, predict
@@ -40,7 +41,7 @@ from stillhouse.tasks.base import Data, Task
 
 def evaluate(
     model: str | Path,
-    data: str | Path | Mapping[str, Any] | DataConfig,
+    data: str | Path | DataConfig | Sized,
     *,
     against: str | Path | None = None,
     precision: str = "auto",
@@ -51,10 +52,10 @@ def evaluate(
     """A model's metrics on `data`'s reported rows, with an interval; with `against`, also the
     paired gain over that model and their agreement."""
     progress = progress or Terminal()
-    config = parse(DataConfig, section(DataConfig, data, "path"))
-    store = store_root(cache)
-    first, task, rows = model_and_rows(str(model), config, store, progress)
-    settled = precision_of(precision, "cpu")
+    settled, store = precision_of(precision, "cpu"), store_root(cache)
+    model = model_path(model, "model")
+    config = parse(DataConfig, data_section(data, store))
+    first, task, rows = model_and_rows(model, config, store, progress)
     answers = _answers(first, rows, task, settled, f"answering reported rows, {model}", progress)
     metric: Callable[..., float] = lambda a, g: task.metric_of(a, g, task.metric)  # noqa: E731
     rng = np.random.default_rng(0)
@@ -70,6 +71,7 @@ def evaluate(
         "calibration_error": calibration(answers)[0],
     }
     if against is not None:
+        against = model_path(against, "against")
         second, other, their_rows = model_and_rows(str(against), config, store, progress)
         if sorted(other.choices) != sorted(task.choices):
             raise UsageError(f"{against} has other labels: {', '.join(other.choices)}")
@@ -142,6 +144,7 @@ def bench(
 ) -> dict[str, Efficiency]:
     """Size, FLOPs, latency, throughput and memory of each model, timed in turns."""
     progress = progress or Terminal()
+    models = [model_path(model, "model") for model in models]
     kinds = {name: kind_of(name) for name in models}
     loaded = {name: load_any(kind, name) for name, kind in kinds.items()}
 
@@ -196,7 +199,7 @@ def to_onnx(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a model as ONNX (and int8 ONNX) into the folder `out`; what was checked."""
-    kind = kind_of(str(model))
+    kind = kind_of(model_path(model, "model"))
     if kind in WRITING:
         raise UsageError("models that write are not exported to ONNX: take the model's own folder")
     with (progress or Terminal()).stage("exporting", 2 if int8 else 1, "files") as advance:

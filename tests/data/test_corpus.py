@@ -257,7 +257,7 @@ def test_nothing_is_left_of_a_cut_that_failed(tmp_path: Path) -> None:
         cut(path, tmp_path / "store")
     assert list((tmp_path / "store").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is not written .tokens"):
+    with pytest.raises(RunError, match=r"is not written \(tokens"):
         cut(write(tmp_path, text=LINES) / "text.txt", tmp_path / "file")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -66,6 +67,21 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def _misread(error: Exception, message: str) -> int:
+    """What the parser of the command line says; of a command alone, its help."""
+    code = getattr(error, "exit_code", 2)
+    if type(error).__name__ != "NoArgsIsHelpError":
+        return fail(message, code)
+    print(message, file=sys.stderr)
+    return code
+
+
+def _at_home(word: str) -> str:
+    """`--out=~/x` as `--out=/home/me/x`: shells expand ~/ only where a word begins with it."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else word
+
+
 def _forget_output() -> None:
     """Drops what standard output can't take: the interpreter would try again at its end."""
     try:
@@ -77,7 +93,7 @@ def _forget_output() -> None:
 def main() -> int:
     """Runs the command line; the exit code."""
     try:
-        code = app(standalone_mode=False) or 0
+        code = app([_at_home(word) for word in sys.argv[1:]], standalone_mode=False) or 0
         sys.stdout.flush()  # or what can't be written is seen at the interpreter's end only
         return fail(STOPPED, code) if code == INTERRUPTED else code
     except StillhouseError as error:
@@ -89,11 +105,11 @@ def main() -> int:
         return fail("nobody reads the output any more: it ends here", 1)
     except Exception as error:
         if (format_message := getattr(error, "format_message", None)) is not None:
-            return fail(format_message(), getattr(error, "exit_code", 2))  # the parser's own errors
-        if (told := trouble.sentence(error)) is not None:
-            _forget_output()
-            return fail(told, 1)
-        raise
+            return _misread(error, format_message())
+        if (known := trouble.told(error)) is None:
+            raise
+        _forget_output()
+        return fail(str(known), known.exit_code)
 
 
 if __name__ == "__main__":

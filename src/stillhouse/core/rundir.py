@@ -19,13 +19,13 @@ CUT = "cut"  # in a run's folder: the cut model that it recovers
 
 
 @contextlib.contextmanager
-def writes(path: Path, *, kept: str = "") -> Iterator[None]:
+def writes(path: Path, *, kept: str = "", asked: bool = False) -> Iterator[None]:
     """Inside the block `path` is written: what the system refuses, through whatever library, is a
-    RunError of one line. `kept`: what is said of what was there."""
+    RunError of one line. `kept`, `asked`: as `unwritten` has them."""
     try:
         yield
     except Exception as error:
-        if (found := unwritten(path, error, kept=kept)) is None:
+        if (found := unwritten(path, error, kept=kept, asked=asked)) is None:
             raise
         raise found from error
 
@@ -33,7 +33,8 @@ def writes(path: Path, *, kept: str = "") -> Iterator[None]:
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and vanishes if it doesn't.
-    Raises RunError where it can't be written."""
+    Raises RunError where it can't be
+    written."""
     with writes(path, kept="; what was there is kept" if path.exists() else ""):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -94,7 +95,7 @@ def write_yaml(path: Path, value: object) -> None:
 def claim(folder: Path, config: dict[str, object], content: dict[str, str] | None = None) -> None:
     """Makes `folder` this run's, or finds that it already is. Raises UsageError as `check_free`."""
     if check_free(folder, config, content):
-        with writes(folder):
+        with writes(folder, asked=True):
             folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / "config.yaml", json.loads(json.dumps(config)))
 
@@ -108,7 +109,9 @@ def check_free(
     UsageError if the folder holds another run or other files, or if that content has changed.
     """
     existing = folder / "config.yaml"
-    if existing.exists():
+    with writes(folder, asked=True):
+        there = existing.exists()
+    if there:
         held = yaml.safe_load(existing.read_text(encoding="utf-8"))
         if held != json.loads(json.dumps(config)):
             flows = held.get("flow"), config.get("flow")

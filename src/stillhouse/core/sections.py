@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from stillhouse.core.terms import Config, Positive, Precision, Share
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Metric = Literal[
     "accuracy",
     "macro_f1",
@@ -159,7 +160,7 @@ class TrainingConfig(Config):
     decay: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Annotated[float, Field(gt=0)] | None = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     precision: Precision = "auto"
     embeddings: Literal["rows", "dense", "frozen"] = "rows"
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -62,7 +63,36 @@ def section(kind: type[BaseModel], given: object, key: str) -> dict[str, Any]:
     """A config's section given as an object of ours, a dict, or the value of its `key` alone."""
     if isinstance(given, kind):
         return given.model_dump()
-    return dict(given) if isinstance(given, Mapping) else {key: str(given)}
+    return dict(given) if isinstance(given, Mapping) else {key: path_of(given, key)}
+
+
+def path_of(value: object, what: str, taken: str = "a path") -> str:
+    """A path as text. Raises UsageError, which names what was given instead."""
+    if isinstance(value, str | os.PathLike):
+        return os.fsdecode(value)
+    raise UsageError(f"{what} is {described(value)}: give {taken}")
+
+
+def model_path(value: object, what: str) -> str:
+    """A model's folder or hub name as text. Raises UsageError for a model in memory."""
+    if hasattr(value, "state_dict") or hasattr(value, "tokenizer"):
+        raise UsageError(
+            f"{what} is {described(value)}: models in memory are not supported yet, save it with "
+            "its tokenizer (save_pretrained) and give the folder"
+        )
+    return path_of(value, what, "a model's folder or a hub name")
+
+
+def described(value: object) -> str:
+    """What a value is, in words: `None`, `a DataFrame`, `the function predict`."""
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {getattr(value, '__name__', '')}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _known(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
@@ -107,9 +137,7 @@ def _paths(kind: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple
             entry = ("NAME" if name == "stages" else "0",) if several else ()
             yield from _paths(section, (*above, name, *entry))
     for name, (section, without) in (kind.beside if issubclass(kind, Config) else {}).items():
-        yield from (
-            (*above, name, *path) for path in _paths(section) if path[0] not in without
-        )
+        yield from ((*above, name, *path) for path in _paths(section) if path[0] not in without)
 
 
 def _sections(annotation: object) -> Iterator[type[BaseModel]]:
@@ -139,7 +167,7 @@ def yaml_settings(text: str, name: str) -> dict[str, Any]:
     """The settings of a YAML text, unchecked. Raises UsageError where `name` holds none, or one of
     them twice."""
     try:
-        values = yaml.load(text, _Strict)  # noqa: S506  (a SafeLoader)
+        values = yaml.load(text, _Strict)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{name}{line} is not YAML: {error.problem or error.context}") from None
@@ -188,7 +216,9 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
         place: Any = values
         if sections[:1] == ["stages"] and not isinstance(values.get("stages"), list):
             raise UsageError(f"--set {name}: this run has one stage: its settings are training.*")
-        for section in sections:
+        for section, following in zip(sections, [*sections[1:], last], strict=True):
+            if following.isdigit() and isinstance(place, dict) and section not in place:
+                raise UsageError(f"--set {name}: {section} is not given: set the whole of it first")
             place = _inside(place, section, name)
         if sections == ["training"] and _set_by_every_stage(values.get("stages"), last):
             raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -21,6 +22,15 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     on_cpu: ClassVar[bool] = False
     beside: ClassVar[Mapping[str, tuple[type[Config], tuple[str, ...]]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_home(cls, values: Any) -> Any:
+        """~/ is the user's folder, as it is to a shell."""
+        if not isinstance(values, dict):
+            return values
+        homely = {k: v for k, v in values.items() if isinstance(v, str) and v.startswith("~/")}
+        return {**values, **{k: str(Path(v).expanduser()) for k, v in homely.items()}}
 
 
 class Schedule(Config):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stillhouse.core.errors import RunError, StillhouseError
+from stillhouse.core.errors import RunError, StillhouseError, UsageError
 
 AGAIN = "free some space, then the same command goes on from what was kept"
 ELSEWHERE = "choose a folder that you may write to"
@@ -31,6 +31,9 @@ ADVICE = {
     errno.ELOOP: "links lead in a circle there: choose another path",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
+WRONG = (  # of a path that was given: the call was wrong
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP,
+)  # fmt: skip
 NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 WORDS = {os.strerror(number): number for number in ADVICE} | {
     "database or disk is full": errno.ENOSPC,
@@ -66,25 +69,36 @@ def refused(error: BaseException) -> tuple[int, str | None] | None:
     return None
 
 
-def sentence(error: BaseException) -> str | None:
-    """`no space left on device: out/x` and what to do; None for an error of another kind."""
+def told(error: BaseException) -> StillhouseError | None:
+    """`no space left on device: out/x` and what to do, of an error that nobody expected; None for
+    one of another kind."""
     found = refused(error)
     if found is None:
         return None
     number, path = found
     where = f": {path}" if path else ""
     advice = None if number in (errno.EACCES, errno.EPERM) else ADVICE.get(number)  # of reading?
-    return f"{_lower(os.strerror(number))}{where}" + (f" ({advice})" if advice else "")
+    return _kind(number)(
+        f"{_lower(os.strerror(number))}{where}" + (f" ({advice})" if advice else "")
+    )
 
 
-def unwritten(path: Path, error: BaseException, *, kept: str = "") -> RunError | None:
+def _kind(number: int) -> type[StillhouseError]:
+    return UsageError if number in WRONG else RunError
+
+
+def unwritten(
+    path: Path, error: BaseException, *, kept: str = "", asked: bool = False
+) -> StillhouseError | None:
     """The error of a file or folder that couldn't be written, `kept` what is still there of it;
-    None where the system refused nothing, or the error says all that already."""
+    None where the system refused nothing, or the error says all that already. `asked`: the path is
+    the caller's own, and may be wrong."""
     found = None if isinstance(error, StillhouseError) else refused(error)
     if found is None:
         return None
     reason, advice = _lower(os.strerror(found[0])), ADVICE.get(found[0])
-    return RunError(f"{reason}: {path} is not written{kept}" + (f": {advice}" if advice else ""))
+    kind = _kind(found[0]) if asked else RunError
+    return kind(f"{reason}: {path} is not written{kept}" + (f": {advice}" if advice else ""))
 
 
 def _lower(words: str) -> str:

@@ -18,6 +18,7 @@ from stillhouse.core.errors import DataError, ModelError
 from stillhouse.core.progress import Progress
 from stillhouse.data.encoding import encode, pad_id
 from stillhouse.data.sources import Pool
+from stillhouse.models.kinds import refuse_inputs
 from stillhouse.models.load import (
     label_names,
     load_classifier,
@@ -57,6 +58,7 @@ def kind_of(name: str) -> str:
     """The task that a stored model's head is for, as its config says: span, seq2seq, causal_lm, or
     auto."""
     config = load_config(name)
+    refuse_inputs(name, config)
     named = config.architectures or []
     if getattr(config, "is_encoder_decoder", False) and not any("For" + k in each for each in named
             for k in ("SequenceClassification", "QuestionAnswering")):  # fmt: skip
@@ -85,7 +87,10 @@ def teacher_task(
         return Span(metric)
     heads: int = config.num_labels  # pyright: ignore[reportAttributeAccessIssue]
     if getattr(config, "problem_type", None) == "multi_label_classification":
-        raise DataError("a multi-label teacher (several labels a row) can't be distilled")
+        raise DataError(
+            "this teacher gives a row several labels: multi-label classification is not supported "
+            "yet, give a classifier of one label a row"
+        )
     kind = ("regression" if heads == 1 else "classification") if asked == "auto" else asked
     if kind == "regression":
         if heads != 1:

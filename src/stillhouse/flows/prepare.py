@@ -39,7 +39,7 @@ from stillhouse.flows.writers import (
     writing_task,
 )
 from stillhouse.models.generator import load_generator
-from stillhouse.models.load import load_tokenizer
+from stillhouse.models.load import check_answers, load_tokenizer
 from stillhouse.models.masked import load_masked_lm
 from stillhouse.models.student import build, refuse_larger
 from stillhouse.tasks.base import Task
@@ -58,6 +58,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         return _writers(config, progress)
     check_named(config.task, config.teacher)
     store, trust = store_root(config.cache), config.trust_remote_code
+    check_answers(config.teacher, trust_remote_code=trust)
     splits = load(config.data, store / "rows", progress=progress)
     labelled = [splits.labelled, splits.held_out, splits.reported]
     asked = row_task(config.task, labelled)

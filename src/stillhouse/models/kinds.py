@@ -19,7 +19,7 @@ HEADS = {
     "ForSequenceClassification": "classification",
     "ForQuestionAnswering": "span",
     "ForMaskedLM": "masked_lm",
-    "ForPreTraining": "masked_lm",
+    "ForPreTraining": "pretraining",
     "LMHeadModel": "causal_lm",
     "ForCausalLM": "causal_lm",
     "ForConditionalGeneration": "seq2seq",
@@ -28,6 +28,7 @@ TOLD = {
     "classification": "a classifier of texts",
     "span": "a model for extractive question answering",
     "masked_lm": "a masked language model",
+    "pretraining": "a pretrained encoder",
     "causal_lm": "a causal language model",
     "seq2seq": "an encoder-decoder",
 }

@@ -23,7 +23,14 @@ from transformers.utils import logging
 
 from stillhouse.core.errors import ModelError
 from stillhouse.core.rundir import CUT
-from stillhouse.models.kinds import refuse_file, refuse_folder, refuse_head, refuse_inputs
+from stillhouse.models.kinds import (
+    TOLD,
+    head_of,
+    refuse_file,
+    refuse_folder,
+    refuse_head,
+    refuse_inputs,
+)
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -31,7 +38,7 @@ logging.set_verbosity_error()
 
 def resolve(name: str) -> Path | str:
     """A model folder, checked, or a hub name as it is. Raises ModelError."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if not (path / "config.json").exists():  # a run's folder stands for the model it made
         if (path / "student" / "config.json").is_file():
             path = path / "student"
@@ -172,6 +179,13 @@ def load_span_model(
             f"{', '.join(sorted(found['missing_keys'])[:3])}): fine-tune it first"
         )
     return model.eval()
+
+
+def check_answers(name: str, *, trust_remote_code: bool = False) -> None:
+    """Raises ModelError, by its config alone, for a model whose answers are of no task here."""
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if head_of(config) not in TOLD:
+        _check_head(name, config, "classification")
 
 
 def _check_head(name: str, config: Any, task: str) -> None:

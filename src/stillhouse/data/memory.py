@@ -1,0 +1,173 @@
+"""Data from memory: a DataFrame, a Dataset, a list of rows. They are kept as a file of the store,
+named after what they are and their content, so that they are read, found again and named in
+config.yaml like any other file, and a run can be repeated from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillhouse.core.config import DataConfig
+from stillhouse.core.errors import DataError
+from stillhouse.core.rundir import writes
+from stillhouse.core.settings import described, path_of
+from stillhouse.data.readers import SPLITS, _named
+
+TAKEN = "a path, a hub name, a DataFrame, a datasets.Dataset or a list of dicts"
+MISSING = ("NAType", "NaTType")  # pandas' own
+FIELDS = ("path", "unlabelled", "dev")  # of the section data, that rows may stand for
+
+
+def data_section(data: object, store: Path) -> dict[str, Any]:
+    """The section `data` of what a caller gave: its settings, a path, or rows, which are kept under
+    `store`. Raises DataError for what is none of these."""
+    if isinstance(data, DataConfig):
+        return data.model_dump()
+    if _is_rows(data) or _is_splits(data):
+        return {"path": kept(data, store)}
+    if isinstance(data, Mapping):
+        held = {
+            key: kept(value, store) if key in FIELDS and _is_any_rows(value) else value
+            for key, value in data.items()
+        }
+        for key in FIELDS:
+            if held.get(key) is not None:
+                held[key] = path_of(held[key], f"data's {key}", TAKEN)
+        return held
+    return {"path": path_of(data, "data", TAKEN)}
+
+
+def kept(data: Any, store: Path) -> str:
+    """The path of a JSON Lines file with these rows, or of a folder with one a split."""
+    folder = store.resolve() / "memory"
+    if not _is_splits(data):
+        return str(_write(_rows(data), type(data).__name__, folder))
+    files = {split: _write(_rows(rows), split, folder) for split, rows in data.items()}
+    digest = hashlib.blake2b(repr(sorted(map(str, files.values()))).encode(), digest_size=8)
+    place = folder / f"{type(data).__name__}-{digest.hexdigest()}"
+    with writes(place):
+        place.mkdir(parents=True, exist_ok=True)
+        for split, file in files.items():
+            if not (named := place / f"{split}.jsonl").exists():
+                os.link(file, named)
+    return str(place)
+
+
+def _is_any_rows(value: object) -> bool:
+    return _is_rows(value) or _is_splits(value)
+
+
+def _is_rows(data: object) -> bool:
+    library = type(data).__module__.partition(".")[0]
+    return isinstance(data, list | tuple) or (
+        library in ("pandas", "polars", "pyarrow", "datasets") and not isinstance(data, Mapping)
+    )
+
+
+def _is_splits(data: object) -> bool:
+    """Whether it is a mapping of splits (train, test, ...) to rows, as datasets.DatasetDict is."""
+    known = {name for names in SPLITS.values() for name in names}
+    return (
+        isinstance(data, Mapping)
+        and bool(data)
+        and all(key in known and _is_rows(value) for key, value in data.items())
+    )
+
+
+def _rows(data: Any) -> Iterator[dict[str, Any]]:
+    """The rows of anything that `_is_rows`. Raises DataError for what has none."""
+    library, kind = type(data).__module__.partition(".")[0], type(data).__name__
+    if library == "pandas" and kind == "DataFrame":
+        names = [_column(name) for name in data.columns]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise DataError(f"the DataFrame has two columns {sorted(twice)[0]!r}: rename one")
+        for values in data.itertuples(index=False, name=None):
+            yield dict(zip(names, values, strict=True))
+    elif library == "polars" and kind == "DataFrame":
+        yield from data.iter_rows(named=True)
+    elif library == "pyarrow" and kind in ("Table", "RecordBatch"):
+        yield from data.to_pylist()
+    elif library == "datasets":
+        yield from (row for _, row in _named(data)) if data.features else data
+    elif kind in ("Series", "list", "tuple"):
+        yield from _listed(data)
+    else:
+        raise DataError(f"data is {described(data)}: give {TAKEN}")
+
+
+def _listed(data: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Dicts as they are, texts as rows that are nothing else."""
+    for number, row in enumerate(data, 1):
+        if isinstance(row, str):
+            yield {"text": row}
+        elif isinstance(row, Mapping):
+            yield {_column(name): value for name, value in row.items()}
+        elif dataclasses.is_dataclass(row) and not isinstance(row, type):
+            yield dataclasses.asdict(row)
+        else:
+            raise DataError(
+                f"row {number} of data is {described(row)}: a row is a dict such as "
+                "{'text': ..., 'label': ...}"
+            )
+
+
+def _column(name: object) -> str:
+    if not isinstance(name, str):
+        raise DataError(f"data has a column {name!r}: name its columns, such as text and label")
+    return name
+
+
+def _write(rows: Iterator[dict[str, Any]], kind: str, folder: Path) -> Path:
+    """The file of these rows, written unless it is there. Raises DataError for a value that is no
+    text, number or list of these."""
+    digest = hashlib.blake2b(digest_size=8)
+    with writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", encoding="ascii") as file:
+            count = 0
+            for count, row in enumerate(rows, 1):
+                plain = {name: _plain(value, name, count) for name, value in row.items()}
+                line = json.dumps(plain) + "\n"
+                digest.update(line.encode("ascii"))
+                file.write(line)
+            if not count:
+                raise DataError(f"data is an empty {kind}: it has no row")
+            file.flush()
+            os.fsync(file.fileno())
+            path = folder / f"{kind}-{digest.hexdigest()}.jsonl"
+            if not path.exists():
+                Path(file.name).chmod(0o644)
+                os.link(file.name, path)  # whole, and the temporary name goes
+    return path
+
+
+def _plain(value: Any, column: str, row: int) -> Any:
+    """A value as JSON has it; what is missing is None."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int) or type(value).__name__ in MISSING:
+        return None if type(value).__name__ in MISSING else value
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise DataError(f"row {row} of data: {column} is {value}, which is no value")
+        return None if math.isnan(value) else value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner, column, row) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, column, row) for inner in value]
+    if isinstance(value, datetime.date | datetime.time | decimal.Decimal | os.PathLike):
+        return str(value)
+    raise DataError(f"row {row} of data: {column} is {described(value)}: make it text or a number")
