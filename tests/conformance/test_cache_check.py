@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 import tiny
 from stillhouse.core.errors import RunError
@@ -23,6 +24,7 @@ from stillhouse.flows.distill import distill
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
 from stillhouse.signals.cache import AnswerCache
+from stillhouse.signals.teacher import TOLERANCE
 
 Distil = Callable[..., Any]
 
@@ -48,6 +50,30 @@ def test_answers_of_another_teacher_stop_the_run(
         distill(setup.config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_answers_a_little_over_the_tolerance_stop_the_run(
+    distil: Distil, tmp_path: Path, precision: str
+) -> None:
+    """Probabilities off by three to six times what is allowed: ten times as much would let them
+    through."""
+    setup = prepare(distil(cache=str(tmp_path), label={"precision": precision}))
+    pool = setup.rows.train
+    Plan(setup, Silent()).answers(pool, "training rows")
+    (folder,) = (tmp_path / "answers").iterdir()
+    about = json.loads((folder / "cache.json").read_text())
+    cache = AnswerCache(tmp_path, {k: v for k, v in about.items() if k not in ("schema", "kind")})
+    positions = cache.positions(pool.keys_N2)
+    scores_NK = cache.scores(positions)
+    moved_NK = scores_NK + np.float32([22 * TOLERANCE[precision], 0.0])
+    off = np.abs(softmax(moved_NK, -1) - softmax(scores_NK, -1)).max() / TOLERANCE[precision]
+    assert 3 < off < 6
+    (folder / "shard-00000.bin").unlink()
+    with AnswerCache(tmp_path, cache.identity).writing() as writer:
+        writer.append(pool.keys_N2, moved_NK)
+    with pytest.raises(RunError, match="are not this teacher's"):
+        Plan(setup, Silent()).answers(pool, "training rows")
 
 
 def test_another_teacher_in_the_same_folder_is_asked_anew(

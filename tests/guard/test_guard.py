@@ -416,6 +416,27 @@ def test_what_the_model_failed_at_is_not_charged(make: Made) -> None:
         ask(guard, ann, "f")
 
 
+def test_a_model_is_not_asked_what_its_client_may_not_ask(make: Made) -> None:
+    """Or a client without quota could still keep it busy."""
+    guard = make()
+    ann = client(guard, queries=2)
+    asked: list[int] = []
+
+    def counted(examples: Any) -> list[Truth]:
+        asked.append(len(examples))
+        return sure()(examples)
+
+    with pytest.raises(Denied):
+        guard.answer(ann, [Example(text) for text in "abc"], counted)
+    assert asked == []
+    guard.answer(ann, [Example(text) for text in "ab"], counted)
+    with pytest.raises(Denied):
+        guard.answer(ann, [Example("c")], counted)
+    with pytest.raises(DataError):
+        guard.answer(ann, [], counted)
+    assert asked == [2]
+
+
 def test_an_own_model_is_answered_as_it_answers(make: Made, served: ServedModel) -> None:
     guard = make(marks={"rate": 0.0, "most": 0.0})
     asked = [Example("a good film"), Example("the bad soup was awful")]

@@ -292,6 +292,18 @@ def test_what_was_changed_afterwards_is_seen(
     assert any(fails in name for name, good in check(out) if not good)
 
 
+def test_each_file_is_the_records_to_the_last_byte(verdict: tuple[Path, Registry]) -> None:
+    """Also where the change leaves the result as it was."""
+    out, _ = verdict
+    for file in ("answers", "snapshot"):
+        path = out / f"{file}.json"
+        text = path.read_text()
+        path.write_text(text + "\n")
+        failed = [name for name, good in check(out) if not good]
+        assert failed == [f"the {file} {'are' if file == 'answers' else 'is'} the record's"]
+        path.write_text(text)
+
+
 def test_marks_chosen_afterwards_are_seen(verdict: tuple[Path, Registry], keys: Keys) -> None:
     """An owner who signs a snapshot with other wrong answers than the key's is found out."""
     out, _ = verdict
