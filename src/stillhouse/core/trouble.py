@@ -37,6 +37,7 @@ WRONG = (  # of a path that was given: the call was wrong
 NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 WORDS = {os.strerror(number): number for number in ADVICE} | {
     "database or disk is full": errno.ENOSPC,
+    "disk I/O error": errno.EIO,
     "attempt to write a readonly database": errno.EROFS,
 }
 SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy's, of a write that was cut short

@@ -38,7 +38,9 @@ def data_section(data: object, store: Path) -> dict[str, Any]:
         return {"path": kept(data, store)}
     if isinstance(data, Mapping):
         held = {
-            key: kept(value, store) if key in FIELDS and _is_any_rows(value) else value
+            key: kept(value, store, text=str(data.get("text") or "text"))
+            if key in FIELDS and _is_any_rows(value)
+            else value
             for key, value in data.items()
         }
         for key in FIELDS:
@@ -48,12 +50,13 @@ def data_section(data: object, store: Path) -> dict[str, Any]:
     return {"path": path_of(data, "data", TAKEN)}
 
 
-def kept(data: Any, store: Path) -> str:
-    """The path of a JSON Lines file with these rows, or of a folder with one a split."""
+def kept(data: Any, store: Path, *, text: str = "text") -> str:
+    """The path of a JSON Lines file with these rows, or of a folder with one a split. `text`: the
+    column of rows that are nothing but a text."""
     folder = store.resolve() / "memory"
     if not _is_splits(data):
-        return str(_write(_rows(data), type(data).__name__, folder))
-    files = {split: _write(_rows(rows), split, folder) for split, rows in data.items()}
+        return str(_write(_rows(data, text), type(data).__name__, folder))
+    files = {split: _write(_rows(rows, text), split, folder) for split, rows in data.items()}
     digest = hashlib.blake2b(repr(sorted(map(str, files.values()))).encode(), digest_size=8)
     place = folder / f"{type(data).__name__}-{digest.hexdigest()}"
     with writes(place):
@@ -85,7 +88,7 @@ def _is_splits(data: object) -> bool:
     )
 
 
-def _rows(data: Any) -> Iterator[dict[str, Any]]:
+def _rows(data: Any, text: str) -> Iterator[dict[str, Any]]:
     """The rows of anything that `_is_rows`. Raises DataError for what has none."""
     library, kind = type(data).__module__.partition(".")[0], type(data).__name__
     if library == "pandas" and kind == "DataFrame":
@@ -101,16 +104,16 @@ def _rows(data: Any) -> Iterator[dict[str, Any]]:
     elif library == "datasets":
         yield from (row for _, row in _named(data)) if data.features else data
     elif kind in ("Series", "list", "tuple"):
-        yield from _listed(data)
+        yield from _listed(data, text)
     else:
         raise DataError(f"data is {described(data)}: give {TAKEN}")
 
 
-def _listed(data: Iterable[Any]) -> Iterator[dict[str, Any]]:
+def _listed(data: Iterable[Any], text: str) -> Iterator[dict[str, Any]]:
     """Dicts as they are, texts as rows that are nothing else."""
     for number, row in enumerate(data, 1):
         if isinstance(row, str):
-            yield {"text": row}
+            yield {text: row}
         elif isinstance(row, Mapping):
             yield {_column(name): value for name, value in row.items()}
         elif dataclasses.is_dataclass(row) and not isinstance(row, type):

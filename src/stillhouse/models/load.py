@@ -111,22 +111,25 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         if isinstance(source, Path):
             refuse_inputs(name, load_config(name, trust_remote_code=trust_remote_code))
         raise _hub_error(name, error) from error
-    if isinstance(source, Path):
-        _check_vocabulary(name, source, found)
+    if isinstance(source, Path) and not _has_vocabulary(source, found):
+        refuse_inputs(name, load_config(name, trust_remote_code=trust_remote_code))
+        raise ModelError(
+            f"{name} has no tokenizer (no {' or '.join(_vocabulary_files(found))}): save it there "
+            "with tokenizer.save_pretrained"
+        )
     if not found.is_fast:
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json): convert it first")
     return found
 
 
-def _check_vocabulary(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ModelError for a folder without a tokenizer: transformers makes an empty one then,
-    whose every text is unknown tokens."""
-    files = sorted(set(tokenizer.vocab_files_names.values()))
-    if not any((folder / file).is_file() for file in files):
-        raise ModelError(
-            f"{name} has no tokenizer (none of {', '.join(files)}): save it there with "
-            "tokenizer.save_pretrained"
-        )
+def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return sorted(set(tokenizer.vocab_files_names.values()))
+
+
+def _has_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer came from its folder. Where there is none transformers makes an empty
+    one, to which every word is unknown."""
+    return any((folder / file).is_file() for file in _vocabulary_files(tokenizer))
 
 
 def load_classifier(
