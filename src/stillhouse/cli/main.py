@@ -63,7 +63,9 @@ STOPPED = "stopped; the same command goes on from what was kept"
 
 
 def fail(message: str, code: int) -> int:
-    print(f"stillhouse: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())  # what is quoted in it may hold anything, such as codes that
+    shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
+    print(f"stillhouse: {shown}", file=sys.stderr)  # move a terminal's cursor
     return code
 
 
@@ -102,7 +104,7 @@ def main() -> int:
         return fail(STOPPED, INTERRUPTED)
     except BrokenPipeError:
         _forget_output()
-        return fail("nobody reads the output any more: it ends here", 1)
+        return 1  # without a word, as any command before `head`
     except Exception as error:
         if (format_message := getattr(error, "format_message", None)) is not None:
             return _misread(error, format_message())

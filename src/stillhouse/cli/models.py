@@ -25,6 +25,7 @@ def evaluate(
     label_column: options.Label = None,
     label_map: options.LabelMap = None,
     cache: options.Cache = None,
+    set_: options.SetOfData = None,
     json: options.Json = False,
 ) -> None:
     """Score a model on a data set, with an interval; or compare two.
@@ -34,6 +35,7 @@ def evaluate(
     settings = {"path": data, "text": text_column, "pair": pair_column, "label": label_column}
     if label_map:
         settings["label_map"] = options.pairs(label_map, "--label-map")  # pyright: ignore
+    settings = options.of_data(settings, set_)
     from stillhouse import api
     from stillhouse.core.units import points, unit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,6 +158,16 @@ def settings(
     for path, value in given.items():
         put(values, path, value)
     return override(values, extra or [])
+
+
+def of_data(settings: Mapping[str, Any], extra: list[str] | None) -> dict[str, Any]:
+    """The section `data` of a command that has no other, with what --set says of it."""
+    from stillhouse.core.settings import override
+
+    values = override({"data": dict(settings)}, extra or [])
+    if other := [name for name in values if name != "data"]:
+        raise UsageError(f"--set {other[0]}: only settings of data (data.NAME) are used here")
+    return values["data"]
 
 
 def required(values: dict[str, Any], *paths: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -168,29 +169,35 @@ def yaml_settings(text: str, name: str) -> dict[str, Any]:
     them twice."""
     try:
         values = yaml.load(text, _Strict)
+    except _TwiceError as error:
+        raise UsageError(f"{name} {error}: one of the two would go unseen") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{name}{line} is not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{name} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict) or not values:
-        what = "is empty" if values is None or values == {} else f"is a {type(values).__name__}"
-        raise UsageError(f"{name} {what}: it holds settings such as `teacher: my-teacher`")
+        what = "it is empty" if values in (None, {}) else f"but {described(values)}"
+        raise UsageError(f"{name} holds no settings, {what}: write them as `teacher: my-teacher`")
     if wrong := [key for key in values if not isinstance(key, str)]:
         raise UsageError(f"{name}: {wrong[0]!r} is no name of a setting")
     return expanded(values)
 
 
+class _TwiceError(yaml.YAMLError):
+    pass
+
+
 class _Strict(yaml.SafeLoader):
-    """Safe, and refuses a name that a mapping holds twice: one of the two would go unseen."""
+    """Safe, and refuses a name that a mapping holds twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
         for key, _ in node.value:
-            if names.count(key.value) > 1 and key.value != "<<":
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
+            if key.value in seen and key.value != "<<":
+                raise _TwiceError(f"line {key.start_mark.line + 1} has {key.value!r} again")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -216,7 +223,7 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
         place: Any = values
         if sections[:1] == ["stages"] and not isinstance(values.get("stages"), list):
             raise UsageError(f"--set {name}: this run has one stage: its settings are training.*")
-        for section, following in zip(sections, [*sections[1:], last], strict=True):
+        for section, following in pairwise([*sections, last]):
             if following.isdigit() and isinstance(place, dict) and section not in place:
                 raise UsageError(f"--set {name}: {section} is not given: set the whole of it first")
             place = _inside(place, section, name)
@@ -244,7 +251,9 @@ def _inside(place: Any, section: str, name: str) -> Any:
     if isinstance(place, list):
         inner = place[_position(place, section, name)]
     else:
-        inner = place.setdefault(section, {})
+        if place.get(section) is None:  # not there, or an empty section
+            place[section] = {}
+        inner = place[section]
     if not isinstance(inner, dict | list):
         raise UsageError(f"--set {name}: {section} is not a section")
     return inner
