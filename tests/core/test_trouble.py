@@ -114,6 +114,7 @@ def test_an_error_that_says_it_already_is_left_as_it_is() -> None:
     assert unwritten(Path("b"), outer) is None
     assert "free some space" in str(unwritten(Path("b"), inner))
     assert told(ValueError("wrong")) is None
+    assert str(told(OSError("the hub is away"))) == "the hub is away"
 
 
 @pytest.mark.parametrize(

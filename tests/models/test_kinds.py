@@ -222,7 +222,7 @@ def test_a_folder_without_its_tokenizer_is_refused(
         ("model.gguf", "is a file of GGUF weights"),
         ("model.onnx", "is an exported ONNX model"),
         ("model.safetensors", "is one file of a model: give its folder"),
-        ("reviews.csv", "is a file, no model folder"),
+        ("reviews.csv", "is no model folder but a file"),
         ("loop", "is a link that leads nowhere"),
         ("nowhere", "there is no model folder"),
     ],

@@ -75,7 +75,7 @@ def test_broken_folders_are_one_line(folders: Folders, tmp_path: Path) -> None:
     folder = shutil.copytree(folders("bert"), tmp_path / "m")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused(folder, "can't load")
+    refused(folder, "its weights are cut short or damaged")
     (folder / "config.json").write_text("{", encoding="utf-8")
     refused(folder, "can't load")
     refused(folder, "can't load", load_config)
@@ -165,6 +165,6 @@ def test_code_that_comes_with_a_model_is_not_run(folders: Folders, tmp_path: Pat
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    refused(folder, "can't load")
-    refused(folder, "can't load", load_config)
+    refused(folder, "code of its own.*--trust-remote-code")
+    refused(folder, "code of its own.*--trust-remote-code", load_config)
     assert not (tmp_path / "ran").exists()

@@ -74,8 +74,8 @@ def told(error: BaseException) -> StillhouseError | None:
     """`no space left on device: out/x` and what to do, of an error that nobody expected; None for
     one of another kind."""
     found = refused(error)
-    if found is None:
-        return None
+    if found is None:  # an OSError without a number is a library's own, in its words
+        return RunError(str(error)) if isinstance(error, OSError) else None
     number, path = found
     where = f": {path}" if path else ""
     advice = None if number in (errno.EACCES, errno.EPERM) else ADVICE.get(number)  # of reading?

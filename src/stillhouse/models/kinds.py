@@ -88,7 +88,9 @@ def refuse_file(name: str, path: Path) -> None:
         raise ModelError(f"{name} is an exported ONNX model: give the folder that it came from")
     if suffix in (".safetensors", ".json", ".bin", ".pt"):
         raise ModelError(f"{name} is one file of a model: give its folder, {path.parent}")
-    raise ModelError(f"{name} is a file, no model folder: give the folder that holds config.json")
+    raise ModelError(
+        f"{name} is no model folder but a file: give the folder that holds config.json"
+    )
 
 
 def head_of(config: Any) -> str | None:
