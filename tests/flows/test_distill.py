@@ -21,9 +21,10 @@ from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.settings import parse, read_yaml
 from stillhouse.evaluation.evaluate import score_rows
-from stillhouse.flows.common import TRAINED_ON, tidy
+from stillhouse.flows.common import tidy
 from stillhouse.flows.distill import Outcome, distill, label_only, prepare
 from stillhouse.flows.finetune import Finetuned, finetune
+from stillhouse.flows.training_data import TRAINED_ON
 
 Distil = Callable[..., Any]
 
