@@ -63,8 +63,8 @@ def seen_before(models: Iterable[tuple[str, str]], data: Splits | Corpus) -> lis
 def _keys(path: Path) -> np.ndarray:
     try:
         keys_N2 = np.load(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"can't read {path}: delete it, or copy it again ({error})") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"can't read {path}: delete it, or copy it again") from error
     if keys_N2.dtype != np.dtype("<u8") or keys_N2.shape[1:] != (2,):
         raise DataError(f"{path} holds no keys of rows: delete it, or copy it again")
     return keys_N2
