@@ -100,7 +100,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, mine: Splits) -> None:
     place = teacher(tmp_path / "teacher", mine)
     for damage in (b"", b"no array", np.zeros(3).tobytes()):
         (place / TRAINED_ON).write_bytes(damage)
-        with pytest.raises(DataError, match="can't read .*trained-on") as caught:
+        with pytest.raises(DataError, match="trained-on") as caught:
             told(mine, place)
         assert "\n" not in str(caught.value)
     np.save(place / TRAINED_ON, np.zeros((3, 3)))
