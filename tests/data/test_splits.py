@@ -193,3 +193,10 @@ def test_no_row_changes_sides_when_the_file_grows(tmp_path: Path) -> None:
     many = splits(tmp_path, folder(tmp_path / "b", train=ROWS), dev_share=0.3)
     assert texts(few.reported) <= texts(many.reported)
     assert not texts(few.train) & texts(many.reported)
+
+
+def test_too_few_rows_to_hold_one_out_are_told(tmp_path: Path) -> None:
+    data = folder(tmp_path, train=ROWS[:4], dev=ROWS[4:40])
+    assert any("nothing selects" in note for note in splits(tmp_path, data).notes)
+    assert not any("nothing selects" in n for n in splits(tmp_path, data, held_out=0.0).notes)
+    assert not any("nothing selects" in n for n in splits(tmp_path, data, held_out=0.3).notes)

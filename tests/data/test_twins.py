@@ -158,7 +158,22 @@ def unlabelled_rows(folder: Path, rows: list[Row], twins: list[Row]) -> DataConf
     return DataConfig(path=str(folder), held_out=0.3)
 
 
-LAYOUTS = [single_file, train_and_dev, train_dev_and_test, unlabelled_file, unlabelled_rows]
+def unlabelled_rows_beside_a_test_file(
+    folder: Path, rows: list[Row], twins: list[Row]
+) -> DataConfig:
+    config = unlabelled_rows(folder, rows, twins)
+    write(folder / "test.jsonl", rows[50:])
+    return config
+
+
+LAYOUTS = [
+    single_file,
+    train_and_dev,
+    train_dev_and_test,
+    unlabelled_file,
+    unlabelled_rows,
+    unlabelled_rows_beside_a_test_file,
+]
 
 
 def pools(found: Splits) -> dict[str, Pool]:

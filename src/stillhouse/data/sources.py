@@ -307,6 +307,11 @@ def _check(
         )
     if len(reported) < FEW_ROWS:
         notes.append(f"{len(reported)} rows to report on are few: the intervals will be wide")
+    if not len(held_out) and config.held_out and config.held_out_rows:
+        notes.append(
+            f"{len(train)} training rows are too few to hold one out: nothing selects, the last "
+            "weights are kept"
+        )
     if leaked:
         dropped["also reported or held out"] = leaked
         notes.append(f"{leaked} training rows left out: the same text is reported or held out")
