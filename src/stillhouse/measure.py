@@ -33,6 +33,7 @@ from stillhouse.flows.common import (
     store_root,
     teacher_task,
 )
+from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import load_any, reported_by_writer
 from stillhouse.models.load import load_tokenizer, model_folder
 from stillhouse.numerics import stats
@@ -117,6 +118,8 @@ def model_and_rows(
         of = "seq2seq" if kind == "seq2seq" else "causal_lm"
         return reported_by_writer(name, of, config, store, progress)
     splits = load(config, store / "rows", progress=progress)
+    for note in seen_before([(name, name)], splits):
+        progress.note(note)
     asked = row_task("auto", [splits.reported])
     model = load_answering(asked, name)
     task = teacher_task(

@@ -24,6 +24,7 @@ from stillhouse.core.settings import parse
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.setup import Setup
+from stillhouse.flows.training_data import write_training_data
 from stillhouse.models.save import save_model
 from stillhouse.models.student import parameters
 from stillhouse.models.surgery import sizes
@@ -80,6 +81,7 @@ def _store(
 ) -> None:
     """The cut model's folder: a model, a run's settings, and what was removed."""
     save_model(found.model, setup.teacher_tokenizer, place)
+    write_training_data(place, setup.data, before=[config.model], unlabelled=True)
     write_json(place / "manifest.json", manifest(content=setup.content))
     write_yaml(place / "config.yaml", json.loads(json.dumps(settings)))
     write_json(place / "kept.json", [asdict(each) for each in found.kept])

@@ -31,6 +31,7 @@ from stillhouse.flows import finetune as finetuning
 from stillhouse.flows.common import tidy
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.proof import distillation_record, finetune_record
+from stillhouse.flows.training_data import write_training_data
 from stillhouse.models.card import model_card
 from stillhouse.models.load import model_folder
 from stillhouse.models.save import save_model
@@ -76,6 +77,8 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     setup, student = outcome.setup, outcome.student
     folder = out / "student"
     save_model(student, setup.tokenizer, folder)
+    before = [name for _, name in distilling.starts(config)]
+    write_training_data(folder, setup.data, before=before, unlabelled=True)
     exported = _export(student, outcome.reported, setup.task, export, out, progress)
     costs, timings = _costs(
         outcome, folder, exported, progress, efficient=config.evaluation.efficiency

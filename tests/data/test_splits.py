@@ -65,7 +65,7 @@ def test_train_dev_and_test_select_on_dev_and_report_on_test(tmp_path: Path) -> 
     assert texts(found.reported) == {text for text, _ in ROWS[75:]}
     assert texts(found.held_out) == {text for text, _ in ROWS[50:75]}
     assert texts(found.labelled) == {text for text, _ in ROWS[:50]}
-    assert found.dropped == {"also reported or held out": 10}
+    assert found.dropped == {"also reported or held out": 10, "to select on, also reported": 5}
 
 
 def test_unlabelled_rows_that_are_selected_or_reported_on_are_left_out(tmp_path: Path) -> None:
@@ -193,3 +193,10 @@ def test_no_row_changes_sides_when_the_file_grows(tmp_path: Path) -> None:
     many = splits(tmp_path, folder(tmp_path / "b", train=ROWS), dev_share=0.3)
     assert texts(few.reported) <= texts(many.reported)
     assert not texts(few.train) & texts(many.reported)
+
+
+def test_too_few_rows_to_hold_one_out_are_told(tmp_path: Path) -> None:
+    data = folder(tmp_path, train=ROWS[:4], dev=ROWS[4:40])
+    assert any("nothing selects" in note for note in splits(tmp_path, data).notes)
+    assert not any("nothing selects" in n for n in splits(tmp_path, data, held_out=0.0).notes)
+    assert not any("nothing selects" in n for n in splits(tmp_path, data, held_out=0.3).notes)

@@ -197,6 +197,19 @@ def test_finetune_makes_a_masked_teacher_that_distils(
     config = tiny.config(tmp_path / "teacher", corpus, cache, task="masked_lm", training=TRAINING)
     outcome = distill(config, tmp_path / "run")
     assert np.isfinite(outcome.best.scores_NK).all()
+    assert not any("lines to report on" in note for note in outcome.notes)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, source in (
+        ("train", tiny.sentences(300, 77)),
+        ("test", tiny.sentences(800, 5)[:200]),
+    ):
+        text = "".join(f"{text} .\n" for text, _ in source)
+        (other / f"{name}.txt").write_text(text.upper(), encoding="utf-8")
+    config = tiny.config(tmp_path / "teacher", other, cache, task="masked_lm", training=TRAINING)
+    notes = distill(config, tmp_path / "seen").notes
+    assert any("the teacher was trained on 1" in n and "the 200 lines" in n for n in notes), notes
+    assert any("chose its checkpoint on" in n and "the 200 lines" in n for n in notes)
 
 
 def test_a_stage_with_a_masked_teacher(

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from stillhouse.core.folding import folded
 from stillhouse.guard.settings import MarksConfig
-from stillhouse.guard.watermark import canonical, draw, folded, permuted, wrong_choice, wrong_span
+from stillhouse.guard.watermark import canonical, draw, permuted, wrong_choice, wrong_span
 from stillhouse.numerics.qa_metrics import f1
 
 KEY = bytes(range(32))

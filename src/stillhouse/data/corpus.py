@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,12 +27,22 @@ from stillhouse.core.config import CorpusConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Advance
 from stillhouse.core.rundir import atomic_folder
+from stillhouse.core.types import Example
 from stillhouse.data.cutting import BlockWriter, Rules
-from stillhouse.data.documents import PURPOSE, documents, file_digest, text_files, tokenised
+from stillhouse.data.documents import (
+    PURPOSE,
+    Document,
+    documents,
+    file_digest,
+    text_files,
+    tokenised,
+)
 from stillhouse.data.encoding import Encoded, tokenizer_fingerprint
-from stillhouse.data.sources import shared
+from stillhouse.data.occurrences import FEWEST as FEWEST_WORDS
+from stillhouse.data.occurrences import Occurrences
+from stillhouse.data.sources import Pool, shared
 
-FORMAT = 1  # of what is stored: blocks of another one are cut anew
+FORMAT = 2  # of what is stored: blocks of another one are cut anew
 COUNTED = 8192  # blocks counted together
 FEWEST = 2  # blocks a split needs
 
@@ -82,13 +92,15 @@ class Blocks:
 @dataclass(frozen=True)
 class Corpus:
     """train: blocks to learn from. held_out: those that select. reported: read once, at the end.
-    `fingerprint` stands for every split's blocks."""
+    `fingerprint` stands for every split's blocks, `lines_N2` of a split are the folded keys of the
+    lines they were cut from."""
 
     train: Blocks
     held_out: Blocks
     reported: Blocks
     notes: list[str]
     fingerprint: str
+    lines_N2: dict[str, np.ndarray]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -110,6 +122,7 @@ def load_corpus(
     max_length: int,
     progress: Advance = lambda size: None,
     apart: Collection[bytes] = frozenset(),
+    sought: Pool | None = None,
     causal: bool = False,
 ) -> Corpus:
     """The corpus in blocks of `config.length` tokens (`max_length` if that is less), from `store`
@@ -119,8 +132,8 @@ def load_corpus(
     of these two it reports on that, and selects on a share of the training lines; a single file is
     split by content. `config.rows` training blocks are those with the smallest content keys:
     a random draw that depends on nothing but content. Lines whose folded keys are in `apart` (rows
-    that a run reports or selects on) are in no block. `causal`: for a language model. Raises
-    DataError.
+    that a run reports or selects on) are in no block. `sought`: rows that are looked for inside the
+    training lines; a note says how many occur. `causal`: for a language model. Raises DataError.
     """
     files, length = text_files(config), min(config.length, max_length)
     rules = Rules.of(tokenizer, length=length, packed=config.packed, causal=causal)
@@ -128,15 +141,16 @@ def load_corpus(
     shares = {split: share for split, share in given.items() if split not in files}
     digests = {split: file_digest(path) for split, path in files.items()}
     identity = repr(
-        (FORMAT, digests, shares, length, config.packed, sorted(apart), *(["causal"] * causal))
-    ).encode()
+        (FORMAT, digests, shares, length, config.packed, sorted(apart), *(["causal"] * causal),
+         *([sought.fingerprint] if sought else []))
+    ).encode()  # fmt: skip
     content = hashlib.blake2b(identity, digest_size=16).hexdigest()
     folder = store / f"{content}-{tokenizer_fingerprint(tokenizer)}"
     if (folder / "summary.json").exists():
         progress(corpus_bytes(config))
     else:
         with atomic_folder(folder, "tokens") as temporary:
-            _write(temporary, files, shares, tokenizer, rules, progress, apart)
+            _write(temporary, files, shares, tokenizer, rules, progress, apart, sought or ())
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     notes = [f"{config.path}: {note}" for note in summary["notes"]]
     stored = {split: Blocks(folder / split, tokenizer, length=length) for split in PURPOSE}
@@ -154,7 +168,10 @@ def load_corpus(
     digest = hashlib.blake2b(digest_size=12)
     for blocks in found.values():
         digest.update(len(blocks).to_bytes(8, "little") + blocks.keys_N2.tobytes())
-    return Corpus(**found, notes=notes, fingerprint=digest.hexdigest())
+    lines_N2 = {
+        split: np.fromfile(folder / f"{split}-lines.bin", "<u8").reshape(-1, 2) for split in PURPOSE
+    }
+    return Corpus(**found, notes=notes, fingerprint=digest.hexdigest(), lines_N2=lines_N2)
 
 
 def _apart(keys: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
@@ -190,17 +207,38 @@ def _write(
     rules: Rules,
     progress: Advance,
     apart: Collection[bytes],
+    sought: Iterable[Example],
 ) -> None:
     """Cuts the blocks of every split into `folder`; its summary comes last."""
     left_out: Counter[str] = Counter()
     with ExitStack() as stack:
         writers = {split: BlockWriter(folder / split, rules, stack) for split in PURPOSE}
         found = documents(files, shares, left_out, progress, apart)
-        for split, ids_T in tokenised(found, tokenizer):
+        occurrences = Occurrences(sought)
+        read = _reading(found, folder, occurrences, stack)
+        for split, ids_T in tokenised(read, tokenizer):
             writers[split].add(ids_T)
         for split, writer in writers.items():
             writer.close()
             for kind, count in writer.dropped.items():
                 left_out[f"pieces {kind} left out of {split}"] += count
     notes = [f"{kind}: {count}" for kind, count in left_out.items()]
+    if count := occurrences.count():
+        notes.append(
+            f"{count} of {occurrences.sought} test rows looked for (of {FEWEST_WORDS} words or "
+            "more) occur inside its training lines: the score may flatter"
+        )
     (folder / "summary.json").write_text(json.dumps({"notes": notes}), encoding="utf-8")
+
+
+def _reading(
+    found: Iterable[Document], folder: Path, occurrences: Occurrences, stack: ExitStack
+) -> Iterator[tuple[str, str]]:
+    """(split, text) of the documents, whose keys go to `folder`; the training ones are looked
+    through."""
+    keys = {s: stack.enter_context((folder / f"{s}-lines.bin").open("wb")) for s in PURPOSE}
+    for document in found:
+        keys[document.split].write(document.key)
+        if document.split == "train":
+            occurrences.read(document.folded)
+        yield document.split, document.text

@@ -1,7 +1,7 @@
 """The documents of a corpus: the lines of its text files, each in one split, as token ids.
 
-A line is a document. Which split a line belongs to follows from its own content: the same line
-(whatever its case, white space and Unicode form) is never in two of them. Lines next to each other
+A line is a document. Which split a line belongs to follows from its own folded content: the same
+line, or one that nobody tells from it, is never in two of them. Lines next to each other
 may well be: to keep whole articles apart, give train.txt, valid.txt and test.txt.
 """
 
@@ -11,17 +11,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.config import CorpusConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.folding import folded
 from stillhouse.core.progress import Advance
 from stillhouse.core.seeding import derive
 from stillhouse.data.readers import READERS, SPLITS, read
-from stillhouse.data.rows import folded_key
+from stillhouse.data.rows import content_key
 
 CHARACTERS = 1 << 20  # tokenised together; a longer line is tokenised in pieces of so many
 REPORT = 1 << 20  # bytes read between two words about it
@@ -90,21 +91,31 @@ def _lines(path: Path, progress: Advance) -> Iterator[str]:
     progress(path.stat().st_size - told)
 
 
+class Document(NamedTuple):
+    """A line of a split. `key` stands for its folded text."""
+
+    split: str
+    text: str
+    folded: str
+    key: bytes
+
+
 def documents(
     files: dict[str, Path],
     shares: dict[str, float],
     left_out: Counter[str],
     progress: Advance,
     apart: Collection[bytes] = (),
-) -> Iterator[tuple[str, str]]:
-    """(split, text) of every line that is used. Lines of a split that has its own file are kept
-    out of those that are read after it; shares are drawn from the training file. Lines whose folded
-    keys are in `apart` are used nowhere."""
+) -> Iterator[Document]:
+    """Every line that is used. Lines of a split that has its own file are kept out of those that
+    are read after it; shares are drawn from the training file. Lines whose folded keys are in
+    `apart` are used nowhere."""
     taken: set[bytes] = set()
     for origin in (split for split in PURPOSE if split in files):
         own: set[bytes] = set()
         for text in _lines(files[origin], progress):
-            key = folded_key(text, None)
+            plain = folded(text)
+            key = content_key(plain, None)
             if key in apart:
                 left_out[
                     f"lines of {files[origin].name} left out, rows to report or select on"
@@ -114,10 +125,10 @@ def documents(
                 left_out[f"lines of {files[origin].name} left out, held out or reported too"] += 1
                 continue
             if origin == "train":
-                yield _drawn(key, shares), text
+                yield Document(_drawn(key, shares), text, plain, key)
             else:
                 own.add(key)
-                yield origin, text
+                yield Document(origin, text, plain, key)
         taken |= own
 
 

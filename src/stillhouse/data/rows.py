@@ -2,7 +2,8 @@
 
 Each row has a content key (a hash of its text and pair; of its text and label where that is a
 text): duplicates and cached answers go by it, never by position. Its folded key is the same for
-texts that differ in case, white space or Unicode form only: splits and leaks go by that one.
+texts that differ in case, white space, Unicode form or invisible characters only, and for a pair's
+texts in either order: splits and leaks go by that one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from stillhouse.core.errors import DataError
+from stillhouse.core.folding import folded
 from stillhouse.core.progress import Advance, Progress, Silent
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
@@ -32,7 +33,7 @@ SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
 SHOWN_LINES = 5
 NOT_UTF8 = "non-UTF-8"
-FORMAT = 5  # of what is stored: rows of another one are read anew
+FORMAT = 6  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:
@@ -43,13 +44,18 @@ def content_key(text: str, pair: str | None) -> bytes:
     return digest.digest()
 
 
-def _fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def folded_key(text: str, pair: str | None) -> bytes:
-    """The content key of the row's text without case, white space and Unicode form."""
-    return content_key(_fold(text), None if pair is None else _fold(pair))
+    """The content key of the row's folded text; of a pair's two, in an order that is theirs."""
+    return _folded_keys(text, pair)[0]
+
+
+def _folded_keys(text: str, pair: str | None) -> tuple[bytes, bytes]:
+    """The folded key of a row, and the one that tells a pair from the same pair turned round."""
+    first = folded(text)
+    if pair is None:
+        return (key := content_key(first, None)), key
+    second = folded(pair)
+    return content_key(*sorted((first, second))), content_key(first, second)
 
 
 class Rows:
@@ -61,6 +67,7 @@ class Rows:
         self.table = pa.ipc.open_file(source).read_all()
         self.keys = np.load(folder / "keys.npy", mmap_mode="r")
         self.folded = np.load(folder / "folded.npy", mmap_mode="r")
+        self.ordered = np.load(folder / "ordered.npy", mmap_mode="r")  # folded; a pair as it stands
         self.kept = np.load(folder / "kept.npy")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.dropped: dict[str, int] = summary["dropped"]
@@ -233,7 +240,7 @@ def _write(
     progress: Advance,
 ) -> None:
     problems = _Problems()
-    keys, folded, lines = bytearray(), bytearray(), []
+    keys, free, ordered, lines = bytearray(), bytearray(), bytearray(), []
     chunk: dict[str, list[str | None]] = {name: [] for name in SCHEMA.names}
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink:
         with pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -243,7 +250,9 @@ def _write(
                 for name, value in zip(SCHEMA.names, (text, pair, label, group), strict=True):
                     chunk[name].append(value)
                 keys += content_key(text, label if columns.texts else pair)
-                folded += folded_key(text, pair)
+                either, as_given = _folded_keys(text, pair)
+                free += either
+                ordered += as_given
                 lines.append(line)
                 if len(chunk["text"]) == CHUNK:
                     writer.write_batch(pa.record_batch(chunk, schema=SCHEMA))
@@ -257,7 +266,8 @@ def _write(
         raise DataError(f"{where} has no usable row ({counted})")
     keys_N2 = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
     np.save(folder / "keys.npy", keys_N2)
-    np.save(folder / "folded.npy", np.frombuffer(bytes(folded), dtype="<u8").reshape(-1, 2))
+    for name, found in (("folded", free), ("ordered", ordered)):
+        np.save(folder / f"{name}.npy", np.frombuffer(bytes(found), dtype="<u8").reshape(-1, 2))
     kept = _first_of_each(folder, keys_N2, np.asarray(lines, dtype=np.int64), problems)
     np.save(folder / "kept.npy", kept)
     summary = {"dropped": problems.counts, "notes": problems.notes(where)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,17 @@ import numpy as np
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
-from stillhouse.core.progress import Progress
+from stillhouse.core.progress import Progress, Silent
+from stillhouse.core.rundir import write_json
 from stillhouse.core.types import Example
 from stillhouse.data.columns import Columns
-from stillhouse.data.readers import READERS, find_splits, hub_rows, read
-from stillhouse.data.rows import FORMAT, Rows, ingest
+from stillhouse.data.near_duplicates import FORMAT as NEAR_FORMAT
+from stillhouse.data.near_duplicates import LENGTH, SIMILAR, near_duplicates
+from stillhouse.data.opening import open_files, open_unlabelled
+from stillhouse.data.rows import CHUNK, Rows
 
 FEW_ROWS = 100
+COMPARED = 10_000  # test rows that are compared with the training rows, at most
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,14 @@ class Pool:
 
     @property
     def folded_N2(self) -> np.ndarray:
-        """Keys that are the same for texts which differ in case or white space only."""
+        """Keys that are the same for rows nobody tells apart: see rows.folded_key."""
         keys = [np.asarray(part.rows.folded[part.indices]) for part in self.parts]
+        return np.concatenate(keys) if keys else np.empty((0, 2), "<u8")
+
+    @property
+    def ordered_N2(self) -> np.ndarray:
+        """Folded keys that tell a pair from the same pair turned round."""
+        keys = [np.asarray(part.rows.ordered[part.indices]) for part in self.parts]
         return np.concatenate(keys) if keys else np.empty((0, 2), "<u8")
 
     @property
@@ -144,8 +155,14 @@ def _cut(part: Part, count: int, purpose: str) -> tuple[Part, Part]:
 
 
 def _outside(part: Part, *others: Part) -> Part:
-    """`part` without the rows whose content is in one of `others`."""
+    """`part` without the rows whose folded content is in one of `others`."""
     keep = ~shared(Pool([part]).folded_N2, Pool(others).folded_N2)
+    return Part(part.rows, part.indices[keep], part.labelled)
+
+
+def _new(part: Part, *others: Part) -> Part:
+    """`part` without the rows that `others` have too. A pair turned round is another question."""
+    keep = ~shared(Pool([part]).ordered_N2, Pool(others).ordered_N2)
     return Part(part.rows, part.indices[keep], part.labelled)
 
 
@@ -154,70 +171,6 @@ def shared(mine_N2: np.ndarray, theirs_N2: np.ndarray) -> np.ndarray:
     pairs = np.dtype([("a", "<u8"), ("b", "<u8")])
     mine, theirs = (np.ascontiguousarray(k).view(pairs).reshape(-1) for k in (mine_N2, theirs_N2))
     return np.isin(mine, theirs)
-
-
-def _file_fingerprint(path: Path, *settings: object) -> str:
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _open(
-    path: Path, columns: Columns, store: Path, progress: Progress | None, *, labelled: bool
-) -> Rows:
-    fingerprint = _file_fingerprint(path, columns, labelled, path.suffix, FORMAT)
-    return ingest(
-        read(path), str(path), columns, store / fingerprint, labelled=labelled, progress=progress
-    )
-
-
-def _open_hub(
-    name: str, split: str, columns: Columns, store: Path, progress: Progress | None
-) -> Rows | None:
-    import datasets
-
-    path, _, config = name.partition(":")
-    try:
-        names = datasets.get_dataset_split_names(path, config or None)
-        source = hub_rows(name, split) if split in names else None
-    except Exception as error:
-        raise DataError(
-            f"{name} is neither a file nor a folder here, and the hub gave no such data set "
-            f"({type(error).__name__}): check the path"
-        ) from error
-    if source is None:
-        return None
-    fingerprint, rows = source
-    identity = f"{name}\x1f{split}\x1f{columns}\x1f{fingerprint}\x1f{FORMAT}"
-    key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-    where = f"{name}[{split}]"
-    return ingest(rows, where, columns, store / key, labelled=True, progress=progress)
-
-
-def _files(
-    config: DataConfig, columns: Columns, store: Path, progress: Progress | None
-) -> dict[str, Rows]:
-    path = Path(config.path)
-    if path.is_dir():
-        paths = find_splits(path)
-    elif path.is_file():
-        paths = {"train": path}
-    elif path.suffix in READERS or path.is_absolute() or config.path.startswith("."):
-        raise DataError(f"there is no file or folder {path}")
-    else:
-        names = {"train": "train", "dev": "validation", "test": "test"}
-        opened = {k: _open_hub(config.path, v, columns, store, progress) for k, v in names.items()}
-        if opened["dev"] is not None:
-            opened["test"] = None  # hub test splits often hide their labels
-        return {split: rows for split, rows in opened.items() if rows is not None}
-    if config.dev:
-        if not Path(config.dev).is_file():
-            raise DataError(f"there is no file {config.dev} (data.dev)")
-        paths.pop("test", None)
-        paths["dev"] = Path(config.dev)
-    return {s: _open(p, columns, store, progress, labelled=True) for s, p in paths.items()}
 
 
 def _whole(rows: Rows, *, labelled: bool = True) -> Part:
@@ -242,7 +195,7 @@ def load(
     Raises DataError.
     """
     columns = Columns(config.text, config.pair, config.label, config.group, texts)
-    files = _files(config, columns, store, progress)
+    files = open_files(config, columns, store, progress)
     if "train" not in files:
         raise DataError(f"{config.path} has no train split")
     train, without = _with_labels(_whole(files["train"]))
@@ -257,9 +210,12 @@ def load(
     if config.labelled_rows is not None:
         train, hidden = _cut(train, config.labelled_rows, "labelled")
         spare.append(Part(hidden.rows, hidden.indices, labelled=False))
-    leaked = before - len(train) - sum(map(len, spare))
+    leaked, lost = before - len(train) - sum(map(len, spare)), 0
     if "test" in files and "dev" in files:
-        held_out = _outside(_with_labels(_whole(files["dev"]))[0], reported)
+        selecting = _with_labels(_whole(files["dev"]))[0]
+        held_out = _outside(selecting, reported)
+        _check_selecting(config, len(selecting), len(held_out))
+        lost = len(selecting) - len(held_out)
         kept = _outside(train, held_out)
         leaked += len(train) - len(kept)
         train, spare = kept, [_outside(part, held_out) for part in spare]
@@ -277,23 +233,45 @@ def load(
         whole = _whole(extra, labelled=False)
         part = _outside(whole, reported, held_out)
         leaked += len(whole) - len(part)
-        spare.append(_outside(part, train, *spare))
-    return _check(config, train, spare, held_out, reported, leaked, sources)
+        spare.append(_new(part, train, *spare))
+    found = _check(config, train, spare, held_out, reported, leaked, sources)
+    if lost:
+        found.dropped["to select on, also reported"] = lost
+        found.notes.append(f"{lost} rows to select on left out: the same text is reported")
+    found.notes.extend(_near_duplicates(found, store, progress or Silent()))
+    return found
 
 
-def open_unlabelled(
-    config: DataConfig, store: Path, *, texts: bool = False, progress: Progress | None = None
-) -> Rows:
-    """The rows of `config.unlabelled`, without labels. Raises DataError."""
-    path = Path(config.unlabelled or "")
+def _check_selecting(config: DataConfig, given: int, left: int) -> None:
+    """Raises DataError where the rows to select on, which the user gave, come to none."""
+    if left:
+        return
+    why = f"all {given} of them are in the test rows too" if given else "none has a label"
+    raise DataError(
+        f"{config.path}: no row of dev is left to select on, as {why}: give other rows, or leave "
+        "dev out, and some training rows select"
+    )
+
+
+def _near_duplicates(splits: Splits, store: Path, progress: Progress) -> list[str]:
+    """A warning where test rows are almost training rows. Counted once for the same rows."""
+    test, train = splits.reported, splits.train
+    sample = np.sort(_order(test.keys_N2, "near-duplicates")[:COMPARED])
+    identity = f"{NEAR_FORMAT} {len(sample)} {test.fingerprint} {train.fingerprint}".encode()
+    name = hashlib.blake2b(identity, digest_size=16).hexdigest()
+    path = store / "near-duplicates" / f"{name}.json"
     if not path.is_file():
-        raise DataError(f"there is no file {path} (unlabelled rows)")
-    is_text = path.suffix.lower() == ".txt"
-    if is_text:
-        columns = Columns(texts=texts)
-    else:
-        columns = Columns(config.text, config.pair, None, config.group, texts)
-    return _open(path, columns, store, progress, labelled=False)
+        heard = progress if len(train) > CHUNK else Silent()
+        with heard.stage("comparing test with training rows", len(train), "rows") as advance:
+            write_json(path, near_duplicates(test.at(sample), train, advance))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not found:
+        return []
+    return [
+        f"about {round(found * len(test) / len(sample)):,} of {len(test):,} test rows are "
+        f"near-duplicates of training rows (Jaccard of word {LENGTH}-grams >= {SIMILAR}): "
+        "the score may flatter"
+    ]
 
 
 def _check(
@@ -329,6 +307,11 @@ def _check(
         )
     if len(reported) < FEW_ROWS:
         notes.append(f"{len(reported)} rows to report on are few: the intervals will be wide")
+    if not len(held_out) and config.held_out and config.held_out_rows:
+        notes.append(
+            f"{len(train)} training rows are too few to hold one out: nothing selects, the last "
+            "weights are kept"
+        )
     if leaked:
         dropped["also reported or held out"] = leaked
         notes.append(f"{leaked} training rows left out: the same text is reported or held out")

@@ -15,9 +15,10 @@ from stillhouse.core.seeding import derive
 from stillhouse.core.types import Example, Predictions
 from stillhouse.data.columns import Columns
 from stillhouse.data.documents import file_digest
+from stillhouse.data.opening import open_unlabelled
 from stillhouse.data.readers import Row
-from stillhouse.data.rows import FORMAT, folded_key, ingest
-from stillhouse.data.sources import Part, Pool, Splits, load, open_unlabelled, shared
+from stillhouse.data.rows import FORMAT, content_key, ingest
+from stillhouse.data.sources import Part, Pool, Splits, load, shared
 from stillhouse.extract.answers import Answers
 from stillhouse.extract.config import AuditConfig, Form, Kind
 from stillhouse.extract.corpus import QueryCorpus, read_corpus
@@ -131,7 +132,7 @@ class Audit:
         name = f"{derive(seed, 'queries', FORMAT, kind, self.form, self.corpus.fingerprint)}"
         name += f"-{settings.vocabulary}-{count}-{turned:d}"
         if kind == "pool":
-            name += f"-{derive(0, *(folded_key(e.text, e.pair).hex() for e in self.pool))}"
+            name += f"-{derive(0, *(content_key(e.text, e.pair).hex() for e in self.pool))}"
         folder = self.store / "queries" / f"rows-{derive(0, name):x}"
 
         def rows() -> Iterator[Row]:

@@ -30,8 +30,6 @@ from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
 from stillhouse.tasks.span import Span, Spans, is_answers, span_data
 
-TRAINED_ON = "trained-on.npy"  # in a fine-tuned model's folder: folded keys of its training rows
-
 
 def store_root(cache: str | None) -> Path:
     """Where rows, tokens and teachers' answers are kept: `cache`, or $STILLHOUSE_CACHE, or the

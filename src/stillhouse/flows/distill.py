@@ -17,9 +17,7 @@ from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import check_free, claim, write_json
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import Batch
-from stillhouse.data.sources import shared
 from stillhouse.flows.ablation import gold_instead, without
-from stillhouse.flows.common import TRAINED_ON
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.setup import Setup
@@ -32,6 +30,7 @@ from stillhouse.flows.stages import (
     stage_path,
     train,
 )
+from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.written import Writing
 from stillhouse.signals.cache import CachedTeacher
 from stillhouse.tasks.base import Data, Dataset
@@ -90,7 +89,8 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     alone = plan.alone(setup.config.plan) if config.evaluation.baseline else []
     variants = _variants(setup, plan) if config.evaluation.ablation else []
     claim(out, settings, content)
-    doubts = [*_seen_by_teacher(setup), *_no_better_than_chance(plan), *_one_of_several(config)]
+    doubts = seen_before(starts(config), setup.data)
+    doubts += [*_no_better_than_chance(plan), *_one_of_several(config)]
     for doubt in doubts:
         progress.note(doubt)
     facts = {
@@ -140,7 +140,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         teacher_reported=plan.teacher_reported,
         teacher_s=plan.teacher.seconds,
         total_s=time.perf_counter() - started,
-        notes=[*setup.notes, *doubts],
+        notes=[*setup.notes, *plan.notes, *doubts],
         writing=plan.writing if setup.writes else None,
     )
 
@@ -202,19 +202,17 @@ def _one_of_several(config: DistillConfig) -> list[str]:
     return [f"the student is compared with one of its teachers, {config.teacher}"]
 
 
-def _seen_by_teacher(setup: Setup) -> list[str]:
-    """A warning where rows to report on were the teacher's training rows, if it says which."""
-    path = Path(setup.config.teacher) / TRAINED_ON
-    if not path.is_file() or setup.splits is None:
-        return []
-    reported_N2 = setup.splits.reported.folded_N2
-    count = int(shared(reported_N2, np.load(path)).sum())
-    if not count:
-        return []
-    return [
-        f"the teacher was trained on {count} of the {len(reported_N2)} rows to report on: "
-        "its score is flattered, and with it the student's"
-    ]
+def starts(config: DistillConfig) -> list[tuple[str, str]]:
+    """Every model whose knowledge the student gets: what it is, and its name."""
+    names = [config.teacher, *(each.model for each in config.teachers)]
+    names += [stage.teacher for stage in config.plan if stage.teacher]
+    teachers = list(dict.fromkeys(names))
+    told = ["the teacher"] if len(teachers) == 1 else [f"the teacher {name}" for name in teachers]
+    found = list(zip(told, teachers, strict=True))
+    source = config.student.model or config.student.source
+    if source and source not in teachers:
+        found.append((f"{source}, which the student is made of,", source))
+    return found
 
 
 def _no_better_than_chance(plan: Plan) -> list[str]:

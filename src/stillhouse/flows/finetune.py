@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from stillhouse.core.config import WRITING, FinetuneConfig
@@ -14,11 +13,11 @@ from stillhouse.core.errors import ModelError
 from stillhouse.core.manifest import manifest
 from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.rundir import atomic, claim, write_json
+from stillhouse.core.rundir import claim, write_json
 from stillhouse.data.documents import file_digest
-from stillhouse.flows.common import TRAINED_ON
 from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.flows.stages import Stage, Trained, load_trained, score_on, train
+from stillhouse.flows.training_data import write_training_data
 from stillhouse.models.load import resolve
 from stillhouse.models.weights import Masks
 from stillhouse.numerics.masks import density
@@ -83,9 +82,7 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     training, held_out, reported = gold.datasets(progress)
     facts = {"content": content, "seeds": [config.seed], "auto": auto.facts}
     write_json(out / "manifest.json", manifest(**facts))
-    if gold.splits is not None:
-        with atomic(out / TRAINED_ON) as temporary, temporary.open("wb") as file:
-            np.save(file, gold.splits.labelled.folded_N2)
+    write_training_data(out, gold.data, before=[config.model])
     stage = Stage(
         name="finetune",
         described=gold.described,

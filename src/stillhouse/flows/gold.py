@@ -26,6 +26,7 @@ from stillhouse.flows.common import (
     store_root,
 )
 from stillhouse.flows.prepare import check_metric, read_corpus
+from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import (
     check_named,
     corpus_for,
@@ -64,14 +65,19 @@ class Gold:
     @property
     def content(self) -> dict[str, str]:
         """Fingerprints of what the config names by path."""
-        source = self.splits or self.corpus
-        assert source is not None
         model = folder_fingerprint(self.config.model)
-        return {"data": source.fingerprint, "model": model}
+        return {"data": self.data.fingerprint, "model": model}
+
+    @property
+    def data(self) -> Splits | Corpus:
+        found = self.splits or self.corpus
+        assert found is not None
+        return found
 
     @property
     def notes(self) -> list[str]:
-        return self.splits.notes if self.splits else self.corpus.notes if self.corpus else []
+        own = ("the pretrained model", self.config.model)
+        return [*self.data.notes, *seen_before([own], self.data)]
 
     @property
     def described(self) -> str:

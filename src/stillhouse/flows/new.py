@@ -99,9 +99,9 @@ def _texts(config: NewConfig, progress: Progress) -> tuple[Callable[[], Iterator
         shares = {split: share for split, share in given.items() if split not in files}
 
         def lines() -> Iterator[str]:
-            for split, text in documents(files, shares, Counter(), lambda size: None):
-                if split == "train":
-                    yield text
+            for document in documents(files, shares, Counter(), lambda size: None):
+                if document.split == "train":
+                    yield document.text
 
         return lines, False
     splits = load(data, store_root(config.cache) / "rows", texts=True, progress=progress)

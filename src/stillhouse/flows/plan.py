@@ -47,6 +47,11 @@ class Plan:
     _read: dict[tuple[object, ...], Data] = field(default_factory=dict)
     _corpora: dict[str, Corpus] = field(default_factory=dict)
 
+    @property
+    def notes(self) -> list[str]:
+        """What reading the stages' own texts showed."""
+        return [note for corpus in self._corpora.values() for note in corpus.notes]
+
     @cached_property
     def teacher(self) -> Asking:
         return Asking(self.setup, self.progress)
@@ -276,8 +281,9 @@ class Plan:
         key = f"{used.model_dump_json()} {length}"
         if key not in self._corpora:
             self._corpora[key] = read_corpus(
-                used, setup.tokenizer, setup.store, length, self.progress, self._apart
-            )
+                used, setup.tokenizer, setup.store, length, self.progress, self._apart,
+                sought=setup.rows.reported,
+            )  # fmt: skip
             for note in self._corpora[key].notes:
                 self.progress.note(note)
         return self._corpora[key]

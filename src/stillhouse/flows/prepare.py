@@ -16,7 +16,7 @@ from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
 from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
-from stillhouse.data.sources import Splits, load
+from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.written import Kind
 from stillhouse.flows.common import (
     check_padding,
@@ -158,9 +158,13 @@ def read_corpus(
     length: int,
     progress: Progress,
     apart: Collection[bytes] = frozenset(),
+    *,
+    sought: Pool | None = None,
 ) -> Corpus:
     with progress.stage(f"reading {Path(config.path).name}", corpus_bytes(config), "bytes") as read:
-        return load_corpus(config, tokenizer, store, max_length=length, progress=read, apart=apart)
+        return load_corpus(
+            config, tokenizer, store, max_length=length, progress=read, apart=apart, sought=sought
+        )
 
 
 def _models(

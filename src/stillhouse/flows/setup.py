@@ -46,9 +46,14 @@ class Setup:
         return self.splits
 
     @property
+    def data(self) -> Splits | Corpus:
+        found = self.splits or self.corpus
+        assert found is not None
+        return found
+
+    @property
     def notes(self) -> list[str]:
-        source = self.splits or self.corpus
-        found = list(source.notes) if source else []
+        found = list(self.data.notes)
         named = self.config.student.model or self.config.student.source
         if named and isinstance(folder := resolve(named), Path) and (folder / MASKS).is_file():
             found.append(f"the masks of {named} are not held: its zeros are trained like the rest")
@@ -76,13 +81,11 @@ class Setup:
     @property
     def content(self) -> dict[str, str]:
         """Fingerprints of what the config names by path."""
-        source = self.splits or self.corpus
-        assert source is not None
         named_tokens = tokens_identity if self.writes else tokenizer_fingerprint
         found = {
             "teacher": fingerprint(self.teacher),
             "teacher's tokenizer": named_tokens(self.teacher_tokenizer),
-            "data": source.fingerprint,
+            "data": self.data.fingerprint,
         }
         if named := self.config.student.model or self.config.student.source:
             found["student's model"] = folder_fingerprint(named)

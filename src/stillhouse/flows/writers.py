@@ -22,6 +22,7 @@ from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
 from stillhouse.data.written import Kind, Rules, tokens_of
 from stillhouse.flows.common import corpus_of, kind_of, load_answering, max_tokens
+from stillhouse.flows.training_data import seen_before
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
 from stillhouse.models.load import load_tokenizer
@@ -193,14 +194,22 @@ def reported_by_writer(
     if not texts:
         length = max_tokens(model, config.tokens("masked_lm"))
         corpus = corpus_for(config, tokenizer, store, length, progress)
+        _say_seen(name, corpus, progress)
         return model, task, RunningText(corpus.reported, tokenizer)
-    pool = splits_of(config, store, progress).reported
+    splits = splits_of(config, store, progress)
+    _say_seen(name, splits, progress)
+    pool = splits.reported
     length = max_tokens(model, config.tokens(kind))
     rows = written_data(
         pool, tokenizer, config, kind, store, progress, "reported rows",
         length=length, start=start_of(model),
     )  # fmt: skip
     return model, task, rows
+
+
+def _say_seen(name: str, data: Splits | Corpus, progress: Progress) -> None:
+    for note in seen_before([(name, name)], data):
+        progress.note(note)
 
 
 def own_texts(data: Any, config: OnPolicyConfig, precision: Precision) -> Write:

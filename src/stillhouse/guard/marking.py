@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stillhouse.core.errors import UsageError
+from stillhouse.core.folding import folded
 from stillhouse.core.types import Example
 from stillhouse.extract.views import View
 from stillhouse.guard.keys import Keys
@@ -24,7 +25,6 @@ from stillhouse.guard.watermark import (
     Draw,
     canonical,
     draw,
-    folded,
     permuted,
     wrong_choice,
     wrong_span,

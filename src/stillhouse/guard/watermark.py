@@ -12,41 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from stillhouse.core.folding import folded
 from stillhouse.numerics.qa_metrics import f1
 
 WHOLE = 1 << 64
 DIFFERENT = 0.2  # F1 with the true answer that a marked span may have at most
-# What Unicode calls default-ignorable: it is there, and nobody sees it.
-INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    "\U000e0000-\U000e0fff]"
-)
+FOLDED = 1 << 15  # characters of a text that are brought to one Unicode form: bounds the time
 WORD = re.compile(r"[^\W_](?:[\w'’-]*[^\W_])?")
 
 Band = Literal["mark", "control", "plain"]
 
 
-def folded(text: str) -> str:
-    """A text without what a stranger could change and nobody would see: Unicode form, case, spaces,
-    invisible characters."""
-    before = None
-    while text != before:  # one form may make another possible
-        before = text
-        text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text)).casefold()
-    return " ".join(text.split())
-
-
 def canonical(text: str, pair: str | None = None) -> bytes:
     """The folded texts of a question as bytes; no two different pairs have the same."""
-    first = folded(text).encode()
-    second = b"" if pair is None else b"\x01" + folded(pair).encode()
+    first = folded(text, most=FOLDED).encode()
+    second = b"" if pair is None else b"\x01" + folded(pair, most=FOLDED).encode()
     return len(first).to_bytes(8, "big") + first + second
 
 

@@ -17,6 +17,7 @@ from stillhouse.evaluation.efficiency import folder_bytes
 from stillhouse.flows.common import tidy
 from stillhouse.flows.gold import prepare_gold
 from stillhouse.flows.stages import load_trained
+from stillhouse.flows.training_data import write_training_data
 from stillhouse.models.save import save_model
 from stillhouse.report import render
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
@@ -108,6 +109,7 @@ def _save(found: Found, out: Path, progress: Progress) -> Storage:
     if hasattr(trained, MOVED):
         delattr(trained, MOVED)
     save_model(trained, gold.tokenizer, out / "model")
+    write_training_data(out / "model", gold.data, before=[config.model])
     save_masks(out / "model" / MASKS, masks, **facts)
     save_sparse(out / "model-sparse.safetensors", trained, masks)
     answers = {
