@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.errors import RunError, StillhouseError, UsageError
 from stillhouse.data.batching import sorted_batches
 from stillhouse.models.forward import span_scores
+from stillhouse.models.limits import positions
 from stillhouse.tasks.base import Data, Task
 
 PARITY = 1e-3  # how far an fp32 export's scores may be from PyTorch's, relative to their size
@@ -89,7 +90,7 @@ def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> P
     names = list(inputs)
     free = {
         0: torch.export.Dim("batch", min=1, max=65536),
-        1: torch.export.Dim("tokens", min=2, max=_positions(model)),
+        1: torch.export.Dim("tokens", min=2, max=positions(model)),
     }
     shapes = tuple({axis: free[axis] for axis in range(min(2, inputs[n].ndim))} for n in names)
     if "vectors" in inputs:
@@ -98,7 +99,7 @@ def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> P
     wrapped = _Scores(model, names).eval()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         part = Path(folder) / path.name
-        try:
+        with _said_as(f"can't export {type(model).__name__} to ONNX"):
             torch.onnx.export(
                 wrapped,
                 tuple(inputs.values()),
@@ -111,16 +112,21 @@ def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> P
                 external_data=False,
                 opset_version=OPSET,
             )
-        except Exception as error:  # the exporter raises many kinds, none of them public
-            first = str(error).strip().splitlines()[0][:200]
-            raise RunError(f"can't export {type(model).__name__} to ONNX: {first}") from error
         shutil.move(part, path)
     return path
 
 
-def _positions(model: nn.Module) -> int:
-    config: Any = getattr(model, "config", None)
-    return int(getattr(config, "max_position_embeddings", 512) or 512)
+@contextlib.contextmanager
+def _said_as(what: str) -> Iterator[None]:
+    """Turns what exporter, quantiser or ONNX Runtime raise (many kinds, few of them public) into a
+    RunError of one line."""
+    try:
+        yield
+    except StillhouseError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RunError(f"{what}: {lines[0][:200] if lines else type(error).__name__}") from error
 
 
 def quantize_int8(source: Path, path: Path) -> Path:
@@ -133,7 +139,8 @@ def quantize_int8(source: Path, path: Path) -> Path:
     del model.graph.value_info[:]  # the exporter's shape notes contradict the quantiser's inference
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         part = Path(folder) / path.name
-        quantize_dynamic(model, part, weight_type=QuantType.QInt8, per_channel=True)
+        with _said_as("can't make an int8 ONNX file"):
+            quantize_dynamic(model, part, weight_type=QuantType.QInt8, per_channel=True)
         shutil.move(part, path)
     return path
 
@@ -148,11 +155,15 @@ def onnx_runner(path: Path) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
     options.log_severity_level = 3
     # threads that wait by spinning slow down whatever else is timed in turns, up to four times
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with _said_as(f"ONNX Runtime can't load {path.name}"):
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Mapping[str, Tensor]) -> np.ndarray:
-        found: Any = session.run(None, {name: inputs[name].numpy() for name in names})[0]
+        with _said_as(f"ONNX Runtime can't run {path.name}"):
+            found: Any = session.run(None, {name: inputs[name].numpy() for name in names})[0]
         return found
 
     return run

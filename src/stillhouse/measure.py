@@ -27,12 +27,12 @@ from stillhouse.flows.common import (
     dataset,
     kind_of,
     load_answering,
-    max_tokens,
     row_task,
     store_root,
     teacher_task,
 )
 from stillhouse.flows.writers import load_any, reported_by_writer
+from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import load_tokenizer, model_folder
 from stillhouse.numerics import stats
 from stillhouse.tasks.base import Data, Task
@@ -121,10 +121,12 @@ def model_and_rows(
         model.config, [splits.reported], asked=asked, label_map=config.label_map, metric=None
     )
     length = max_tokens(model, config.tokens(task.name))
+    tokenizer = load_tokenizer(name)
+    check_tokenizer(model, tokenizer)
     rows = dataset(
         task,
         splits.reported,
-        load_tokenizer(name),
+        tokenizer,
         store,
         max_length=length,
         progress=progress,
@@ -207,7 +209,8 @@ def _exported(
     kind: str, model: str | Path, out: str | Path, advance: Advance, *, int8: bool
 ) -> dict[str, Any]:
     loaded = load_answering(kind, str(model))
-    tokenizer = load_tokenizer(str(model))
+    tokenizer = tokenizer_for(loaded, load_tokenizer(str(model)))
+    check_tokenizer(loaded, tokenizer)
     texts = ["A first sentence.", "And another one, which is a little longer than the first was."]
     sample = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     path = export_onnx(loaded, sample, Path(out) / "model.onnx")

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, DistillConfig
+from stillhouse.core.precision import Auto
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.documents import file_digest, text_files
 from stillhouse.data.encoding import tokenizer_fingerprint, tokens_identity
@@ -39,6 +40,7 @@ class Setup:
     teacher_length: int
     teachers: dict[str, PreTrainedModel]  # of single stages, by name
     objectives: dict[str, Objective]  # by stage
+    auto: Auto  # what `precision: auto` is in `config`
 
     @property
     def rows(self) -> Splits:

@@ -24,6 +24,7 @@ from stillhouse.models.dropout import dropout
 from stillhouse.models.encoder import Notes, Stop, encode, encoder_layers
 from stillhouse.models.families import Random, family_of, known_family
 from stillhouse.models.generator import head_of, own_rows, states_of_rows, writes
+from stillhouse.models.limits import takes_token_types
 from stillhouse.models.masked import vocabulary_scores
 from stillhouse.models.taps import reading
 from stillhouse.models.weights import Joined, Pair, joined
@@ -131,9 +132,9 @@ def _written(model: Any, batch: Batch, precision: str, choices: int | None) -> S
 
 
 def _accepted(model: Any, batch: Batch) -> Batch:
-    """The batch without token types where a model has no embeddings for them."""
+    """The batch without token types where a model has none to choose from."""
     config = getattr(model, "config", None)
-    if "token_type_ids" not in batch.inputs or config is None or hasattr(config, "type_vocab_size"):
+    if "token_type_ids" not in batch.inputs or config is None or takes_token_types(model):
         return batch
     inputs = {name: t for name, t in batch.inputs.items() if name != "token_type_ids"}
     return replace(batch, inputs=inputs)

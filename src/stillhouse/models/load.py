@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ from transformers.utils import logging
 
 from stillhouse.core.errors import ModelError
 from stillhouse.core.rundir import CUT
+
+# What transformers raises for a folder whose files don't go together.
+LOADING = (
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+)
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -47,10 +59,24 @@ def resolve(name: str) -> Path | str:
                 f"{name} has no .safetensors weights: save the model again with save_pretrained "
                 "(pickled weights are not loaded)"
             )
+        _check_labels(path / "config.json")
         return path
     if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ModelError(f"{name} is no model folder")
     return name
+
+
+def _check_labels(path: Path) -> None:
+    """Raises ModelError for a config.json that transformers reads no label names from."""
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8")).get("id2label")
+    except (ValueError, AttributeError):
+        return  # transformers says what is wrong with it
+    if labels is not None and not isinstance(labels, dict):
+        raise ModelError(
+            f"id2label of {path} is a {type(labels).__name__}: write a name for each id, as in "
+            '{"0": "negative", "1": "positive"}'
+        )
 
 
 def model_folder(name: str) -> Path:
@@ -72,7 +98,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     source = resolve(name)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING as error:
         raise _hub_error(name, error) from error
 
 
@@ -80,7 +106,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     source = resolve(name)
     try:
         found = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING as error:
         raise _hub_error(name, error) from error
     if not found.is_fast:
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json): convert it first")
@@ -150,7 +176,7 @@ def pretrained(
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except LOADING as error:
         raise _hub_error(name, error) from error
     _check_weights(name, model, found)
     return model, found
@@ -206,7 +232,14 @@ def head_settings(labels: list[str]) -> dict[str, Any]:
 
 
 def label_names(config: Any) -> list[str]:
-    """A classifier's label names in the order of its head."""
+    """A classifier's label names in the order of its head. Raises ModelError where its config
+    names other ids than its head has."""
+    held = sorted(config.id2label)
+    if held != list(range(config.num_labels)):
+        named = ", ".join(map(str, held[:8])) + (", ..." if len(held) > 8 else "")
+        raise ModelError(
+            f"id2label of config.json has ids {named}; 0 to {config.num_labels - 1} are needed"
+        )
     return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
