@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -26,6 +27,7 @@ from stillhouse.tasks.base import Data, Task
 
 PARITY = 1e-3  # how far an fp32 export's scores may be from PyTorch's, relative to their size
 OPSET = 20
+COLOURS = re.compile(r"\x1b\[\d*m")
 
 
 class _Scores(nn.Module):
@@ -125,8 +127,11 @@ def _said_as(what: str) -> Iterator[None]:
     except StillhouseError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise RunError(f"{what}: {lines[0][:200] if lines else type(error).__name__}") from error
+        root: BaseException = error
+        while root.__cause__ is not None:  # the exporter wraps what went wrong in advice
+            root = root.__cause__
+        lines = [line.strip() for line in COLOURS.sub("", str(root)).splitlines() if line.strip()]
+        raise RunError(f"{what}: {lines[0][:200] if lines else type(root).__name__}") from error
 
 
 def quantize_int8(source: Path, path: Path) -> Path:

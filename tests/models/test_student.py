@@ -163,7 +163,10 @@ def test_impossible_shapes_are_refused(shape: StudentConfig, says: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        (StudentConfig(), "layer 2 of a modernbert can't be a first one, which has no attn_norm"),
+        (
+            StudentConfig(layers=[2, 4]),
+            "layer 2 of a modernbert can't be a first one, which has no attn_norm",
+        ),
         (StudentConfig(layers=5, ffn=24), "a student of 5 layers is larger than its source's 4"),
     ],
 )
@@ -178,6 +181,11 @@ def test_modernberts_first_block_and_its_kinds_of_layers_are_minded(
         "full_attention",
         "sliding_attention",
     ]
+    kept = source.base_model.get_submodule("layers.2").state_dict()
+    student = build(source, StudentConfig(layers=2))  # 1 and 3: no other may be the first
+    assert student.config.layer_types == ["full_attention"] * 2
+    mine = student.base_model.get_submodule("layers.1").state_dict()
+    assert all(torch.equal(mine[name], kept[name]) for name in kept)
 
 
 def test_a_larger_student_is_refused() -> None:

@@ -19,23 +19,25 @@ from stillhouse.core.errors import ModelError, StillhouseError
 from stillhouse.core.machine import Device, Settled
 from stillhouse.core.precision import Auto, precision_of, precisions
 from stillhouse.core.terms import AUTO, Config
-from stillhouse.core.types import Batch, Example
+from stillhouse.core.types import Batch, Example, Tap
 from stillhouse.data.encoding import encode_now
-from stillhouse.models.forward import run, training_mode
+from stillhouse.models.forward import NOTHING, run, training_mode
 
 TEXT = "A first sentence, and another one. "
+BESIDE = 0.05  # of the largest score: a difference worth a warning
 FIX = "set precision to float32 wherever it is bf16 (--set training.precision=float32)"
 
 
 @dataclass(frozen=True)
 class Trial:
     """A model with a batch that it must be able to answer in a precision, and, if it is trained,
-    to give gradients for."""
+    to give gradients for. reads: what the run will read inside it."""
 
     model: nn.Module
     batch: Batch
     precision: str
     trains: bool = False
+    reads: frozenset[Tap] = NOTHING
 
 
 def two_rows(
@@ -75,6 +77,36 @@ def settled(trials: Sequence[Trial], auto: Auto, asked: Config) -> Auto:
         again = [replace(each, precision="float32") for each in trials]
         return settled(again, auto.in_float32(limit), asked)
     return auto
+
+
+def doubts(trials: Sequence[Trial]) -> list[str]:
+    """A warning for each family whose answers to a row depend on how far it is filled up, and so on
+    the rows that share its batch."""
+    found = []
+    for trial in trials:
+        batch = trial.batch
+        if batch.scored_N is not None or batch.answerable_BT is not None:
+            continue
+        changed = _changed_by_padding(trial.model, batch)
+        if changed > BESIDE:
+            found.append(
+                f"a {_family(trial.model)} doesn't leave padding out: its answers to a row change "
+                f"with the rows beside it in a batch (a short one's by {changed:.0%} of their size)"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _changed_by_padding(model: nn.Module, batch: Batch) -> float:
+    """How far the short row's scores are from those it has alone, as a part of the largest."""
+    length = int(batch.inputs["attention_mask"][1].sum())
+    alone = Batch({name: x[1:, :length] for name, x in batch.inputs.items()}, batch.rows[1:])
+    device = next(model.parameters()).device
+    with torch.no_grad(), training_mode(model, on=False):
+        both, one = (
+            run(model, each.to(device), precision="float32", fast=False).scores_NK
+            for each in (batch, alone)
+        )
+    return float((both[1] - one[0]).abs().max() / both[1].abs().max().clamp_min(1e-6))
 
 
 def precision_for(trial: Trial, device: Device | None = None) -> Settled:
@@ -119,7 +151,7 @@ def _answer(trial: Trial) -> None:
     model, trains = trial.model, trial.trains
     rng = np.random.default_rng(0) if trains else None
     batch = trial.batch.to(next(model.parameters()).device)
-    scores_NK = run(model, batch, precision=trial.precision, rng=rng).scores_NK
+    scores_NK = run(model, batch, precision=trial.precision, rng=rng, reads=trial.reads).scores_NK
     if not bool(scores_NK.isfinite().all()):
         raise ValueError("its scores are not finite numbers")
     if batch.answerable_BT is None and batch.scored_N is None and len(scores_NK) != len(batch.rows):

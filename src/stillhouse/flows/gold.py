@@ -3,7 +3,7 @@ running text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from stillhouse.flows.common import (
     gold_task,
     store_root,
 )
-from stillhouse.flows.dry_run import Trial, settled, two_rows
+from stillhouse.flows.dry_run import Trial, doubts, settled, two_rows
 from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.writers import (
     check_named,
@@ -62,6 +62,7 @@ class Gold:
     splits: Splits | None
     corpus: Corpus | None
     auto: Auto  # what `precision: auto` is in `config`
+    doubts: list[str] = field(default_factory=list)  # found in the dry run
 
     @property
     def content(self) -> dict[str, str]:
@@ -73,7 +74,8 @@ class Gold:
 
     @property
     def notes(self) -> list[str]:
-        return self.splits.notes if self.splits else self.corpus.notes if self.corpus else []
+        source = self.splits or self.corpus
+        return [*(source.notes if source else []), *self.doubts]
 
     @property
     def described(self) -> str:
@@ -178,7 +180,8 @@ def prepare_gold(
     Raises UsageError, DataError, ModelError before anything is written."""
     auto = auto or Auto.of()
     gold = _prepared(auto.settle(config), auto, progress, metric)
-    gold.auto = settled([_trial(gold)], auto, config)
+    trials = [_trial(gold)]
+    gold.auto, gold.doubts = settled(trials, auto, config), doubts(trials)
     gold.config = gold.auto.settle(config)
     return gold
 

@@ -14,6 +14,7 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
+from stillhouse.core.types import Tap
 from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
 from stillhouse.data.sources import Splits, load
 from stillhouse.data.written import Kind
@@ -24,7 +25,7 @@ from stillhouse.flows.common import (
     store_root,
     teacher_task,
 )
-from stillhouse.flows.dry_run import Trial, settled, two_rows
+from stillhouse.flows.dry_run import Trial, doubts, settled, two_rows
 from stillhouse.flows.objectives import build_objective
 from stillhouse.flows.setup import Make, Setup, alike
 from stillhouse.flows.writers import (
@@ -55,7 +56,8 @@ def prepare(
     anything is trained."""
     auto = auto or Auto.of()
     setup = _prepared(auto.settle(config), auto, progress or Silent())
-    setup.auto = settled(_trials(setup), auto, config)
+    trials = _trials(setup)
+    setup.auto, setup.doubts = settled(trials, auto, config), doubts(trials)
     setup.config = setup.auto.settle(config)
     return setup
 
@@ -67,11 +69,14 @@ def _trials(setup: Setup) -> list[Trial]:
     if setup.splits is not None and setup.task.name in ("classification", "regression"):
         pairs = any(example.pair is not None for example in setup.splits.reported.at(np.arange(1)))
     theirs = two_rows(name, setup.teacher_tokenizer, setup.teacher_length, pairs=pairs)
-    found = [Trial(setup.teacher, theirs, config.label.precision)]
+    objectives = [setup.objectives[stage.name] for stage in config.plan if not stage.corpus]
+    reads = frozenset[Tap]().union(*(each.teacher_taps for each in objectives))
+    found = [Trial(setup.teacher, theirs, config.label.precision, reads=reads)]
+    reads = frozenset[Tap]().union(*(each.student_taps for each in objectives))
     mine = two_rows(name, setup.tokenizer, setup.length, pairs=pairs)
     student = setup.make(config.evaluation.seeds[0])
     for precision in dict.fromkeys(stage.training.precision for stage in config.plan):
-        found.append(Trial(student, mine, precision, trains=True))
+        found.append(Trial(student, mine, precision, trains=True, reads=reads))
     return found
 
 

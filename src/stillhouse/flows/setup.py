@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +41,7 @@ class Setup:
     teachers: dict[str, PreTrainedModel]  # of single stages, by name
     objectives: dict[str, Objective]  # by stage
     auto: Auto  # what `precision: auto` is in `config`
+    doubts: list[str] = field(default_factory=list)  # found in the dry run
 
     @property
     def rows(self) -> Splits:
@@ -50,7 +51,7 @@ class Setup:
     @property
     def notes(self) -> list[str]:
         source = self.splits or self.corpus
-        found = list(source.notes) if source else []
+        found = [*(source.notes if source else []), *self.doubts]
         named = self.config.student.model or self.config.student.source
         if named and isinstance(folder := resolve(named), Path) and (folder / MASKS).is_file():
             found.append(f"the masks of {named} are not held: its zeros are trained like the rest")

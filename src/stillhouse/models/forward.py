@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.errors import ModelError
 from stillhouse.core.head import Factored
 from stillhouse.core.types import Batch, States, StudentOutput, Tap
 from stillhouse.models.dropout import dropout
@@ -192,7 +193,16 @@ def _scored(batch: Batch) -> Tensor:
 
 
 def _states(found: Mapping[Tap, Tensor], inputs: Mapping[str, Tensor]) -> States:
-    return States(dict(found), inputs["attention_mask"].bool())
+    """Raises ModelError for states in which a token is not where it is in the batch (XLNet's have
+    their axes the other way round, Funnel's grow shorter)."""
+    mask_BT = inputs["attention_mask"].bool()
+    for tap, value in found.items():
+        if tap.what == "hidden" and value.shape[:2] != mask_BT.shape:
+            raise ModelError(
+                f"the states of layer {tap.layer} are not laid out by text and token: use terms of "
+                "the answers, or another model"
+            )
+    return States(dict(found), mask_BT)
 
 
 def scores(

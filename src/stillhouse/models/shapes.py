@@ -171,7 +171,7 @@ def reshape(config: Any, *, width: int | None, ffn: int | None, heads: int | Non
     for name in head_names:
         setattr(config, name, count)
     for name in HEAD_WIDTH:
-        if getattr(config, name, None):
+        if name in vars(config) and getattr(config, name):  # else it follows by itself
             setattr(config, name, size)
     if groups := getattr(config, "num_key_value_heads", None):
         fit = max(1, count * groups // old_heads)

@@ -33,11 +33,11 @@ from stillhouse.models.shapes import (
 )
 
 
-def choose_layers(total: int, count: int, keep: str) -> list[int]:
+def choose_layers(total: int, count: int, keep: str, *, from_first: bool = False) -> list[int]:
     """Which `count` of `total` layers stay, 1-based and rising.
 
-    alternate: evenly spread, the last one among them (6 -> 3 gives 2, 4, 6).
-    Raises ModelError if there are not that many.
+    alternate: evenly spread, the last one among them (6 -> 3 gives 2, 4, 6); with `from_first`, the
+    first one (1, 3, 5). Raises ModelError if there are not that many.
     """
     if count > total:
         raise ModelError(_larger(count, total))
@@ -45,6 +45,8 @@ def choose_layers(total: int, count: int, keep: str) -> list[int]:
         return list(range(1, count + 1))
     if keep == "last":
         return list(range(total - count + 1, total + 1))
+    if from_first:
+        return [1 + i * total // count for i in range(count)]
     return [round(i * total / count) for i in range(1, count + 1)]
 
 
@@ -126,7 +128,9 @@ def take_layers(
             f"{lost[0].removeprefix(f'{sides[0].name}.0.')}: keep layer 1 too "
             "(student.layers=[1, ...], or student.keep=first)"
         )
-    student.load_state_dict(weights)
+    # ESM's map of contacts has an entry for every head of every layer: nothing of it is left
+    fits = {k: held if held.shape == wanted[k].shape else wanted[k] for k, held in weights.items()}
+    student.load_state_dict(fits)
     return student.eval()
 
 
@@ -259,17 +263,29 @@ def build(source: PreTrainedModel, shape: StudentConfig, *, seed: int = 0) -> Pr
         own = shape.layers if shape.decoder_layers is None else shape.decoder_layers
         student = take_layers(source, layers, _chosen(own, decoder, shape.keep))
     else:
-        layers = _chosen(shape.layers, source.config.num_hidden_layers, shape.keep)
+        total = source.config.num_hidden_layers
+        layers = _chosen(shape.layers, total, shape.keep, from_first=_first_is_bare(source))
         made = distilbert(source, layers, seed) if shape.family == "distilbert" else None
         student = made or take_layers(source, layers)
     return like(student, student.config, seed).eval() if shape.fresh else student
 
 
-def _chosen(asked: int | list[int] | None, total: int, keep: str) -> list[int]:
+def _first_is_bare(source: PreTrainedModel) -> bool:
+    """Whether the first block lacks a part that the others have (ModernBERT's has no norm before
+    its attention, as the embeddings have one), so that no other can stand in its place."""
+    if all_layers_are_one(source.config):
+        return False
+    first, *others = (set(block.state_dict()) for block in blocks(source)[1])
+    return any(other - first for other in others)
+
+
+def _chosen(
+    asked: int | list[int] | None, total: int, keep: str, *, from_first: bool = False
+) -> list[int]:
     """The layers of `total` that a shape asks for; half of them where it says nothing."""
     if isinstance(asked, list):
         return asked
-    return choose_layers(total, asked or max(1, total // 2), keep)
+    return choose_layers(total, asked or max(1, total // 2), keep, from_first=from_first)
 
 
 def parameters(model: nn.Module) -> int:
