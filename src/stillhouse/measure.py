@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.config import WRITING, DataConfig
 from stillhouse.core.console import Terminal
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import RunError, UsageError
 from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Advance, Progress
 from stillhouse.core.results import Efficiency
@@ -218,7 +218,11 @@ def _exported(
     loaded.config.save_pretrained(out)
     with torch.no_grad():
         original = scored(loaded)(**sample).numpy()
-    worst = check_parity(onnx_runner(path)(sample), original)
+    try:
+        worst = check_parity(onnx_runner(path)(sample), original)
+    except RunError:
+        path.unlink()
+        raise
     found: dict[str, Any] = {"onnx": str(path), "max_difference": worst}
     advance(1)
     if int8:

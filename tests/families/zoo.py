@@ -50,7 +50,7 @@ T5: dict[str, Any] = {
 OF_BERT: dict[str, dict[str, Any]] = {
     "albert": {**USUAL, "embedding_size": 16},
     "bert": USUAL,
-    "big_bird": {**USUAL, "block_size": 4, "num_random_blocks": 1},
+    "big_bird": {**USUAL, "block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 64},
     "convbert": {**USUAL, "embedding_size": 16},
     "deberta": {**USUAL, "type_vocab_size": 0, "relative_attention": True,
                 "pos_att_type": ["c2p", "p2c"], "position_biased_input": False},

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, CorpusConfig, DistillConfig
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import ModelError, UsageError
 from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
@@ -57,13 +57,17 @@ def prepare(
     auto = auto or Auto.of()
     setup = _prepared(auto.settle(config), auto, progress or Silent())
     trials = _trials(setup)
-    setup.auto, setup.doubts = settled(trials, auto, config), doubts(trials)
+    setup.auto = settled(trials, auto, config)
+    if reasons := doubts(trials[:1]):  # its answers are kept, and are to be what it would say again
+        raise ModelError(f"{reasons[0]}: take another teacher")
+    setup.doubts = doubts(trials[1:])
     setup.config = setup.auto.settle(config)
     return setup
 
 
 def _trials(setup: Setup) -> list[Trial]:
-    """What every model of a run must be able to do, on rows of the run's length."""
+    """What every model of a run must be able to do, on rows of the run's length; the teacher's is
+    the first."""
     name, config = setup.task.name, setup.config
     pairs = False
     if setup.splits is not None and setup.task.name in ("classification", "regression"):
