@@ -82,13 +82,15 @@ def _distil(place: Place, out: str, **shape: Any) -> None:
 
 
 def _onnx(place: Place) -> None:
-    to_onnx(place.model, place.root / "onnx", progress=Silent())
+    student = place.root / "layers" / "student"
+    model = student if student.is_dir() else place.model  # fewer layers are exported sooner
+    to_onnx(model, place.root / "onnx", progress=Silent())
 
 
 def _int8(place: Place) -> None:
     plain, small = (place.root / "onnx" / name for name in ("model.onnx", "model-int8.onnx"))
     if not plain.exists():
-        to_onnx(place.model, plain.parent, progress=Silent())
+        _onnx(place)
     batch = two_rows("classification", load_tokenizer(str(place.model)), 12)
     onnx_runner(quantize_int8(plain, small))(batch.inputs)
 
