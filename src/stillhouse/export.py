@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -18,15 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.errors import RunError, StillhouseError, UsageError
 from stillhouse.core.rundir import writes
 from stillhouse.core.trouble import unwritten
 from stillhouse.data.batching import sorted_batches
 from stillhouse.models.forward import span_scores
+from stillhouse.models.limits import positions
 from stillhouse.tasks.base import Data, Task
 
 PARITY = 1e-3  # how far an fp32 export's scores may be from PyTorch's, relative to their size
 OPSET = 20
+COLOURS = re.compile(r"\x1b\[\d*m")
 
 
 class _Scores(nn.Module):
@@ -91,31 +94,29 @@ def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> P
     names = list(inputs)
     free = {
         0: torch.export.Dim("batch", min=1, max=65536),
-        1: torch.export.Dim("tokens", min=2, max=_positions(model)),
+        1: torch.export.Dim("tokens", min=2, max=positions(model)),
     }
     shapes = tuple({axis: free[axis] for axis in range(min(2, inputs[n].ndim))} for n in names)
     if "vectors" in inputs:
         shapes = ({0: free[0]},)
     wrapped = _Scores(model, names).eval()
-    with _part(path) as part, _quiet():
-        try:
-            torch.onnx.export(
-                wrapped,
-                tuple(inputs.values()),
-                str(part),
-                dynamo=True,
-                verbose=False,
-                input_names=names,
-                output_names=["scores"],
-                dynamic_shapes=(shapes,),
-                external_data=False,
-                opset_version=OPSET,
-            )
-        except Exception as error:  # the exporter raises many kinds, none of them public
-            if (full := unwritten(path, error)) is not None:
-                raise full from error
-            first = str(error).strip().splitlines()[0][:200]
-            raise RunError(f"can't export {type(model).__name__} to ONNX: {first}") from error
+    with (
+        _part(path) as part,
+        _quiet(),
+        _said_as(path, f"can't export {type(model).__name__} to ONNX"),
+    ):
+        torch.onnx.export(
+            wrapped,
+            tuple(inputs.values()),
+            str(part),
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=["scores"],
+            dynamic_shapes=(shapes,),
+            external_data=False,
+            opset_version=OPSET,
+        )
     return path
 
 
@@ -131,9 +132,22 @@ def _part(path: Path) -> Iterator[Path]:
             shutil.move(part, path)
 
 
-def _positions(model: nn.Module) -> int:
-    config: Any = getattr(model, "config", None)
-    return int(getattr(config, "max_position_embeddings", 512) or 512)
+@contextlib.contextmanager
+def _said_as(path: Path, what: str) -> Iterator[None]:
+    """Turns what exporter, quantiser or ONNX Runtime raise (many kinds, few of them public) into a
+    RunError of one line; a disk that is full, as `path` not written."""
+    try:
+        yield
+    except StillhouseError:
+        raise
+    except Exception as error:
+        if (full := unwritten(path, error)) is not None:
+            raise full from error
+        root: BaseException = error
+        while root.__cause__ is not None:  # the exporter wraps what went wrong in advice
+            root = root.__cause__
+        lines = [line.strip() for line in COLOURS.sub("", str(root)).splitlines() if line.strip()]
+        raise RunError(f"{what}: {lines[0][:200] if lines else type(root).__name__}") from error
 
 
 def quantize_int8(source: Path, path: Path) -> Path:
@@ -144,7 +158,7 @@ def quantize_int8(source: Path, path: Path) -> Path:
 
     model = onnx.load(source)
     del model.graph.value_info[:]  # the exporter's shape notes contradict the quantiser's inference
-    with _part(path) as part, _quiet():
+    with _part(path) as part, _quiet(), _said_as(path, "can't make an int8 ONNX file"):
         quantize_dynamic(model, part, weight_type=QuantType.QInt8, per_channel=True)
     return path
 
@@ -159,11 +173,15 @@ def onnx_runner(path: Path) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
     options.log_severity_level = 3
     # threads that wait by spinning slow down whatever else is timed in turns, up to four times
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with _said_as(path, f"ONNX Runtime can't load {path.name}"):
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Mapping[str, Tensor]) -> np.ndarray:
-        found: Any = session.run(None, {name: inputs[name].numpy() for name in names})[0]
+        with _said_as(path, f"ONNX Runtime can't run {path.name}"):
+            found: Any = session.run(None, {name: inputs[name].numpy() for name in names})[0]
         return found
 
     return run

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.config import WRITING, DataConfig
 from stillhouse.core.console import Terminal
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import RunError, UsageError
 from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Advance, Progress
 from stillhouse.core.results import Efficiency
@@ -28,13 +28,13 @@ from stillhouse.flows.common import (
     dataset,
     kind_of,
     load_answering,
-    max_tokens,
     row_task,
     store_root,
     teacher_task,
 )
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import load_any, reported_by_writer
+from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import load_tokenizer, model_folder
 from stillhouse.numerics import stats
 from stillhouse.tasks.base import Data, Task
@@ -126,10 +126,12 @@ def model_and_rows(
         model.config, [splits.reported], asked=asked, label_map=config.label_map, metric=None
     )
     length = max_tokens(model, config.tokens(task.name))
+    tokenizer = load_tokenizer(name)
+    check_tokenizer(model, tokenizer)
     rows = dataset(
         task,
         splits.reported,
-        load_tokenizer(name),
+        tokenizer,
         store,
         max_length=length,
         progress=progress,
@@ -213,7 +215,8 @@ def _exported(
     kind: str, model: str | Path, out: str | Path, advance: Advance, *, int8: bool
 ) -> dict[str, Any]:
     loaded = load_answering(kind, str(model))
-    tokenizer = load_tokenizer(str(model))
+    tokenizer = tokenizer_for(loaded, load_tokenizer(str(model)))
+    check_tokenizer(loaded, tokenizer)
     texts = ["A first sentence.", "And another one, which is a little longer than the first was."]
     sample = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     path = export_onnx(loaded, sample, Path(out) / "model.onnx")
@@ -221,7 +224,11 @@ def _exported(
     loaded.config.save_pretrained(out)
     with torch.no_grad():
         original = scored(loaded)(**sample).numpy()
-    worst = check_parity(onnx_runner(path)(sample), original)
+    try:
+        worst = check_parity(onnx_runner(path)(sample), original)
+    except RunError:
+        path.unlink()
+        raise
     found: dict[str, Any] = {"onnx": str(path), "max_difference": worst}
     advance(1)
     if int8:

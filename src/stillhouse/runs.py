@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, DistillConfig, ExportConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
+from stillhouse.core.errors import RunError
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
@@ -36,7 +39,7 @@ from stillhouse.models.card import model_card
 from stillhouse.models.load import model_folder
 from stillhouse.models.save import save_model
 from stillhouse.report import render
-from stillhouse.tasks.base import Data, Task
+from stillhouse.tasks.base import Task
 from stillhouse.training.sparse import MASKS, save_masks
 
 ExportFormat = Literal["onnx", "onnx-int8"]
@@ -79,15 +82,12 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     save_model(student, setup.tokenizer, folder)
     before = [name for _, name in distilling.starts(config)]
     write_training_data(folder, setup.data, before=before, unlabelled=True)
-    exported = _export(student, outcome.reported, setup.task, export, out, progress)
+    exported = _export(student, outcome, export, out, progress)
     costs, timings = _costs(
         outcome, folder, exported, progress, efficient=config.evaluation.efficiency
     )
     with progress.stage("comparing", 1, "records") as advance:
-        exports = [
-            _export_result(name, path, scores, timings.get(name), outcome, setup.task)
-            for name, path, scores in exported
-        ]
+        exports = _export_results(exported, timings, outcome, progress)
         record = distillation_record(outcome, costs, exports, out)
         advance(1)
     write_text(folder / "README.md", model_card(record, teacher=Path(config.teacher).name))
@@ -148,24 +148,55 @@ def _check_export(config: ExportConfig) -> None:
 
 
 def _export(
-    model: nn.Module, reported: Data, task: Task, config: ExportConfig, out: Path,
+    model: nn.Module, outcome: distilling.Outcome, config: ExportConfig, out: Path,
     progress: Progress,
 ) -> list[Exported]:  # fmt: skip
-    """The asked exports: name, file, and their scores on the reported rows."""
+    """The asked exports: name, file, and their scores on the reported rows. One that fails is a
+    warning: what was trained is not lost for it."""
     if not config.onnx:
         return []
     made: list[Exported] = []
+    reported, task = outcome.reported, outcome.setup.task
     with progress.stage("exporting", 2 if config.int8 else 1, "files") as advance:
-        sample = reported.batch(np.arange(min(4, len(reported)))).inputs
-        plain = export_onnx(model, sample, out / "onnx" / "model.onnx")
-        scores = onnx_scores(onnx_runner(plain), reported, task)
-        made.append(("onnx", plain, scores))
-        advance(1)
-        if config.int8:
-            small = quantize_int8(plain, out / "onnx" / "model-int8.onnx")
-            made.append(("onnx-int8", small, onnx_scores(onnx_runner(small), reported, task)))
+        try:
+            sample = reported.batch(np.arange(min(4, len(reported)))).inputs
+            plain = export_onnx(model, sample, out / "onnx" / "model.onnx")
+            scores = onnx_scores(onnx_runner(plain), reported, task)
+            made.append(("onnx", plain, scores))
             advance(1)
+            if config.int8:
+                small = quantize_int8(plain, out / "onnx" / "model-int8.onnx")
+                made.append(("onnx-int8", small, onnx_scores(onnx_runner(small), reported, task)))
+                advance(1)
+        except RunError as error:
+            _warn(str(error), outcome, progress)
     return made
+
+
+def _export_results(
+    exported: list[Exported], timings: Mapping[str, efficiency.Timing],
+    outcome: distilling.Outcome, progress: Progress,
+) -> list[ExportResult]:  # fmt: skip
+    """What the exports are worth. Where the float32 file's scores are not the student's, none is
+    kept."""
+    found: list[ExportResult] = []
+    for name, path, scores in exported:
+        try:
+            result = _export_result(
+                name, path, scores, timings.get(name), outcome, outcome.setup.task
+            )
+        except RunError as error:
+            _warn(str(error), outcome, progress)
+            shutil.rmtree(path.parent)
+            return []
+        found.append(result)
+    return found
+
+
+def _warn(text: str, outcome: distilling.Outcome, progress: Progress) -> None:
+    """Shows a warning, and puts it into the record."""
+    progress.note(text)
+    outcome.notes.append(text)
 
 
 def _costs(

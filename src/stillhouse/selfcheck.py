@@ -27,10 +27,10 @@ from stillhouse.core.types import Batch, Dense, StudentOutput
 from stillhouse.data.encoding import pad_id, tokenizer_fingerprint
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import score_rows
-from stillhouse.flows.common import max_tokens
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.setup import Setup
 from stillhouse.models.forward import has_fast_path, scores
+from stillhouse.models.limits import max_tokens
 from stillhouse.numerics.divergences import DIVERGENCES
 from stillhouse.signals.cache import AnswerCache, CachedTeacher
 from stillhouse.signals.teacher import TOLERANCE, LiveTeacher, check, label

@@ -23,11 +23,11 @@ from stillhouse.core.types import Batch, Example, StudentOutput
 from stillhouse.data.chat import answered, turns_of
 from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Part, Pool
-from stillhouse.flows.common import max_tokens
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.sparse import ABSOLUTE
 from stillhouse.flows.written import read_rows
 from stillhouse.models.forward import run
+from stillhouse.models.limits import max_tokens
 from stillhouse.selfcheck_answers import agree, agree_in_words, tokens_of_answer
 from stillhouse.signals.distribution_check import check_distributions
 from stillhouse.signals.distributions import DistributionCache, keep_distributions

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import tiny
+from families import zoo
 from stillhouse.evaluation.efficiency import (
     BATCH,
     flops,
@@ -43,6 +45,33 @@ def test_flops_count_the_products_of_attention() -> None:
     assert found["eager"] == found["sdpa"]
     linear = 2 * 12 * (4 * 32 * 32 + 2 * 32 * 64) * 2 + 2 * (32 * 32 + 32 * 2)
     assert found["sdpa"] == linear + 2 * 2 * 2 * 12 * 12 * 32
+
+
+def test_flops_of_functions_with_gradients_of_their_own_are_counted() -> None:
+    """DeBERTa's softmax is one; what is trained stays so."""
+    batch = {"input_ids": torch.full((1, 12), 7)}
+    for family in ("deberta", "deberta-v2"):
+        model = zoo.model(family)
+        next(model.parameters()).requires_grad_(False)
+        held = [p.requires_grad for p in model.parameters()]
+        linear = 2 * 12 * (4 * 32 * 32 + 2 * 32 * 64) * zoo.LAYERS
+        assert linear < (flops(model, batch) or 0) < 8 * linear
+        assert [p.requires_grad for p in model.parameters()] == held
+
+
+class Uncountable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise AssertionError("not under a counter")
+        return self.weight
+
+
+def test_flops_that_cannot_be_counted_are_none() -> None:
+    assert flops(Uncountable(), {}) is None
 
 
 def test_samples_are_rows_of_middling_length() -> None:

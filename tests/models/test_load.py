@@ -168,3 +168,22 @@ def test_code_that_comes_with_a_model_is_not_run(folders: Folders, tmp_path: Pat
     refused(folder, "code of its own.*--trust-remote-code")
     refused(folder, "code of its own.*--trust-remote-code", load_config)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ({"1": "a", "2": "b"}, "has ids 1, 2; 0 to 1 are needed"),
+        ({"0": "a", "2": "b"}, "has ids 0, 2; 0 to 1 are needed"),
+        (["a", "b"], "is a list: write a name for each id"),
+    ],
+)
+def test_label_names_that_are_not_those_of_the_heads_rows(
+    folders: Folders, tmp_path: Path, labels: object, says: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = labels
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, says, lambda name: label_names(load_config(name)))

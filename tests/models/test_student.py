@@ -17,8 +17,10 @@ from transformers import (
 )
 
 import tiny
+from families import zoo
 from stillhouse.core.config import StudentConfig
 from stillhouse.core.errors import ModelError
+from stillhouse.models.load import load_classifier
 from stillhouse.models.student import (
     blocks,
     build,
@@ -163,7 +165,10 @@ def test_impossible_shapes_are_refused(shape: StudentConfig, says: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        (StudentConfig(), "layer 2 of a modernbert can't be a first one, which has no attn_norm"),
+        (
+            StudentConfig(layers=[2, 4]),
+            "layer 2 of a modernbert can't be a first one, which has no attn_norm",
+        ),
         (StudentConfig(layers=5, ffn=24), "a student of 5 layers is larger than its source's 4"),
     ],
 )
@@ -178,6 +183,11 @@ def test_modernberts_first_block_and_its_kinds_of_layers_are_minded(
         "full_attention",
         "sliding_attention",
     ]
+    kept = source.base_model.get_submodule("layers.2").state_dict()
+    student = build(source, StudentConfig(layers=2))  # 1 and 3: no other may be the first
+    assert student.config.layer_types == ["full_attention"] * 2
+    mine = student.base_model.get_submodule("layers.1").state_dict()
+    assert all(torch.equal(mine[name], kept[name]) for name in kept)
 
 
 def test_a_larger_student_is_refused() -> None:
@@ -370,3 +380,63 @@ def test_saved_and_loaded_by_transformers(kind: str, masked: bool, tmp_path: Pat
         batch = {name: t.clamp(max=64) for name, t in without_types(batch).items()}
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, student(**batch).logits)
+
+
+@pytest.mark.parametrize("family", ["longformer", "gpt_neo", "modernbert", "gemma2"])
+def test_settings_with_an_entry_a_layer_are_cut_with_the_layers(
+    family: str, tmp_path: Path
+) -> None:
+    windows = {"attention_window": [2, 4, 6, 8]} if family == "longformer" else {}
+    source = zoo.model(family, **windows)
+    name = {"longformer": "attention_window", "gpt_neo": "attention_layers"}.get(
+        family, "layer_types"
+    )
+    held = getattr(source.config, name)
+    for shape, kept in (
+        (StudentConfig(layers=[1, 4]), [held[0], held[3]]),
+        (StudentConfig(layers=2, width=16), held[:2]),
+    ):
+        student = build(source, shape)
+        assert list(getattr(student.config, name)) == list(kept)
+        student.save_pretrained(tmp_path)
+        assert list(getattr(load_classifier(str(tmp_path)).config, name)) == list(kept)
+
+
+def test_a_list_as_long_as_there_are_layers_by_chance_stays() -> None:
+    source = zoo.model("deberta", num_hidden_layers=2)
+    assert len(source.config.pos_att_type) == 2
+    assert build(source, StudentConfig(layers=1)).config.pos_att_type == ["c2p", "p2c"]
+
+
+def test_all_parts_of_a_block_are_taken_wherever_they_are() -> None:
+    source = zoo.model("xlm")
+    student = build(source, StudentConfig(layers=[2, 4]))
+    mine, theirs = student.state_dict(), source.state_dict()
+    for part in ("attentions", "layer_norm1", "ffns", "layer_norm2"):
+        inside = [key for key in mine if f".{part}.1." in key]
+        assert inside
+        for key in inside:
+            assert torch.equal(mine[key], theirs[key.replace(f".{part}.1.", f".{part}.3.")])
+
+
+def test_layers_that_share_their_weights_are_fewer_passes() -> None:
+    source = zoo.model("albert")
+    student = build(source, StudentConfig(layers=2))
+    assert student.config.num_hidden_layers == 2
+    mine, theirs = student.state_dict(), source.state_dict()
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "squeezebert", "falcon", "t5", "gpt2", "xlnet"])
+def test_what_is_as_wide_as_the_model_follows_its_width(family: str) -> None:
+    student = build(zoo.model(family), StudentConfig(layers=2, width=16))
+    assert student.config.hidden_size == 16
+    ids = torch.tensor([[0, 7, 8, 2]])
+    with torch.no_grad():
+        assert student(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 2)
+
+
+def test_a_family_without_such_a_shape_is_one_line() -> None:
+    with pytest.raises(ModelError, match="there is no reformer of that shape: ") as caught:
+        build(zoo.model("reformer"), StudentConfig(width=16))
+    assert "\n" not in str(caught.value)

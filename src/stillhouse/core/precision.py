@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -32,11 +32,13 @@ def precision_of(asked: str, device: Device | None = None) -> Settled:
 @dataclass(frozen=True)
 class Auto:
     """What `auto` becomes in one run. asking: for models that are asked on the CPU, wherever others
-    are trained. begun: the run's folder had it already."""
+    are trained. begun: the run's folder had it already. limit: why it is not what would be
+    faster here."""
 
     precision: Settled
     asking: Settled
     begun: bool = False
+    limit: str = ""
 
     @classmethod
     def of(cls, folder: Path | None = None) -> Auto:
@@ -53,13 +55,17 @@ class Auto:
         own = {"precision": self.precision}
         return own if self.asking == self.precision else {**own, "asking": self.asking}
 
+    def in_float32(self, limit: str) -> Auto:
+        """float32 for all, as the models can do no other."""
+        return replace(self, precision="float32", asking="float32", limit=limit)
+
     def settle(self, config: C) -> C:
         """`config` with every `precision: auto` replaced by what it becomes."""
         return _replaced(config, self)
 
     def notes(self, config: Config) -> list[str]:
         """What a user should be told of a config's precision, before it is settled."""
-        asked = set(_precisions(config))
+        asked = set(precisions(config))
         here, became = machine(), self.precision
         if config.on_cpu:
             here, became = machine("cpu"), self.asking
@@ -71,6 +77,7 @@ class Auto:
             found.append(told)
         elif AUTO in asked:
             reason = here.why if became == here.precision else "STILLHOUSE_PRECISION says so"
+            reason = self.limit or reason
             apart = "" if self.asking == became else f"; on the CPU {self.asking}"
             found.append(f"precision auto is {became}: {reason}{apart}")
         if "bf16" in asked and here.precision != "bf16":
@@ -107,15 +114,15 @@ def _replaced(value: Any, auto: Auto) -> Any:
     return value.model_copy(update=changes) if changes else value
 
 
-def _precisions(value: Any) -> Iterator[str]:
+def precisions(value: Any) -> Iterator[str]:
     """Every precision in a config, as it was asked for."""
     if isinstance(value, tuple | list):
         for each in value:
-            yield from _precisions(each)
+            yield from precisions(each)
     elif isinstance(value, Config):
         for name in type(value).model_fields:
             held = getattr(value, name)
             if name == "precision":
                 yield held
             else:
-                yield from _precisions(held)
+                yield from precisions(held)

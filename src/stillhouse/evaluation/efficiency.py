@@ -96,12 +96,23 @@ def torch_runner(model: nn.Module) -> Runner:
     return run
 
 
-def flops(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Floating point operations of one forward on `inputs` (a multiply-add counts as two)."""
+def flops(model: nn.Module, inputs: dict[str, Tensor]) -> int | None:
+    """Floating point operations of one forward on `inputs` (a multiply-add counts as two). None
+    where torch can't count them: some models have functions that the counter can't look into."""
     # torch counts the products of attention in its plain form only
     plain = sdpa_kernel(SDPBackend.MATH)
-    with plain, FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(
+        False
+    )  # or it looks for gradients that functions like DeBERTa's don't have
+    try:
+        with plain, FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(**inputs)
+    except Exception:  # of the counter: the model itself was trained and timed before
+        return None
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops())
 
 

@@ -23,9 +23,10 @@ from stillhouse.data.batching import sorted_batches
 from stillhouse.data.sources import Pool
 from stillhouse.extract.answers import Answers, Told
 from stillhouse.extract.config import ThiefConfig
-from stillhouse.flows.common import check_padding, dataset, load_answering, max_tokens
+from stillhouse.flows.common import dataset, load_answering
 from stillhouse.flows.stages import Stage, Trained, load_trained, train
 from stillhouse.models.forward import fast_weights, has_fast_path, run, training_mode
+from stillhouse.models.limits import check_tokenizer, max_tokens
 from stillhouse.models.load import load_tokenizer
 from stillhouse.models.student import blocks, build
 from stillhouse.tasks.base import Data, Task
@@ -47,7 +48,7 @@ class Thief:
             self.named, trust_remote_code=trust_remote_code
         )
         model = self.make(0)
-        check_padding(model, self._tokenizer)
+        check_tokenizer(model, self._tokenizer)
         self._length = max_tokens(model, max_length)
 
     @property

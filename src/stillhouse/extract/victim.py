@@ -26,7 +26,8 @@ from stillhouse.extract.client import Client
 from stillhouse.extract.endpoint import Endpoint, read_endpoint
 from stillhouse.extract.ledger import Ledger, Spent, answered
 from stillhouse.extract.prices import Tariff
-from stillhouse.flows.common import check_padding, dataset, max_tokens
+from stillhouse.flows.common import dataset
+from stillhouse.models.limits import check_tokenizer, max_tokens
 from stillhouse.models.load import fingerprint, load_tokenizer
 from stillhouse.signals.cache import AnswerCache
 from stillhouse.signals.teacher import LiveTeacher, ask
@@ -63,7 +64,7 @@ class OwnModel:
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         self._tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        check_padding(model, self._tokenizer)
+        check_tokenizer(model, self._tokenizer)
         self._length = max_tokens(model, max_length)
         self._identity: dict[str, object] = {
             "teacher": fingerprint(model),

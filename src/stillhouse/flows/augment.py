@@ -32,7 +32,7 @@ from stillhouse.data.neighbours import Neighbours, read_vectors
 from stillhouse.data.readers import Row
 from stillhouse.data.rows import FORMAT, Rows, ingest
 from stillhouse.data.sources import Pool
-from stillhouse.flows.common import check_padding, max_tokens
+from stillhouse.models.limits import check_tokenizer, max_tokens
 from stillhouse.models.load import fingerprint, folder_fingerprint, load_tokenizer
 from stillhouse.models.masked import load_masked_lm
 from stillhouse.models.vocabulary import MaskedGuesses, embedding_words
@@ -122,7 +122,7 @@ def _candidates(
     if config.model is None:
         return near
     masked, own = load_masked_lm(config.model), load_tokenizer(config.model)
-    check_padding(masked, own)
+    check_tokenizer(masked, own)
     guesses = MaskedGuesses(
         masked.to(next(teacher.parameters()).device),  # pyright: ignore[reportArgumentType]
         own,

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import CorpusConfig, DataConfig
-from stillhouse.core.errors import DataError, ModelError
+from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Progress
-from stillhouse.data.encoding import encode, pad_id
+from stillhouse.data.encoding import encode
 from stillhouse.data.sources import Pool
 from stillhouse.models.kinds import refuse_inputs
 from stillhouse.models.load import (
@@ -169,30 +169,6 @@ def corpus_of(data: DataConfig) -> CorpusConfig:
     return CorpusConfig(
         path=data.path, length=data.tokens("masked_lm"), packed=data.packed, rows=data.labelled_rows
     )
-
-
-def max_tokens(model: nn.Module, asked: int) -> int:
-    """`asked`, or fewer where the model has fewer positions."""
-    config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:  # none, or no limit
-        return asked
-    offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta") else 0
-    return min(asked, positions - offset)
-
-
-def check_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ModelError where rows padded by the tokenizer would mislead the model."""
-    if tokenizer.padding_side != "right":
-        raise ModelError(
-            "the tokenizer pads on the left: only models padded on the right work here"
-        )
-    theirs = getattr(getattr(model, "config", None), "pad_token_id", None)
-    if theirs is not None and theirs != pad_id(tokenizer):
-        raise ModelError(
-            f"the tokenizer pads with id {pad_id(tokenizer)}, the model's config says {theirs}: "
-            "make pad_token_id in config.json and the tokenizer's pad token the same"
-        )
 
 
 DROPOUTS = (

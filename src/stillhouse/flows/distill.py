@@ -76,9 +76,9 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
     """
     progress = progress or Silent()
     started = time.perf_counter()
-    settings, auto = config.model_dump(mode="json"), Auto.of(out)
-    told, config = auto.notes(config), auto.settle(config)
-    setup = prepare(config, progress=progress)
+    settings = config.model_dump(mode="json")
+    setup = prepare(config, auto=Auto.of(out), progress=progress)
+    auto, told, config = setup.auto, setup.auto.notes(config), setup.config
     _check_answers(setup)
     content = setup.content
     check_free(out, settings, content)
@@ -241,10 +241,7 @@ def _chance(source: CachedTeacher, train: Dataset, setup: Setup) -> list[str]:
 
 def label_only(config: DistillConfig, *, progress: Progress | None = None) -> tuple[Path, int]:
     """Writes the teacher's answers to every training row into the cache; where, and how many."""
-    progress, auto = progress or Silent(), Auto.of()
-    for note in auto.notes(config):
-        progress.note(note)
-    config = auto.settle(config)
+    progress = progress or Silent()
     if config.task == "masked_lm":
         raise UsageError("a masked language model is asked anew for every mask: nothing to keep")
     if config.task in WRITING:
@@ -252,7 +249,7 @@ def label_only(config: DistillConfig, *, progress: Progress | None = None) -> tu
     setup = prepare(config, progress=progress)
     if setup.task.name == "span":
         raise UsageError("a model of spans is asked live: there is nothing to keep")
-    for note in setup.notes:
+    for note in [*setup.auto.notes(config), *setup.notes]:
         progress.note(note)
     train_rows = setup.rows.train
     Plan(setup, progress).answers(train_rows, "training rows")
@@ -270,7 +267,7 @@ def _label_writing(config: DistillConfig, progress: Progress) -> tuple[Path, int
             "label.tokens=sparse, to keep its texts --method seq-kd"
         )
     setup = prepare(config, progress=progress)
-    for note in setup.notes:
+    for note in [*setup.auto.notes(config), *setup.notes]:
         progress.note(note)
     stages = Plan(setup, progress).stages(setup.config.plan)
     return setup.store, max(len(stage.data) for stage in stages)

@@ -68,9 +68,10 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     """Trains `config.model` with a head for the data's answers. Raises UsageError, RunError."""
     progress = progress or Silent()
     started = time.perf_counter()
-    settings, auto = config.model_dump(mode="json"), Auto.of(out)
-    told, config = auto.notes(config), auto.settle(config)
-    gold = prepare_gold(config, progress, metric=config.metric)
+    settings = config.model_dump(mode="json")
+    gold = prepare_gold(config, progress, auto=Auto.of(out), metric=config.metric)
+    auto, told = gold.auto, gold.auto.notes(config)
+    config = auto.settle(config)
     path = _masks_path(config)
     masks = fitting(load_masks(path)[0], gold.make(config.seed), str(path)) if path else {}
     content = _content(gold, path)

@@ -3,9 +3,10 @@ running text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,13 +19,12 @@ from stillhouse.data.corpus import Corpus
 from stillhouse.data.sources import Splits, load
 from stillhouse.data.written import Kind
 from stillhouse.flows.common import (
-    check_padding,
     corpus_of,
     dataset,
     gold_task,
-    max_tokens,
     store_root,
 )
+from stillhouse.flows.dry_run import Trial, doubts, settled, two_rows
 from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import (
@@ -37,6 +37,7 @@ from stillhouse.flows.writers import (
     written_data,
 )
 from stillhouse.models.generator import load_generator
+from stillhouse.models.limits import check_tokenizer, check_vocabulary, max_tokens, tokenizer_for
 from stillhouse.models.load import (
     folder_fingerprint,
     head_settings,
@@ -61,6 +62,8 @@ class Gold:
     tokenizer: PreTrainedTokenizerBase
     splits: Splits | None
     corpus: Corpus | None
+    auto: Auto  # what `precision: auto` is in `config`
+    doubts: list[str] = field(default_factory=list)  # found in the dry run
 
     @property
     def content(self) -> dict[str, str]:
@@ -77,7 +80,7 @@ class Gold:
     @property
     def notes(self) -> list[str]:
         own = ("the pretrained model", self.config.model)
-        return [*self.data.notes, *seen_before([own], self.data)]
+        return [*self.data.notes, *seen_before([own], self.data), *self.doubts]
 
     @property
     def described(self) -> str:
@@ -174,35 +177,58 @@ class Gold:
         return train, held_out, reported
 
 
-def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None = None) -> Gold:
+def prepare_gold(
+    config: GoldConfig, progress: Progress, *, auto: Auto | None = None, metric: str | None = None
+) -> Gold:
     """Loads and checks everything a training on gold answers needs; what is still `auto` becomes
-    what is fastest here. Raises UsageError, DataError, ModelError before anything is written."""
-    config = Auto.of().settle(config)
+    what `auto` says (left out: what is fastest here), or float32 where the model can't do bf16.
+    Raises UsageError, DataError, ModelError before anything is written."""
+    auto = auto or Auto.of()
+    gold = _prepared(auto.settle(config), auto, progress, metric)
+    trials = [_trial(gold)]
+    gold.auto, gold.doubts = settled(trials, auto, config), doubts(trials)
+    gold.config = gold.auto.settle(config)
+    return gold
+
+
+def _trial(gold: Gold) -> Trial:
+    """What the model must be able to do, on rows of the run's length."""
+    model, name, pairs = gold.make(0), gold.task.name, False
+    length = max_tokens(model, gold.config.data.tokens(name))
+    if gold.splits is not None and name in ("classification", "regression"):
+        pairs = any(example.pair is not None for example in gold.splits.reported.at(np.arange(1)))
+    batch = two_rows(name, gold.tokenizer, length, pairs=pairs)
+    return Trial(model, batch, gold.config.training.precision, trains=True)
+
+
+def _prepared(config: GoldConfig, auto: Auto, progress: Progress, metric: str | None) -> Gold:
     store, trust = store_root(config.cache), config.trust_remote_code
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
     if config.task in WRITING:
-        return _writer(config, tokenizer, store, progress, metric)
+        return _writer(config, auto, tokenizer, store, progress, metric)
     if config.task == "masked_lm":
         check_metric(config.task, metric)
         model = load_masked_lm(config.model, fresh_head=True, trust_remote_code=trust)
         length = max_tokens(model, config.data.tokens("masked_lm"))
         corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
         task: Task = MaskedLM(tokenizer, width=model.config.vocab_size)
-        found = Gold(config, task, tokenizer, None, corpus)
+        found = Gold(config, task, tokenizer, None, corpus, auto)
     else:
         check_named(config.task, config.model)
         splits = load(config.data, store / "rows", progress=progress)
         pools = [splits.labelled, splits.held_out, splits.reported]
         task = gold_task(pools, asked=config.task, metric=metric)
         check_metric(task.name, metric)
-        found = Gold(config, task, tokenizer, splits, None)
+        found = Gold(config, task, tokenizer, splits, None, auto)
         model = found.make(0)
-    check_padding(model, tokenizer)
+    check_tokenizer(model, tokenizer)
+    found.tokenizer = tokenizer_for(model, tokenizer)
     return found
 
 
 def _writer(
     config: GoldConfig,
+    auto: Auto,
     tokenizer: PreTrainedTokenizerBase,
     store: Path,
     progress: Progress,
@@ -212,10 +238,12 @@ def _writer(
     check_metric(config.task, metric)
     kind: Kind = "seq2seq" if config.task == "seq2seq" else "causal_lm"
     model = load_generator(config.model, kind, trust_remote_code=config.trust_remote_code)
+    check_vocabulary(model, tokenizer)
     texts = not (kind == "causal_lm" and is_running_text(config.data))
     task = writing_task(kind, metric, config.writing, tokenizer, model, texts=texts)
     if texts:
-        return Gold(config, task, tokenizer, splits_of(config.data, store, progress), None)
+        splits = splits_of(config.data, store, progress)
+        return Gold(config, task, tokenizer, splits, None, auto)
     length = max_tokens(model, config.data.tokens("masked_lm"))
     corpus = corpus_for(config.data, tokenizer, store, length, progress)
-    return Gold(config, task, tokenizer, None, corpus)
+    return Gold(config, task, tokenizer, None, corpus, auto)

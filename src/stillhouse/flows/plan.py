@@ -22,12 +22,13 @@ from stillhouse.data.sources import Part, Pool
 from stillhouse.flows.ablation import GOLD
 from stillhouse.flows.asking import Asking
 from stillhouse.flows.augment import augmented
-from stillhouse.flows.common import dataset, max_tokens
+from stillhouse.flows.common import dataset
 from stillhouse.flows.objectives import build_objective, stage_teacher
 from stillhouse.flows.prepare import read_corpus
 from stillhouse.flows.setup import Setup
 from stillhouse.flows.stages import Stage, joined, score_on, whole
 from stillhouse.flows.written import Writing
+from stillhouse.models.limits import max_tokens
 from stillhouse.models.masked import around
 from stillhouse.signals.cache import CachedTeacher
 from stillhouse.signals.teacher import LiveTeacher, WithStates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -11,22 +10,22 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, CorpusConfig, DistillConfig
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import ModelError, UsageError
 from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.seeding import shape_seed
+from stillhouse.core.types import Tap
 from stillhouse.data.corpus import Corpus, corpus_bytes, load_corpus
 from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.written import Kind
 from stillhouse.flows.common import (
-    check_padding,
     corpus_of,
     load_answering,
-    max_tokens,
     row_task,
     store_root,
     teacher_task,
 )
+from stillhouse.flows.dry_run import Trial, doubts, settled, two_rows
 from stillhouse.flows.objectives import build_objective
 from stillhouse.flows.setup import Make, Setup, alike
 from stillhouse.flows.writers import (
@@ -39,6 +38,7 @@ from stillhouse.flows.writers import (
     writing_task,
 )
 from stillhouse.models.generator import load_generator
+from stillhouse.models.limits import check_tokenizer, check_vocabulary, max_tokens, tokenizer_for
 from stillhouse.models.load import check_answers, load_tokenizer
 from stillhouse.models.masked import load_masked_lm
 from stillhouse.models.student import build, refuse_larger
@@ -48,14 +48,47 @@ from stillhouse.tasks.masked_lm import MaskedLM
 PROBED = 200  # of the user's texts, on which tokenizers are compared
 
 
-def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup:
-    """Loads and checks everything a run needs; what is still `auto` becomes what is fastest here.
-    Raises UsageError before anything is trained."""
-    progress, config = progress or Silent(), Auto.of().settle(config)
+def prepare(
+    config: DistillConfig, *, auto: Auto | None = None, progress: Progress | None = None
+) -> Setup:
+    """Loads and checks everything a run needs; what is still `auto` becomes what `auto` says (left
+    out: what is fastest here), or float32 where a model can't do bf16. Raises UsageError before
+    anything is trained."""
+    auto = auto or Auto.of()
+    setup = _prepared(auto.settle(config), auto, progress or Silent())
+    trials = _trials(setup)
+    setup.auto = settled(trials, auto, config)
+    if reasons := doubts(trials[:1]):  # its answers are kept, and are to be what it would say again
+        raise ModelError(f"{reasons[0]}: take another teacher")
+    setup.doubts = doubts(trials[1:])
+    setup.config = setup.auto.settle(config)
+    return setup
+
+
+def _trials(setup: Setup) -> list[Trial]:
+    """What every model of a run must be able to do, on rows of the run's length; the teacher's is
+    the first."""
+    name, config = setup.task.name, setup.config
+    pairs = False
+    if setup.splits is not None and setup.task.name in ("classification", "regression"):
+        pairs = any(example.pair is not None for example in setup.splits.reported.at(np.arange(1)))
+    theirs = two_rows(name, setup.teacher_tokenizer, setup.teacher_length, pairs=pairs)
+    objectives = [setup.objectives[stage.name] for stage in config.plan if not stage.corpus]
+    reads = frozenset[Tap]().union(*(each.teacher_taps for each in objectives))
+    found = [Trial(setup.teacher, theirs, config.label.precision, reads=reads)]
+    reads = frozenset[Tap]().union(*(each.student_taps for each in objectives))
+    mine = two_rows(name, setup.tokenizer, setup.length, pairs=pairs)
+    student = setup.make(config.evaluation.seeds[0])
+    for precision in dict.fromkeys(stage.training.precision for stage in config.plan):
+        found.append(Trial(student, mine, precision, trains=True, reads=reads))
+    return found
+
+
+def _prepared(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
     if config.task == "masked_lm":
-        return _on_text(config, progress)
+        return _on_text(config, auto, progress)
     if config.task in WRITING:
-        return _writers(config, progress)
+        return _writers(config, auto, progress)
     check_named(config.task, config.teacher)
     store, trust = store_root(config.cache), config.trust_remote_code
     check_answers(config.teacher, trust_remote_code=trust)
@@ -83,10 +116,10 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
             "spans are compared token by token, and the student has another tokenizer than its "
             "teacher: give a student with the teacher's"
         )
-    return _checked(config, task, splits, None, teacher, *made, store)
+    return _checked(config, task, splits, None, teacher, *made, store, auto)
 
 
-def _on_text(config: DistillConfig, progress: Progress) -> Setup:
+def _on_text(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
     """A masked language model's run, on blocks of running text."""
     check_metric("masked_lm", config.evaluation.metric)
     store, trust = store_root(config.cache), config.trust_remote_code
@@ -108,10 +141,10 @@ def _on_text(config: DistillConfig, progress: Progress) -> Setup:
     corpus = read_corpus(corpus_of(config.data), tokenizer, store, length, progress)
     task = MaskedLM(tokenizer, width=teacher.config.vocab_size)
     made = (make, tokenizer, theirs)
-    return _checked(config, task, None, corpus, teacher, *made, store)
+    return _checked(config, task, None, corpus, teacher, *made, store, auto)
 
 
-def _writers(config: DistillConfig, progress: Progress) -> Setup:
+def _writers(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
     """A run of models that write: on rows with answers, or on running text."""
     kind: Kind = "seq2seq" if config.task == "seq2seq" else "causal_lm"
     store, trust = store_root(config.cache), config.trust_remote_code
@@ -146,7 +179,7 @@ def _writers(config: DistillConfig, progress: Progress) -> Setup:
             max_tokens(make(config.evaluation.seeds[0]), asked), max_tokens(teacher, asked)
         )
         corpus = corpus_for(config.data, mine, store, length, progress)
-    setup = _checked(config, task, splits, corpus, teacher, *made, store)
+    setup = _checked(config, task, splits, corpus, teacher, *made, store, auto)
     setup.teachers.update(others)
     return setup
 
@@ -189,22 +222,12 @@ def _models(
     student = make(config.evaluation.seeds[0])
     refuse_larger(student, teacher)
     if config.task not in WRITING:  # whose tokens after a text's end are never looked at
-        check_padding(teacher, theirs)
-        check_padding(student, tokenizer)
-    return make, _without_types(tokenizer, student), theirs
-
-
-def _without_types(
-    tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
-) -> PreTrainedTokenizerBase:
-    """The tokenizer without token types where the student has no embeddings for them: a user
-    passes on to the model whatever the tokenizer gives."""
-    names = tokenizer.model_input_names
-    if "token_type_ids" not in names or hasattr(student.config, "type_vocab_size"):
-        return tokenizer
-    own = copy.deepcopy(tokenizer)
-    own.model_input_names = [name for name in names if name != "token_type_ids"]
-    return own
+        check_tokenizer(teacher, theirs)
+        check_tokenizer(student, tokenizer)
+    else:
+        check_vocabulary(teacher, theirs)
+        check_vocabulary(student, tokenizer)
+    return make, tokenizer_for(student, tokenizer), tokenizer_for(teacher, theirs)
 
 
 def _checked(
@@ -217,6 +240,7 @@ def _checked(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
     store: Path,
+    auto: Auto,
 ) -> Setup:
     """The setup, every stage's objective built. Raises UsageError, ModelError."""
     student, asked = make(config.evaluation.seeds[0]), config.data.tokens(task.name)
@@ -237,6 +261,7 @@ def _checked(
         theirs,
         {},
         {},
+        auto,
     )
     for stage in setup.config.plan:
         setup.objectives[stage.name] = build_objective(setup, stage)

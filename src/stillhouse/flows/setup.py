@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, DistillConfig
+from stillhouse.core.precision import Auto
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.documents import file_digest, text_files
 from stillhouse.data.encoding import tokenizer_fingerprint, tokens_identity
@@ -39,6 +40,8 @@ class Setup:
     teacher_length: int
     teachers: dict[str, PreTrainedModel]  # of single stages, by name
     objectives: dict[str, Objective]  # by stage
+    auto: Auto  # what `precision: auto` is in `config`
+    doubts: list[str] = field(default_factory=list)  # found in the dry run
 
     @property
     def rows(self) -> Splits:
@@ -53,7 +56,7 @@ class Setup:
 
     @property
     def notes(self) -> list[str]:
-        found = list(self.data.notes)
+        found = [*self.data.notes, *self.doubts]
         named = self.config.student.model or self.config.student.source
         if named and isinstance(folder := resolve(named), Path) and (folder / MASKS).is_file():
             found.append(f"the masks of {named} are not held: its zeros are trained like the rest")

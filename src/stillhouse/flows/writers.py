@@ -21,10 +21,11 @@ from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
 from stillhouse.data.written import Kind, Rules, tokens_of
-from stillhouse.flows.common import corpus_of, kind_of, load_answering, max_tokens
+from stillhouse.flows.common import corpus_of, kind_of, load_answering
 from stillhouse.flows.training_data import seen_before
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
+from stillhouse.models.limits import max_tokens
 from stillhouse.models.load import load_tokenizer
 from stillhouse.models.reader import ends_of
 from stillhouse.tasks.base import Data, Task

@@ -17,15 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.core.errors import DataError
-from stillhouse.core.precision import precision_of
 from stillhouse.core.terms import Precision
 from stillhouse.core.types import Batch, Example, Tap
 from stillhouse.data.batching import sorted_batches
 from stillhouse.data.encoding import encode_now, pad_id, padded
 from stillhouse.data.windows import Window, cut
-from stillhouse.flows.common import check_padding, kind_of, load_answering, max_tokens
+from stillhouse.flows.common import kind_of, load_answering
+from stillhouse.flows.dry_run import Trial, precision_for, two_rows
 from stillhouse.guard.membership import Head
 from stillhouse.models.forward import fast_weights, has_fast_path, run
+from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import fingerprint, label_names, load_tokenizer
 from stillhouse.models.student import blocks
 from stillhouse.tasks.span import Span
@@ -68,7 +69,8 @@ class ServedModel:
             asked, str(name), trust_remote_code=trust_remote_code
         ).requires_grad_(False)
         self._tokenizer = load_tokenizer(str(name), trust_remote_code=trust_remote_code)
-        check_padding(self.model, self._tokenizer)
+        check_tokenizer(self.model, self._tokenizer)
+        self._tokenizer = tokenizer_for(self.model, self._tokenizer)
         labels = getattr(self.model.config, "num_labels", 0)
         self.task: Kind = (
             "span" if asked == "span" else "regression" if labels == 1 else "classification"
@@ -81,7 +83,8 @@ class ServedModel:
         self.head = head
         if head is not None:
             head.check(self.fingerprint)
-        self.precision = precision_of(precision, "cpu")
+        batch = two_rows(self.task, self._tokenizer, self.max_length)
+        self.precision = precision_for(Trial(self.model, batch, precision), "cpu")
         self._last = Tap("hidden", len(blocks(self.model)[1]))
         self._weights = (
             fast_weights(self.model, self.precision) if has_fast_path(self.model) else None

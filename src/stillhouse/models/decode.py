@@ -20,6 +20,7 @@ from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.precision import Settled, precision_of
 from stillhouse.core.progress import Advance
 from stillhouse.core.terms import Precision
+from stillhouse.models.limits import positions
 from stillhouse.models.reader import (
     Ids,
     Reader,
@@ -91,14 +92,14 @@ def _limits(model: PreTrainedModel, lengths_N: np.ndarray, config: Decoding) -> 
     if not lengths_N.all():
         raise DataError("a source is empty: give it a token at least, or leave it out")
     limits_N = config.limits(lengths_N)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None:
+    places = positions(model)
+    if places is not None:
         of_encoder = bool(model.config.is_encoder_decoder)
-        if len(lengths_N) and (longest := lengths_N.max()) >= positions + of_encoder:
+        if len(lengths_N) and (longest := lengths_N.max()) >= places + of_encoder:
             raise DataError(
-                f"a source has {longest} tokens, the model {positions} positions: cut it shorter"
+                f"a source has {longest} tokens, the model {places} positions: cut it shorter"
             )
-        limits_N = np.minimum(limits_N, positions - (0 if of_encoder else lengths_N))
+        limits_N = np.minimum(limits_N, places - (0 if of_encoder else lengths_N))
     if len(limits_N) and limits_N.max() == np.iinfo(np.int64).max:
         raise UsageError("nothing limits the texts' length: set max_tokens or relative_max")
     return limits_N

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.core.errors import ModelError
 from stillhouse.core.head import Factored
 from stillhouse.core.types import Batch, States, StudentOutput, Tap
 from stillhouse.models.dropout import dropout
 from stillhouse.models.encoder import Notes, Stop, encode, encoder_layers
 from stillhouse.models.families import Random, family_of, known_family
 from stillhouse.models.generator import head_of, own_rows, states_of_rows, writes
+from stillhouse.models.limits import takes_token_types
 from stillhouse.models.masked import vocabulary_scores
 from stillhouse.models.taps import reading
 from stillhouse.models.weights import Joined, Pair, joined
@@ -131,9 +133,9 @@ def _written(model: Any, batch: Batch, precision: str, choices: int | None) -> S
 
 
 def _accepted(model: Any, batch: Batch) -> Batch:
-    """The batch without token types where a model has no embeddings for them."""
+    """The batch without token types where a model has none to choose from."""
     config = getattr(model, "config", None)
-    if "token_type_ids" not in batch.inputs or config is None or hasattr(config, "type_vocab_size"):
+    if "token_type_ids" not in batch.inputs or config is None or takes_token_types(model):
         return batch
     inputs = {name: t for name, t in batch.inputs.items() if name != "token_type_ids"}
     return replace(batch, inputs=inputs)
@@ -191,7 +193,16 @@ def _scored(batch: Batch) -> Tensor:
 
 
 def _states(found: Mapping[Tap, Tensor], inputs: Mapping[str, Tensor]) -> States:
-    return States(dict(found), inputs["attention_mask"].bool())
+    """Raises ModelError for states in which a token is not where it is in the batch (XLNet's have
+    their axes the other way round, Funnel's grow shorter)."""
+    mask_BT = inputs["attention_mask"].bool()
+    for tap, value in found.items():
+        if tap.what == "hidden" and value.shape[:2] != mask_BT.shape:
+            raise ModelError(
+                f"the states of layer {tap.layer} are not laid out by text and token: use terms of "
+                "the answers, or another model"
+            )
+    return States(dict(found), mask_BT)
 
 
 def scores(

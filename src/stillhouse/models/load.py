@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def resolve(name: str) -> Path | str:
                 f"{name} has no .safetensors weights: save the model again with save_pretrained "
                 "(pickled weights are not loaded)"
             )
+        _check_labels(path / "config.json")
         return path
     if path.exists():
         refuse_file(name, path)
@@ -66,6 +68,19 @@ def resolve(name: str) -> Path | str:
     if not name.strip() or name in ("None", "nan"):
         raise ModelError(f"{name or 'nothing'!r} is no model: give a folder or a hub name")
     return name
+
+
+def _check_labels(path: Path) -> None:
+    """Raises ModelError for a config.json that transformers reads no label names from."""
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8")).get("id2label")
+    except (ValueError, AttributeError):
+        return  # transformers says what is wrong with it
+    if labels is not None and not isinstance(labels, dict):
+        raise ModelError(
+            f"id2label of {path} is a {type(labels).__name__}: write a name for each id, as in "
+            '{"0": "negative", "1": "positive"}'
+        )
 
 
 def model_folder(name: str) -> Path:
@@ -268,7 +283,14 @@ def head_settings(labels: list[str]) -> dict[str, Any]:
 
 
 def label_names(config: Any) -> list[str]:
-    """A classifier's label names in the order of its head."""
+    """A classifier's label names in the order of its head. Raises ModelError where its config
+    names other ids than its head has."""
+    held = sorted(config.id2label)
+    if held != list(range(config.num_labels)):
+        named = ", ".join(map(str, held[:8])) + (", ..." if len(held) > 8 else "")
+        raise ModelError(
+            f"id2label of config.json has ids {named}; 0 to {config.num_labels - 1} are needed"
+        )
     return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 

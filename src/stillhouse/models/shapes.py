@@ -1,7 +1,8 @@
-"""What families of generators call the parts of their shape, and where their blocks are."""
+"""What families call the parts of their shape, and where their blocks are."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +24,32 @@ FFN = (
     ("d_ff",),
     ("n_inner",),
     ("intermediate_size",),
+    ("hidden_dim",),
     ("ffn_dim",),
+    ("d_inner",),
+    ("feed_forward_size",),
+    ("ffn_hidden_size",),
 )
 HEADS = (
     ("encoder_attention_heads", "decoder_attention_heads"),
     ("num_heads",),
     ("num_attention_heads",),
 )
-HEAD_WIDTH = ("d_kv", "head_dim")
+HEAD_WIDTH = ("d_kv", "head_dim", "d_head", "attention_head_size")
+# Widths beside the model's own; those that equal it follow it.
+BESIDE = (
+    "pooler_hidden_size",
+    "embedding_size",
+    "input_embedding_size",
+    "output_embedding_size",
+    "word_embed_proj_dim",
+    "classifier_hidden_size",
+)
+COUNT = "num_hidden_layers"
+# What settings with an entry a layer are called: their length alone may be chance (DeBERTa's two
+# kinds of attention in two layers); what lists some layers by their numbers is something else.
+BY_LAYER = re.compile("layer|window|_types$|_modes$|heads|intermediate_size")
+NUMBERS = re.compile("_only_|skip|exit|cross")
 SHARED = "relative_attention_bias"  # of T5's first block, which all of its blocks add
 
 
@@ -44,6 +63,41 @@ class Stack:
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def lists(self, model: nn.Module) -> list[str]:
+        """The names of all lists with a part of each block: XLM keeps attentions, norms and
+        feed-forwards in lists of their own."""
+        parent, _, _ = self.name.rpartition(".")
+        inside = model.get_submodule(parent).named_children()
+        found = [n for n, m in inside if isinstance(m, nn.ModuleList) and len(m) == len(self)]
+        return [f"{parent}.{name}" if parent else name for name in found]
+
+
+def by_layer(config: Any, total: int) -> list[str]:
+    """The settings of a config that have an entry for each of its `total` layers."""
+    return [
+        name
+        for name in config.to_dict()
+        if BY_LAYER.search(name)
+        and not NUMBERS.search(name)
+        and isinstance(held := getattr(config, name, None), list | tuple)
+        and len(held) == total
+    ]
+
+
+def cut_settings(config: Any, layers: Sequence[int], total: int) -> None:
+    """Leaves of every setting with an entry a layer those of `layers` (from 1)."""
+    for name in by_layer(config, total):
+        held = getattr(config, name)
+        setattr(config, name, type(held)(held[k - 1] for k in layers))
+    if getattr(config, "attention_types", None) and hasattr(config, "attention_layers"):
+        # GPT-Neo makes the list of the layers' kinds from this one, in which they are counted
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+
+
+def all_layers_are_one(config: Any) -> bool:
+    """Whether all layers share one set of weights (ALBERT): any of them is as good."""
+    return getattr(config, "num_hidden_groups", None) == 1
 
 
 def encoder_decoder(model: nn.Module) -> bool:
@@ -91,9 +145,15 @@ def taken(
 
 
 def reshape(config: Any, *, width: int | None, ffn: int | None, heads: int | None) -> None:
-    """Gives a generator's config another width, feed-forward width and count of heads; what is not
+    """Gives a config another width, feed-forward width and count of heads; what is not
     given follows the width. Raises ModelError where they don't go together."""
-    ffn_names, head_names = _first(config, FFN), _first(config, HEADS)
+    ffn_names, head_names = _named(config, FFN), _named(config, HEADS)
+    if not ffn_names and ffn:
+        raise ModelError(f"the feed-forward of a {config.model_type} follows its width: leave "
+                         "student.ffn out")  # fmt: skip
+    if not head_names:
+        _widen(config, config.hidden_size, width or config.hidden_size, ffn_names, ffn)
+        return
     old, old_heads = config.hidden_size, getattr(config, head_names[0])
     size = next((s for n in HEAD_WIDTH if (s := getattr(config, n, None))), old // old_heads)
     filled = size * old_heads == old  # all heads together are as wide as the model
@@ -107,28 +167,43 @@ def reshape(config: Any, *, width: int | None, ffn: int | None, heads: int | Non
             f"{count} heads of {size} can't be turned by their position, which takes pairs: set "
             "student.heads"
         )
-    for name in ffn_names:
-        held = getattr(config, name)
-        if ffn or held is not None:  # GPT-2's: four times the width unless it is set
-            setattr(config, name, ffn or held * new // old)
-    if getattr(config, "word_embed_proj_dim", None) == old:
-        config.word_embed_proj_dim = new
-    config.hidden_size = new
+    _widen(config, old, new, ffn_names, ffn)
     for name in head_names:
         setattr(config, name, count)
     for name in HEAD_WIDTH:
-        if getattr(config, name, None):
+        if name in vars(config) and getattr(config, name):  # else it follows by itself
             setattr(config, name, size)
     if groups := getattr(config, "num_key_value_heads", None):
         fit = max(1, count * groups // old_heads)
         config.num_key_value_heads = next(g for g in range(fit, 0, -1) if count % g == 0)
 
 
+def _widen(config: Any, old: int, new: int, ffn_names: tuple[str, ...], ffn: int | None) -> None:
+    """Sets the width, and with it the feed-forward's and what else is as wide."""
+    for name in ffn_names:
+        held = getattr(config, name)
+        if ffn or held is not None:  # GPT-2's: four times the width unless it is set
+            setattr(config, name, ffn or held * new // old)
+    for name in BESIDE:
+        if getattr(config, name, None) == old:
+            setattr(config, name, new)
+    config.hidden_size = new
+
+
+def ffn_name(config: Any) -> str:
+    """The setting of a config that holds its feed-forward width. Raises ModelError."""
+    return _first(config, FFN)[0]
+
+
+def _named(config: Any, names: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """The first entry of `names` that the config has; empty if none."""
+    return next((each for each in names if all(hasattr(config, name) for name in each)), ())
+
+
 def _first(config: Any, names: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """The first entry of `names` that the config has. Raises ModelError."""
-    for each in names:
-        if all(hasattr(config, name) for name in each):
-            return each
+    if found := _named(config, names):
+        return found
     raise ModelError(f"can't reshape a {config.model_type}: name a student model instead")
 
 

@@ -20,22 +20,24 @@ from transformers import (
 from stillhouse.core.config import StudentConfig
 from stillhouse.core.errors import ModelError
 from stillhouse.models.shapes import (
+    COUNT,
     Stack,
+    all_layers_are_one,
+    by_layer,
     copy_embeddings,
+    cut_settings,
     encoder_decoder,
     reshape,
     stacks,
     taken,
 )
 
-BY_LAYER = ("layer_types", "heads_by_layer", "ffn_by_layer")  # settings with an entry a block
 
-
-def choose_layers(total: int, count: int, keep: str) -> list[int]:
+def choose_layers(total: int, count: int, keep: str, *, from_first: bool = False) -> list[int]:
     """Which `count` of `total` layers stay, 1-based and rising.
 
-    alternate: evenly spread, the last one among them (6 -> 3 gives 2, 4, 6).
-    Raises ModelError if there are not that many.
+    alternate: evenly spread, the last one among them (6 -> 3 gives 2, 4, 6); with `from_first`, the
+    first one (1, 3, 5). Raises ModelError if there are not that many.
     """
     if count > total:
         raise ModelError(_larger(count, total))
@@ -43,6 +45,8 @@ def choose_layers(total: int, count: int, keep: str) -> list[int]:
         return list(range(1, count + 1))
     if keep == "last":
         return list(range(total - count + 1, total + 1))
+    if from_first:
+        return [1 + i * total // count for i in range(count)]
     return [round(i * total / count) for i in range(1, count + 1)]
 
 
@@ -94,22 +98,28 @@ def take_layers(
 ) -> PreTrainedModel:
     """A model with only `layers` of `source` (of an encoder-decoder, those of its encoder and
     `decoder_layers`, the same if left out); every weight that both have is copied."""
+    config: Any = copy.deepcopy(source.config)
+    if all_layers_are_one(config):
+        _check_inside(layers, config.num_hidden_layers)
+        config.num_hidden_layers = len(layers)
+        student = _made(source, config)
+        student.load_state_dict(source.state_dict())
+        return student.eval()
     if encoder_decoder(source):
         sides = (*stacks(source),)
         chosen = [layers, layers if decoder_layers is None else decoder_layers]
     else:
         name, module = blocks(source)
-        sides, chosen = (Stack(name, "num_hidden_layers", module),), [layers]
-    config = copy.deepcopy(source.config)
+        sides, chosen = (Stack(name, COUNT, module),), [layers]
     for side, kept in zip(sides, chosen, strict=True):
         _check_inside(kept, len(side))
+    cut_settings(config, layers, len(sides[0]))
+    for side, kept in zip(sides, chosen, strict=True):
         setattr(config, side.setting, len(kept))
-    for name_of in BY_LAYER:
-        if each := getattr(config, name_of, None):
-            setattr(config, name_of, [each[k - 1] for k in layers])
-    student = like(source, config)
+    student = _made(source, config)
     wanted = student.state_dict()
-    places = {side.name: kept for side, kept in zip(sides, chosen, strict=True)}
+    pairs = zip(sides, chosen, strict=True)
+    places = {name: kept for side, kept in pairs for name in side.lists(source)}
     weights = taken(source.state_dict(), wanted, places)
     lost = sorted(weights.keys() - wanted.keys())
     if lost:  # ModernBERT's first block has no norm before its attention
@@ -118,39 +128,23 @@ def take_layers(
             f"{lost[0].removeprefix(f'{sides[0].name}.0.')}: keep layer 1 too "
             "(student.layers=[1, ...], or student.keep=first)"
         )
-    student.load_state_dict(weights)
+    # ESM's map of contacts has an entry for every head of every layer: nothing of it is left
+    fits = {k: held if held.shape == wanted[k].shape else wanted[k] for k, held in weights.items()}
+    student.load_state_dict(fits)
     return student.eval()
+
+
+def _made(source: PreTrainedModel, config: Any, seed: int = 0) -> PreTrainedModel:
+    """`like`; raises ModelError where the family has no model of that shape."""
+    try:
+        return like(source, config, seed)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        said = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise ModelError(f"there is no {config.model_type} of that shape: {said}") from e
 
 
 def fresh(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTrainedModel:
     """An untrained model like `source` in the asked shape, with its embeddings if they fit."""
-    if source.can_generate():
-        return _fresh_generator(source, shape, seed)
-    config = copy.deepcopy(source.config)
-    layers = shape.layers if isinstance(shape.layers, int) else None
-    config.num_hidden_layers = layers or config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None)
-    if kinds and config.num_hidden_layers > len(kinds):
-        raise ModelError(_larger(config.num_hidden_layers, len(kinds)))
-    if kinds:
-        config.layer_types = kinds[: config.num_hidden_layers]
-    config.hidden_size = shape.width or config.hidden_size
-    ffn = ffn_name(config)
-    scaled = getattr(config, ffn) * config.hidden_size // source.config.hidden_size
-    setattr(config, ffn, shape.ffn or scaled)
-    config.num_attention_heads = shape.heads or _heads(source.config, config.hidden_size)
-    if config.hidden_size % config.num_attention_heads:
-        raise ModelError(
-            f"a width of {config.hidden_size} is not a multiple of "
-            f"{config.num_attention_heads} heads: set student.heads"
-        )
-    student = like(source, config, seed)
-    if config.hidden_size == source.config.hidden_size and not shape.fresh:
-        student.get_input_embeddings().load_state_dict(source.get_input_embeddings().state_dict())
-    return student.eval()
-
-
-def _fresh_generator(source: PreTrainedModel, shape: StudentConfig, seed: int) -> PreTrainedModel:
     config: Any = copy.deepcopy(source.config)
     count = shape.layers if isinstance(shape.layers, int) else None
     if encoder_decoder(source):
@@ -160,31 +154,31 @@ def _fresh_generator(source: PreTrainedModel, shape: StudentConfig, seed: int) -
         setattr(config, decoder.setting, own or count or len(decoder))
     else:
         total = config.num_hidden_layers
-        config.num_hidden_layers = count or total
-        for name in BY_LAYER:
-            if each := getattr(config, name, None):
-                if config.num_hidden_layers > len(each):
-                    raise ModelError(_larger(config.num_hidden_layers, len(each)))
-                setattr(config, name, each[: config.num_hidden_layers])
+        if count is not None and count != total:
+            if count > total and by_layer(config, total):
+                raise ModelError(_larger(count, total))
+            cut_settings(config, list(range(1, count + 1)), total)
+            _set_layers(config, count)
     reshape(config, width=shape.width, ffn=shape.ffn, heads=shape.heads)
-    student = like(source, config, seed)
-    if not shape.fresh:
+    student = _made(source, config, seed)
+    if not shape.fresh and (source.can_generate() or not shape.width or _as_wide(source, shape)):
         copy_embeddings(source, student)
     return student.eval()
 
 
-def ffn_name(config: Any) -> str:
-    """The setting of a config that holds its feed-forward width. Raises ModelError."""
-    for name in ("intermediate_size", "hidden_dim", "ffn_dim"):
-        if hasattr(config, name):
-            return name
-    raise ModelError(f"can't reshape a {config.model_type}: name a student model instead")
+def _as_wide(source: PreTrainedModel, shape: StudentConfig) -> bool:
+    return shape.width == source.config.hidden_size
 
 
-def _heads(config: Any, width: int) -> int:
-    """Heads of the source's own size, if they fit."""
-    size = config.hidden_size // config.num_attention_heads
-    return max(1, width // size)
+def _set_layers(config: Any, count: int) -> None:
+    """Raises ModelError for a family that counts its layers in another way (Funnel's blocks)."""
+    try:
+        setattr(config, COUNT, count)
+    except (NotImplementedError, AttributeError):
+        raise ModelError(
+            f"a {config.model_type} can't have another number of layers: name a student model "
+            "instead"
+        ) from None
 
 
 # BERT's names in a block, and DistilBERT's.
@@ -269,17 +263,29 @@ def build(source: PreTrainedModel, shape: StudentConfig, *, seed: int = 0) -> Pr
         own = shape.layers if shape.decoder_layers is None else shape.decoder_layers
         student = take_layers(source, layers, _chosen(own, decoder, shape.keep))
     else:
-        layers = _chosen(shape.layers, source.config.num_hidden_layers, shape.keep)
+        total = source.config.num_hidden_layers
+        layers = _chosen(shape.layers, total, shape.keep, from_first=_first_is_bare(source))
         made = distilbert(source, layers, seed) if shape.family == "distilbert" else None
         student = made or take_layers(source, layers)
     return like(student, student.config, seed).eval() if shape.fresh else student
 
 
-def _chosen(asked: int | list[int] | None, total: int, keep: str) -> list[int]:
+def _first_is_bare(source: PreTrainedModel) -> bool:
+    """Whether the first block lacks a part that the others have (ModernBERT's has no norm before
+    its attention, as the embeddings have one), so that no other can stand in its place."""
+    if all_layers_are_one(source.config):
+        return False
+    first, *others = (set(block.state_dict()) for block in blocks(source)[1])
+    return any(other - first for other in others)
+
+
+def _chosen(
+    asked: int | list[int] | None, total: int, keep: str, *, from_first: bool = False
+) -> list[int]:
     """The layers of `total` that a shape asks for; half of them where it says nothing."""
     if isinstance(asked, list):
         return asked
-    return choose_layers(total, asked or max(1, total // 2), keep)
+    return choose_layers(total, asked or max(1, total // 2), keep, from_first=from_first)
 
 
 def parameters(model: nn.Module) -> int:

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from stillhouse.core.errors import ModelError
 from stillhouse.models import slim
-from stillhouse.models.student import blocks, ffn_name, take_layers
+from stillhouse.models.shapes import ffn_name
+from stillhouse.models.student import blocks, take_layers
 
 
 @dataclass(frozen=True)
