@@ -12,7 +12,7 @@ from typing import Any
 
 from stillhouse.core.errors import DataError
 
-SEVERAL_LABELS = "several labels a row are not supported yet"
+SEVERAL_LABELS = "several labels a row: multi-label classification is not supported yet"
 MISSING = ("<NA>", "NaT")  # how pandas shows what is not there
 WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number that was stored as a float
 # Characters that are not seen: they never tell two labels apart. Joiners stay, which some scripts
@@ -79,7 +79,7 @@ def label_of(value: Any, column: str | None) -> str | None:
     if isinstance(value, dict):
         raise DataError(f"{_fields(value, column)} with --label-column {column}.NAME")
     if isinstance(value, list):
-        raise DataError(f"column {column} holds lists: {SEVERAL_LABELS}")
+        raise DataError(f"column {column} holds lists, {SEVERAL_LABELS}")
     text = cell_text(value)
     return tidy_label(text) if text is not None else None
 

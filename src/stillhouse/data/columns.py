@@ -81,10 +81,10 @@ class Columns:
 
     def guessed(self, asked: Columns) -> str | None:
         """What was guessed of these, which were found: None if all that is read was asked for."""
-        kinds = ("text", "pair", "label")
+        kinds = {"text": "text", "pair": "pair", "label": "labels"}
         found = [
-            f"{kind} from column {name}"
-            for kind in kinds
+            f"{said} from column {name}"
+            for kind, said in kinds.items()
             if (name := getattr(self, kind)) is not None and name != getattr(asked, kind)
         ]
         return ", ".join(found) or None

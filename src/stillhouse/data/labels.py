@@ -80,7 +80,7 @@ def agree(
     if rule.values or not left or len(left) > MANY or all(name[:1] == "{" for name in left):
         return agreed
     if all(LIST.fullmatch(name) for name in left):
-        raise DataError(f"{path}: labels are lists such as {min(left)}: {SEVERAL_LABELS}")
+        raise DataError(f"{path}: labels are lists such as {min(left)}, {SEVERAL_LABELS}")
     if _are_numbers(left):
         _as_integers(left, path, rule, agreed)
     else:

@@ -15,6 +15,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import TermConfig
 from stillhouse.data.corpus import Corpus
+from stillhouse.data.labels import LabelRule
 from stillhouse.data.sources import Splits, load
 from stillhouse.data.written import Kind
 from stillhouse.flows.common import (
@@ -25,6 +26,7 @@ from stillhouse.flows.common import (
     max_tokens,
     store_root,
 )
+from stillhouse.flows.labelling import tell_guesses, untrained_classes
 from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import (
@@ -191,10 +193,13 @@ def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None =
         found = Gold(config, task, tokenizer, None, corpus)
     else:
         check_named(config.task, config.model)
-        splits = load(config.data, store / "rows", progress=progress)
+        rule = LabelRule(values=config.task == "regression")
+        splits = load(config.data, store / "rows", rule=rule, progress=progress)
         pools = [splits.labelled, splits.held_out, splits.reported]
         task = gold_task(pools, asked=config.task, metric=metric)
         check_metric(task.name, metric)
+        tell_guesses(splits, task, config.task, progress)
+        splits.notes.extend(untrained_classes(task, splits))
         found = Gold(config, task, tokenizer, splits, None)
         model = found.make(0)
     check_padding(model, tokenizer)

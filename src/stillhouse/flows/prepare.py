@@ -27,6 +27,7 @@ from stillhouse.flows.common import (
     store_root,
     teacher_task,
 )
+from stillhouse.flows.labelling import label_rule, tell_guesses, untrained_classes
 from stillhouse.flows.objectives import build_objective
 from stillhouse.flows.setup import Make, Setup, alike
 from stillhouse.flows.writers import (
@@ -59,7 +60,8 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
     check_named(config.task, config.teacher)
     store, trust = store_root(config.cache), config.trust_remote_code
     check_answers(config.teacher, trust_remote_code=trust)
-    splits = load(config.data, store / "rows", progress=progress)
+    rule = label_rule(config.task, config.teacher, config.data.label_map, trust_remote_code=trust)
+    splits = load(config.data, store / "rows", rule=rule, progress=progress)
     labelled = [splits.labelled, splits.held_out, splits.reported]
     asked = row_task(config.task, labelled)
     teacher = load_answering(asked, config.teacher, trust_remote_code=trust)
@@ -71,6 +73,8 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         metric=config.evaluation.metric,
     )
     check_metric(task.name, config.evaluation.metric)
+    tell_guesses(splits, task, config.task, progress)
+    splits.notes.extend(untrained_classes(task, splits))
     named = config.student.model or config.student.source
 
     def load_named() -> PreTrainedModel:
