@@ -51,9 +51,10 @@ def _is_object(path: Path) -> bool:
     """Whether the file begins with an object that goes over several lines."""
     text = path.read_text("utf-8-sig", errors="surrogateescape").lstrip()
     try:
-        return isinstance(json.JSONDecoder().raw_decode(text)[0], dict)
+        value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return False
+    return isinstance(value, dict) and "\n" in text[:end]
 
 
 def _array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

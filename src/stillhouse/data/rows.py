@@ -29,7 +29,7 @@ from stillhouse.core.types import Example
 from stillhouse.data.cells import fold_label
 from stillhouse.data.columns import Columns
 from stillhouse.data.readers import Row
-from stillhouse.data.usable import Header, Problems, usable
+from stillhouse.data.usable import HINTS, NOT_UTF8, Header, Problems, usable
 
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
@@ -180,7 +180,8 @@ def _write(
                 progress(len(chunk["text"]))
     if not lines:
         counted = ", ".join(f"{n} {kind}" for kind, n in problems.counts.items()) or "it is empty"
-        raise DataError(f"{where} has no usable row ({counted})")
+        hint = HINTS[NOT_UTF8] if NOT_UTF8 in problems.counts else ""
+        raise DataError(f"{where} has no usable row ({counted}){hint}")
     keys_N2 = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
     np.save(folder / "keys.npy", keys_N2)
     for name, found in (("folded", free), ("ordered", ordered)):
