@@ -45,11 +45,10 @@ def cell_text(value: Any) -> str | None:
         return None if value.is_nan() else format(value, "f")
     if isinstance(value, float) and value != value:
         return None
-    if isinstance(value, datetime.date | datetime.time):
-        value = value.isoformat()
-    text = str(value)
-    if not isinstance(value, str) and text in MISSING:
+    if not isinstance(value, str) and str(value) in MISSING:
         return None
+    is_time = isinstance(value, datetime.date | datetime.time)
+    text: str = value.isoformat() if is_time else str(value)
     return text.strip() or None
 
 
