@@ -36,7 +36,7 @@ def test_a_head_of_another_form_is_refused() -> None:
     [
         (1, None, "auto", False),  # it may be either: asked of the user
         (1, None, "classification", True),
-        (1, "single_label_classification", "auto", True),
+        (1, "multi_label_classification", "auto", True),
         (1, "regression", "auto", False),
         (1, None, "regression", False),
         (2, None, "classification", False),

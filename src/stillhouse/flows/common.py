@@ -98,7 +98,7 @@ def teacher_task(
         raise DataError(
             f"the model has one output, the data two labels, {' and '.join(sorted(labels))}: say "
             "--task classification (the output is the logit of class 1) or --task regression, or "
-            "set problem_type in its config.json: single_label_classification, regression"
+            "set problem_type in its config.json (multi_label_classification, or regression)"
         )
     kind = ("regression" if heads == 1 else "classification") if asked == "auto" else asked
     if kind == "regression":

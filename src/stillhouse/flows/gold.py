@@ -198,7 +198,7 @@ def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None =
         pools = [splits.labelled, splits.held_out, splits.reported]
         task = gold_task(pools, asked=config.task, metric=metric)
         check_metric(task.name, metric)
-        tell_guesses(splits, task, config.task, progress)
+        tell_guesses(splits, progress, task=task if config.task == "auto" else None)
         splits.notes.extend(untrained_classes(task, splits))
         found = Gold(config, task, tokenizer, splits, None)
         model = found.make(0)

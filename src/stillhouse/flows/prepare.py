@@ -73,7 +73,7 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         metric=config.evaluation.metric,
     )
     check_metric(task.name, config.evaluation.metric)
-    tell_guesses(splits, task, config.task, progress)
+    tell_guesses(splits, progress, task=task if config.task == "auto" else None)
     splits.notes.extend(untrained_classes(task, splits))
     named = config.student.model or config.student.source
 

@@ -22,6 +22,7 @@ from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
 from stillhouse.data.written import Kind, Rules, tokens_of
 from stillhouse.flows.common import corpus_of, kind_of, load_answering, max_tokens
+from stillhouse.flows.labelling import tell_guesses
 from stillhouse.flows.training_data import seen_before
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
@@ -76,7 +77,9 @@ def writing_task(
 
 
 def splits_of(data: DataConfig, store: Path, progress: Progress) -> Splits:
-    return load(data, store / "rows", texts=True, progress=progress)
+    splits = load(data, store / "rows", texts=True, progress=progress)
+    tell_guesses(splits, progress)
+    return splits
 
 
 def corpus_for(

@@ -15,11 +15,11 @@ CHOICES = ("0", "1")  # the names of its two classes
 
 def is_one_logit(config: Any, task: str) -> bool:
     """Whether a head's only output is the logit of class 1: where the task is a classification, or
-    the config says that it is one."""
+    the config's problem is one of sigmoids (multi-label, of one label)."""
     if getattr(config, "num_labels", None) != 1 or task not in ("auto", "classification"):
         return False
-    kinds = ("single_label_classification", "multi_label_classification")
-    return task == "classification" or getattr(config, "problem_type", None) in kinds
+    sigmoid = getattr(config, "problem_type", None) == "multi_label_classification"
+    return task == "classification" or sigmoid
 
 
 @torch.no_grad()
