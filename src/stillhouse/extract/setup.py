@@ -34,7 +34,7 @@ from stillhouse.flows.common import (
     store_root,
     teacher_task,
 )
-from stillhouse.flows.labelling import label_rule, tell_guesses
+from stillhouse.flows.labelling import label_rule
 from stillhouse.tasks.base import Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
@@ -61,7 +61,6 @@ class Audit:
         self.config, self.progress = config, progress
         self.store = store_root(config.cache)
         self.splits = load(config.data, self.store / "rows", rule=self._rule(), progress=progress)
-        tell_guesses(self.splits, progress)
         self.of = size_of(config, self.splits)
         self.most = max(1, round(config.queries.budgets[-1] * self.of))
         self.candidates = max(self.most, round(config.queries.candidates * self.most))

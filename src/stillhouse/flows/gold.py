@@ -198,11 +198,13 @@ def prepare_gold(config: GoldConfig, progress: Progress, *, metric: str | None =
         pools = [splits.labelled, splits.held_out, splits.reported]
         task = gold_task(pools, asked=config.task, metric=metric)
         check_metric(task.name, metric)
-        tell_guesses(splits, progress, task=task if config.task == "auto" else None)
         splits.notes.extend(untrained_classes(task, splits))
         found = Gold(config, task, tokenizer, splits, None)
         model = found.make(0)
     check_padding(model, tokenizer)
+    if found.splits is not None:
+        guessed = found.task if config.task == "auto" else None
+        tell_guesses(found.splits, progress, task=guessed)
     return found
 
 
@@ -220,7 +222,9 @@ def _writer(
     texts = not (kind == "causal_lm" and is_running_text(config.data))
     task = writing_task(kind, metric, config.writing, tokenizer, model, texts=texts)
     if texts:
-        return Gold(config, task, tokenizer, splits_of(config.data, store, progress), None)
+        splits = splits_of(config.data, store, progress)
+        tell_guesses(splits, progress)
+        return Gold(config, task, tokenizer, splits, None)
     length = max_tokens(model, config.data.tokens("masked_lm"))
     corpus = corpus_for(config.data, tokenizer, store, length, progress)
     return Gold(config, task, tokenizer, None, corpus)

@@ -73,7 +73,6 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
         metric=config.evaluation.metric,
     )
     check_metric(task.name, config.evaluation.metric)
-    tell_guesses(splits, progress, task=task if config.task == "auto" else None)
     splits.notes.extend(untrained_classes(task, splits))
     named = config.student.model or config.student.source
 
@@ -87,7 +86,9 @@ def prepare(config: DistillConfig, *, progress: Progress | None = None) -> Setup
             "spans are compared token by token, and the student has another tokenizer than its "
             "teacher: give a student with the teacher's"
         )
-    return _checked(config, task, splits, None, teacher, *made, store)
+    setup = _checked(config, task, splits, None, teacher, *made, store)
+    tell_guesses(splits, progress, task=task if config.task == "auto" else None)
+    return setup
 
 
 def _on_text(config: DistillConfig, progress: Progress) -> Setup:
@@ -152,6 +153,8 @@ def _writers(config: DistillConfig, progress: Progress) -> Setup:
         corpus = corpus_for(config.data, mine, store, length, progress)
     setup = _checked(config, task, splits, corpus, teacher, *made, store)
     setup.teachers.update(others)
+    if splits is not None:
+        tell_guesses(splits, progress)
     return setup
 
 

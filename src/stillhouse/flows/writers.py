@@ -22,7 +22,6 @@ from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
 from stillhouse.data.written import Kind, Rules, tokens_of
 from stillhouse.flows.common import corpus_of, kind_of, load_answering, max_tokens
-from stillhouse.flows.labelling import tell_guesses
 from stillhouse.flows.training_data import seen_before
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
@@ -77,9 +76,7 @@ def writing_task(
 
 
 def splits_of(data: DataConfig, store: Path, progress: Progress) -> Splits:
-    splits = load(data, store / "rows", texts=True, progress=progress)
-    tell_guesses(splits, progress)
-    return splits
+    return load(data, store / "rows", texts=True, progress=progress)
 
 
 def corpus_for(
