@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +184,7 @@ def test_of_two_equal_texts_the_labelled_one_is_kept(tmp_path: Path) -> None:
     assert rows.dropped == {"duplicated": 2, "contradictory duplicated": 1}
 
 
-def jsonl(*rows: dict[str, object]) -> bytes:
+def jsonl(*rows: Mapping[str, object]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 

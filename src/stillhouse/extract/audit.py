@@ -29,6 +29,7 @@ from stillhouse.extract.sweep import Sweep, Swept, at
 from stillhouse.extract.thief import Thief
 from stillhouse.extract.victim import OwnModel, Service
 from stillhouse.extract.views import View
+from stillhouse.flows.labelling import tell_guesses
 from stillhouse.tasks.base import Task
 
 
