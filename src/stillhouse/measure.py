@@ -32,6 +32,7 @@ from stillhouse.flows.common import (
     store_root,
     teacher_task,
 )
+from stillhouse.flows.labelling import label_rule
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import load_any, reported_by_writer
 from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
@@ -117,7 +118,8 @@ def model_and_rows(
     if (kind := kind_of(name)) in WRITING:
         of = "seq2seq" if kind == "seq2seq" else "causal_lm"
         return reported_by_writer(name, of, config, store, progress)
-    splits = load(config, store / "rows", progress=progress)
+    rule = label_rule("auto", name, config.label_map)
+    splits = load(config, store / "rows", rule=rule, progress=progress)
     for note in seen_before([(name, name)], splits):
         progress.note(note)
     asked = row_task("auto", [splits.reported])

@@ -117,6 +117,7 @@ ELSEWHERE = {
     "data.unlabelled",
     "data.dev",
     "data.pair",
+    "data.no_label",  # tests/data/test_labels.py
     "task=regression",
     "task=span",  # tests/tasks/test_span.py, as are its metrics
     "evaluation.metric=f1",

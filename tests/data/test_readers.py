@@ -105,7 +105,12 @@ def test_bytes_that_are_not_utf8_arrive_as_lone_surrogates(tmp_path: Path) -> No
         ("a.parquet", b"PAR1 not really", "is not Parquet"),
         ("a.xlsx", b"", "spreadsheet"),
         ("a.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16"),
-        ("a.json", b'[{"text": "a"}]', "one JSON array"),
+        ("a.json", b'[{"text": "a"}, ["b"]]', "line 1: a row is an object"),
+        ("a.json", b'[{"text": "a"}\n{"text": "b"}]', "line 2 is not JSON: a comma"),
+        ("a.json", b'[{"text": "a"}]\n{"text": "b"}', "line 2 has more after the end"),
+        ("a.json", b'[\n{"text": "a"},\n{"text": ]', "line 3 is not JSON"),
+        ("a.json", b'{"data": [\n{"text": "a"}]}', "an object goes over several lines"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "zero bytes"),
         ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}\n", "line 1 is not JSON that can be read"),
         ("a.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON that can be read"),
         ("a.docx", b"", "can't read .docx"),
@@ -117,6 +122,33 @@ def test_a_file_of_a_broken_form_is_one_line(
 ) -> None:
     with pytest.raises(DataError, match=says) as caught:
         list(read(write(tmp_path / name, content)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_objects_is_rows_by_the_line_they_begin_on(
+    tmp_path: Path, name: str, indent: int | None
+) -> None:
+    objects = [{"text": t, "label": label} for t, label in ROWS]
+    path = write(tmp_path / name, "\ufeff \n" + json.dumps(objects, indent=indent) + "\n")
+    assert table(path) == ROWS
+    assert [line for line, _ in read(path)] == ([2] * 3 if indent is None else [3, 7, 11])
+    assert list(read(write(tmp_path / "none.json", "[ ]"))) == []
+
+
+def test_rows_of_a_file_can_be_gone_through_again(tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "a.jsonl", '{"text": "a"}\n'))
+    assert list(rows) == list(rows) == [(1, {"text": "a"})]
+
+
+def test_parquet_that_ends_early_is_one_line(tmp_path: Path) -> None:
+    columns = {"text": [f"text {i}" for i in range(9000)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=8500)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    path = write(tmp_path / "b.parquet", whole[:200] + b"\xff" * 400 + whole[600:])
+    with pytest.raises(DataError, match="is not Parquet that can be read") as caught:
+        list(read(path))
     assert "\n" not in str(caught.value)
 
 

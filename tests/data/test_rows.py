@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from counting import Counting
@@ -14,6 +17,7 @@ from stillhouse.core.types import Example
 from stillhouse.data.columns import Columns
 from stillhouse.data.readers import Row, read
 from stillhouse.data.rows import CHUNK, Rows, content_key, ingest
+from stillhouse.data.usable import PEEKED
 
 
 def store(
@@ -126,6 +130,11 @@ def test_a_text_column_that_is_not_read_is_told(tmp_path: Path) -> None:
         (b"text,label\n", Columns(), r"no usable row \(it is empty\)"),
         (b"text,label\n,x\nb\n", Columns(), r"no usable row \(1 empty, 1 broken\)"),
         (b"", Columns(), r"no usable row \(it is empty\)"),
+        (
+            "text,label\ncaf\u00e9,x\n".encode("cp1252"),
+            Columns(),
+            r"\(1 non-UTF-8\): save the file",
+        ),
         ("\ufefftext,label\na,x\n".encode("utf-16"), Columns(), "is UTF-16: save it as UTF-8"),
     ],
 )
@@ -173,3 +182,101 @@ def test_of_two_equal_texts_the_labelled_one_is_kept(tmp_path: Path) -> None:
     rows = ingest(source, "here", Columns(), tmp_path / "rows", labelled=True)
     assert [(e.text, e.label) for e in rows.examples(rows.kept)] == [("a", "x")]
     assert rows.dropped == {"duplicated": 2, "contradictory duplicated": 1}
+
+
+def jsonl(*rows: Mapping[str, object]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+UNLABELLED = [{"text": f"text {i}"} for i in range(PEEKED + 20)]
+
+
+@pytest.mark.parametrize("asked", [Columns(), Columns(label="label"), Columns(text="text")])
+@pytest.mark.parametrize("before", [1, PEEKED + 20])
+def test_columns_are_all_that_any_row_has(tmp_path: Path, before: int, asked: Columns) -> None:
+    """The first row's keys are not those of the file, nor are those of its first rows."""
+    content = jsonl(*UNLABELLED[:before], {"text": "a", "label": "x"})
+    rows = store(tmp_path, content, columns=asked, suffix=".jsonl")
+    assert rows.labels.tolist() == [None] * before + ["x"]
+
+
+def test_a_csv_has_the_columns_of_its_header(tmp_path: Path) -> None:
+    rows = store(tmp_path, b"text,label\nonly text\na,x\n")
+    assert list(rows.examples(rows.kept)) == [Example("a", None, "x")]
+    assert rows.notes == ["data.csv: 1 broken row left out (line 2)"]
+
+
+@pytest.mark.parametrize("before", [1, PEEKED + 20])
+def test_a_second_text_that_only_some_rows_have_is_refused(tmp_path: Path, before: int) -> None:
+    labelled = [{**row, "label": "x"} for row in UNLABELLED[:before]]
+    content = jsonl(*labelled, {"text": "a", "label": "x", "pair": "b"})
+    with pytest.raises(DataError, match=r"line \d+ has (no )?pair, which .*--pair-column"):
+        store(tmp_path, content, suffix=".jsonl")
+
+
+def test_a_row_with_a_better_column_than_those_before_is_refused(tmp_path: Path) -> None:
+    labelled = [{**row, "class": "x"} for row in UNLABELLED]
+    content = jsonl(*labelled, {"text": "a", "class": "x", "label": "y"})
+    with pytest.raises(DataError, match="has label, which the rows before it lack: say which"):
+        store(tmp_path, content, suffix=".jsonl")
+    (tmp_path / "asked").mkdir()
+    asked = Columns(text="text", label="class")
+    rows = store(tmp_path / "asked", content, suffix=".jsonl", columns=asked)
+    assert set(rows.labels) == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": ["a", "b"], "label": "x"}, "line 1: column text holds lists"),
+        ({"text": {"body": "a"}, "label": "x"}, "--text-column text.NAME"),
+        ({"text": "a", "labels": ["x", "y"]}, "several labels a row are not supported yet"),
+        ({"text": "a", "label": {"name": "x"}}, "--label-column label.NAME"),
+        ({"text": "a", "pair": ["b"], "label": "x"}, "--pair-column"),
+    ],
+)
+def test_lists_and_objects_are_no_cells(tmp_path: Path, row: dict[str, object], says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        store(tmp_path, jsonl(row), suffix=".jsonl")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_field_inside_an_object_is_a_column(tmp_path: Path) -> None:
+    content = jsonl({"text": {"body": "a"}, "label": {"name": "x"}}, {"text": {"body": "b"}})
+    columns = Columns(text="text.body", label="label.name")
+    rows = store(tmp_path, content, suffix=".jsonl", columns=columns)
+    assert list(rows.examples(rows.kept)) == [Example("a", None, "x"), Example("b")]
+
+
+def test_bytes_are_text(tmp_path: Path) -> None:
+    cells = {"text": [b"caf\xc3\xa9", b"caf\xe9"], "label": [b"x", b"y"]}
+    pq.write_table(pa.table(cells), tmp_path / "a.parquet")
+    folder = tmp_path / "rows"
+    rows = ingest(read(tmp_path / "a.parquet"), "a.parquet", Columns(), folder, labelled=True)
+    assert list(rows.examples(rows.kept)) == [Example("caf\u00e9", None, "x")]
+    assert rows.dropped == {"non-UTF-8": 1}
+
+
+def test_a_number_that_is_none_is_no_label(tmp_path: Path) -> None:
+    rows = store(tmp_path, b'{"text": "a", "label": NaN}\n{"text": "b", "label": 1.0}\n',
+                 suffix=".jsonl")  # fmt: skip
+    assert rows.labels.tolist() == [None, "1.0"]
+
+
+def test_what_was_guessed_of_the_columns_is_known(tmp_path: Path) -> None:
+    content = b"premise,hypothesis,class\na,b,x\n"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    guessed = "text from column premise, pair from column hypothesis, labels from column class"
+    assert store(tmp_path / "a", content).guessed == guessed
+    asked = Columns(text="premise", pair="hypothesis", label="class")
+    assert store(tmp_path / "b", content, columns=asked).guessed is None
+
+
+def test_renamed_labels_are_those_of_the_examples_too(tmp_path: Path) -> None:
+    rows = store(tmp_path, b"text,label\na,x\nb,-1\nc,y\nd,\n")
+    other = rows.renamed({"x": "y", "-1": None})
+    assert other.labels.tolist() == ["y", None, "y", None]
+    assert [e.label for e in other.examples(other.kept)] == ["y", None, "y", None]
+    assert other.label_counts == {"y": 2}
+    assert rows.labels.tolist() == ["x", "-1", "y", None]

@@ -37,6 +37,9 @@ def test_predictions_are_the_best_choice_and_its_probabilities() -> None:
         (["POS", "Neg"], {"neg", "pos"}, {}, ["pos", "neg"]),
         (["LABEL_0", "LABEL_1"], {"neg"}, {"LABEL_0": "neg"}, ["neg", "LABEL_1"]),
         (["a", "b", "c"], {"b"}, {}, ["a", "b", "c"]),
+        (["caf\u00e9", "th\u00e9"], {"cafe\u0301", "the\u0301"}, {}, ["cafe\u0301", "the\u0301"]),
+        (["0.0", "1.0"], {"0", "1"}, {}, ["0", "1"]),
+        (["Yes", "yes"], {"yes"}, {}, ["Yes", "yes"]),
     ],
 )
 def test_labels_are_matched_by_name(
@@ -56,7 +59,7 @@ def test_labels_are_matched_by_name(
         ),
         (["a", "b"], {"a"}, {"c": "a"}, "names c, which the teacher has not; it has a, b"),
         (["a", "b"], {"x"}, {"a": "x", "b": "x"}, "come to the same name: x, x"),
-        (["Yes", "yes"], {"yes"}, {}, "come to the same name"),
+        (["Yes", "yes"], {"YES"}, {}, "come to the same name"),
     ],
 )
 def test_labels_that_do_not_match_stop_in_one_line(

@@ -29,13 +29,15 @@ class DataConfig(Config):
     question and its passage they are a window. Left out: 128 tokens, of windows 384, of prompts
     with their answers 512. target_length: tokens of an answer that an encoder-decoder writes (as
     many as max_length). separator: between prompt and answer of a language model. group: the
-    column of a row's language or task."""
+    column of a row's language or task. no_label: the label that stands for none; left out: -1 where
+    the others are 0, 1, 2, ..."""
 
     path: str
     unlabelled: str | None = None
     text: str | None = None
     pair: str | None = None
     label: str | None = None
+    no_label: str | None = None
     dev: str | None = None
     held_out: Share = 0.1
     held_out_rows: Positive = 2000

@@ -14,6 +14,7 @@ SQUAD = ("question", "context", "answers")  # text, pair and label of span quest
 LABEL = ("label", "labels", "intent", "category", "class", "target", "score")
 SOURCE = ("source", "prompt", "instruction", "input", "article", "document", "question", "text")
 TARGET = ("target", "completion", "response", "summary", "translation", "output", "answer", "label")
+LIKE_TEXTS = (*TEXT, *PAIR, *OTHER)
 GROUP = ("group", "language", "lang", "task")
 
 
@@ -42,14 +43,12 @@ class Columns:
 
         def pick(asked: str | None, usual: tuple[str, ...], *, need: str | None) -> str | None:
             if asked is not None:
-                if asked not in have:
-                    raise DataError(f"{where} has no column {asked!r}; it has {', '.join(have)}")
-                return asked
+                return self._present(asked, have, where)
             found = next((lower[name] for name in usual if name in lower), None)
             if found is None and need:
                 hint = f"say which with --{need}-column"
-                if len(have) == 1 and any(mark in have[0] for mark in ";\t|"):
-                    hint = "its columns seem to be parted by another sign: save it with commas"
+                if not {*lower} & {*TEXT, *PAIR, *OTHER, *LABEL, *SOURCE, *TARGET}:
+                    hint += " (its first line, or each object, names the columns)"
                 raise DataError(
                     f"{where} has no {need} column; it has {', '.join(have) or 'none'}: {hint}"
                 )
@@ -68,6 +67,24 @@ class Columns:
 
     @staticmethod
     def _present(asked: str | None, have: list[str], where: str) -> str | None:
-        if asked is not None and asked not in have:
-            raise DataError(f"{where} has no column {asked!r}; it has {', '.join(have)}")
-        return asked
+        """`asked`, which may also be a field inside the objects of a column: text.body."""
+        if asked is None or asked in have or ("." in asked and asked.split(".")[0] in have):
+            return asked
+        raise DataError(f"{where} has no column {asked!r}; it has {', '.join(have) or 'none'}")
+
+    def unread(self, names: Iterable[str], asked: Columns) -> list[str]:
+        """Columns that look like texts and are not read, where none were asked for by name."""
+        if asked.text is not None or asked.pair is not None or asked.texts:
+            return []
+        read = (self.text, self.pair, self.label)
+        return [name for name in names if name not in read and name.lower() in LIKE_TEXTS]
+
+    def guessed(self, asked: Columns) -> str | None:
+        """What was guessed of these, which were found: None if all that is read was asked for."""
+        kinds = {"text": "text", "pair": "pair", "label": "labels"}
+        found = [
+            f"{said} from column {name}"
+            for kind, said in kinds.items()
+            if (name := getattr(self, kind)) is not None and name != getattr(asked, kind)
+        ]
+        return ", ".join(found) or None

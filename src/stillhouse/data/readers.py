@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stillhouse.core.errors import DataError
+from stillhouse.data.delimited import comma, tsv
+from stillhouse.data.json_rows import json_rows
 
 Row = tuple[int, dict[str, Any]]  # line number (1-based; the row number where there are no lines)
 SPLITS = {
@@ -20,66 +20,24 @@ SPLITS = {
 }
 
 
-def _delimited(delimiter: str, quoting: Literal[0, 3]) -> Callable[[Path], Iterator[Row]]:
-    def read(path: Path) -> Iterator[Row]:
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
-            header = next(reader, None)
-            if header is None:
-                return
-            names = [name.strip() for name in header]
-            if len(set(names)) != len(names):
-                raise DataError(f"{path} has two columns of the same name: {', '.join(names)}")
-            last = reader.line_num
-            try:
-                for fields in reader:
-                    line, last = last + 1, reader.line_num
-                    if not fields:
-                        continue
-                    row: dict[str, Any] = dict(zip(names, fields, strict=False))
-                    if len(fields) != len(names):
-                        row["\x00fields"] = len(fields)
-                    yield line, row
-            except csv.Error as error:
-                raise DataError(f"{path} line {reader.line_num}: {error}") from None
-
-    return read
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
-            if line == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            if not raw.strip():
-                continue
-            try:
-                value = json.loads(raw.decode("utf-8", "surrogateescape"))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path} line {line} is not JSON: {error.msg}") from None
-            except (ValueError, RecursionError):  # a number too long, brackets too deep
-                raise DataError(f"{path} line {line} is not JSON that can be read") from None
-            if isinstance(value, list) and line == 1:
-                raise DataError(f"{path} is one JSON array: write one object a line (JSONL)")
-            if not isinstance(value, dict):
-                raise DataError(f'{path} line {line}: a row is an object such as {{"text": ...}}')
-            yield line, value
-
-
 def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from None
-    number = 0
-    for batch in file.iter_batches(batch_size=8192):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+        names = file.schema_arrow.names
+        if len(set(names)) != len(names):
+            raise DataError(f"{path} has two columns of the same name: {', '.join(names)}")
+        for batch in file.iter_batches(batch_size=8192):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pa.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0]
+        after = f" after row {number}" if number else ""
+        raise DataError(f"{path} is not Parquet that can be read{after}: {said}") from None
 
 
 def _text(path: Path) -> Iterator[Row]:
@@ -89,34 +47,53 @@ def _text(path: Path) -> Iterator[Row]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _delimited(",", csv.QUOTE_MINIMAL),
-    ".tsv": _delimited("\t", csv.QUOTE_NONE),  # a quote there is a letter like any other
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".json": _jsonl,
+    ".csv": comma,
+    ".tsv": tsv,
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".json": json_rows,
     ".parquet": _parquet,
     ".txt": _text,
 }
 
 
-def read(path: Path) -> Iterator[Row]:
+@dataclass(frozen=True)
+class FileRows:
+    """The rows of a file; it is read anew each time that they are gone through."""
+
+    path: Path
+    reader: Callable[[Path], Iterator[Row]]
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.reader(self.path)
+
+
+def read(path: Path) -> Iterable[Row]:
     """(line, columns) of every row of `path`. Bytes that are not UTF-8 come as lone surrogates.
 
     Raises DataError for a suffix we can't read, or a file whose form is broken.
     """
-    reader = READERS.get(path.suffix.lower())
-    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+    suffix = path.suffix.lower()
+    reader = READERS.get(suffix)
+    if suffix in (".xlsx", ".xls", ".ods"):
         raise DataError(f"{path} is a spreadsheet: save it as CSV (UTF-8) first")
-    if reader is not None and path.suffix.lower() != ".parquet":
-        with path.open("rb") as file:
-            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise DataError(f"{path} is UTF-16: save it as UTF-8 first")
     if reader is None:
         raise DataError(
             f"{path}: can't read {path.suffix or 'a file without suffix'}; "
             f"give one of {', '.join(READERS)}"
         )
-    return reader(path)
+    if suffix != ".parquet":
+        _check_encoding(path)
+    return FileRows(path, reader)
+
+
+def _check_encoding(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path} is UTF-16: save it as UTF-8 first")
+    if b"\0" in start:
+        raise DataError(f"{path} holds zero bytes, as UTF-16 or UTF-32 has: save it as UTF-8 first")
 
 
 def find_splits(path: Path) -> dict[str, Path]:

@@ -9,31 +9,32 @@ texts in either order: splits and leaks go by that one.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.folding import folded
 from stillhouse.core.progress import Advance, Progress, Silent
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
-from stillhouse.data.chat import parted
-from stillhouse.data.columns import OTHER, PAIR, TEXT, Columns
+from stillhouse.data.cells import fold_label
+from stillhouse.data.columns import Columns
 from stillhouse.data.readers import Row
+from stillhouse.data.usable import HINTS, NOT_UTF8, Header, Problems, usable
 
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
-SHOWN_LINES = 5
-NOT_UTF8 = "non-UTF-8"
-FORMAT = 6  # of what is stored: rows of another one are read anew
+FORMAT = 7  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:
@@ -72,6 +73,7 @@ class Rows:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.dropped: dict[str, int] = summary["dropped"]
         self.notes: list[str] = summary["notes"]
+        self.guessed: str | None = summary["guessed"]  # which columns were read that no one named
         self.fingerprint: str = folder.name
 
     @cached_property
@@ -83,6 +85,24 @@ class Rows:
     def groups(self) -> np.ndarray:
         """Group of each row (its language, its task), None where it has none (object array)."""
         return self._column("group")
+
+    @property
+    def label_counts(self) -> Counter[str]:
+        """How many of the kept rows have each label."""
+        counts: Counter[str] = Counter(self.labels[self.kept].tolist())
+        del counts[None]  # pyright: ignore[reportArgumentType]
+        return counts
+
+    def renamed(self, names: dict[str, str | None]) -> Rows:
+        """The same rows with some labels by another name; None: they stand for no label."""
+        encoded = self.table["label"].combine_chunks().dictionary_encode()
+        values = [names.get(name, name) for name in encoded.dictionary.to_pylist()]
+        labels = pc.take(pa.array(values, pa.string()), encoded.indices)
+        other = copy.copy(self)
+        other.__dict__.pop("labels", None)
+        place = self.table.column_names.index("label")
+        other.table = self.table.set_column(place, "label", labels)
+        return other
 
     def _column(self, name: str) -> np.ndarray:
         encoded = self.table[name].combine_chunks().dictionary_encode()
@@ -129,107 +149,6 @@ def _advancing(stack: contextlib.ExitStack, progress: Progress, where: str) -> A
     return advance
 
 
-class _Problems:
-    """Rows that can't be used, counted by kind, with their first line numbers."""
-
-    def __init__(self) -> None:
-        self.lines: dict[str, list[int]] = {}
-        self.counts: dict[str, int] = {}
-        self.unread: list[str] = []
-
-    def add(self, kind: str, line: int) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        lines = self.lines.setdefault(kind, [])
-        if len(lines) < SHOWN_LINES:
-            lines.append(line)
-
-    def notes(self, where: str) -> list[str]:
-        def one(kind: str, count: int) -> str:
-            lines = self.lines[kind]
-            more = ", ..." if count > len(lines) else ""
-            listed = ", ".join(map(str, lines)) + more
-            row = "row" if count == 1 else "rows"
-            hint = ": save the file as UTF-8" if kind == NOT_UTF8 else ""
-            return f"{where}: {count} {kind} {row} left out (line {listed}){hint}"
-
-        found = [one(kind, count) for kind, count in self.counts.items()]
-        if self.unread:
-            names = ", ".join(self.unread)
-            found.append(f"{where}: {names} not read (--text-column, --pair-column say what is)")
-        return found
-
-
-def _clean(value: Any) -> str | None:
-    """A cell as text without the white space around it; None if there is nothing in it."""
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict | list):
-        filled = not isinstance(value, dict) or value.get("text", True)
-        return json.dumps(value, ensure_ascii=False, sort_keys=True) if value and filled else None
-    return str(value).strip() or None
-
-
-def _is_utf8(*values: str | None) -> bool:
-    try:
-        for value in values:
-            if value is not None:
-                value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _unread(row: Iterable[str], found: Columns, asked: Columns) -> list[str]:
-    """Columns that look like texts and are not read, where none were asked for by name."""
-    if asked.text is not None or asked.pair is not None or asked.texts:
-        return []
-    read = (found.text, found.pair, found.label)
-    return [name for name in row if name not in read and name.lower() in (*TEXT, *PAIR, *OTHER)]
-
-
-def _usable(
-    source: Iterable[Row], where: str, columns: Columns, problems: _Problems, *, labelled: bool
-) -> Iterator[tuple[int, str, str | None, str | None, str | None]]:
-    """(line, text, pair, label, group) of the usable rows; the others go to `problems`."""
-    found: Columns | None = None
-    for line, row in source:
-        if found is None:
-            found = columns.find((n for n in row if n[:1] != "\x00"), where, labelled=labelled)
-            problems.unread = _unread(row, found, columns)
-        elif _has_pair(row, found, columns):
-            raise DataError(
-                f"{where} line {line} has a second text, which its first row lacks: say which "
-                "columns to read with --text-column and --pair-column"
-            )
-        if "\x00fields" in row:
-            problems.add("broken", line)
-            continue
-        assert found.text is not None
-        if found.texts and isinstance(row.get(found.text), list):
-            text, label = parted(row[found.text], f"{where} line {line}")
-            pair, label = None, label if labelled else None
-        else:
-            text = _clean(row.get(found.text))
-            pair = _clean(row.get(found.pair)) if found.pair else None
-            label = _clean(row.get(found.label)) if found.label else None
-        group = _clean(row.get(found.group)) if found.group else None
-        if not _is_utf8(text, pair, label, group):
-            problems.add(NOT_UTF8, line)
-        elif text is None or (found.pair and pair is None):
-            problems.add("empty", line)
-        else:
-            yield line, text, pair, label, group
-
-
-def _has_pair(row: dict[str, Any], found: Columns, asked: Columns) -> bool:
-    """Whether a row has a second text where the first row had none."""
-    if found.pair is not None or asked.text is not None or asked.texts:
-        return False
-    return any(name in row for name in PAIR)
-
-
 def _write(
     source: Iterable[Row],
     where: str,
@@ -239,14 +158,12 @@ def _write(
     labelled: bool,
     progress: Advance,
 ) -> None:
-    problems = _Problems()
+    problems, header = Problems(), Header(source, where, columns, labelled=labelled)
     keys, free, ordered, lines = bytearray(), bytearray(), bytearray(), []
     chunk: dict[str, list[str | None]] = {name: [] for name in SCHEMA.names}
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink:
         with pa.ipc.new_file(sink, SCHEMA) as writer:
-            for line, text, pair, label, group in _usable(
-                source, where, columns, problems, labelled=labelled
-            ):
+            for line, text, pair, label, group in usable(header, problems):
                 for name, value in zip(SCHEMA.names, (text, pair, label, group), strict=True):
                     chunk[name].append(value)
                 keys += content_key(text, label if columns.texts else pair)
@@ -263,19 +180,21 @@ def _write(
                 progress(len(chunk["text"]))
     if not lines:
         counted = ", ".join(f"{n} {kind}" for kind, n in problems.counts.items()) or "it is empty"
-        raise DataError(f"{where} has no usable row ({counted})")
+        hint = HINTS[NOT_UTF8] if NOT_UTF8 in problems.counts else ""
+        raise DataError(f"{where} has no usable row ({counted}){hint}")
     keys_N2 = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
     np.save(folder / "keys.npy", keys_N2)
     for name, found in (("folded", free), ("ordered", ordered)):
         np.save(folder / f"{name}.npy", np.frombuffer(bytes(found), dtype="<u8").reshape(-1, 2))
     kept = _first_of_each(folder, keys_N2, np.asarray(lines, dtype=np.int64), problems)
     np.save(folder / "kept.npy", kept)
-    summary = {"dropped": problems.counts, "notes": problems.notes(where)}
+    notes = [*problems.notes(where), *header.notes]
+    summary = {"dropped": problems.counts, "notes": notes, "guessed": header.guessed}
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
 def _first_of_each(
-    folder: Path, keys_N2: np.ndarray, lines: np.ndarray, problems: _Problems
+    folder: Path, keys_N2: np.ndarray, lines: np.ndarray, problems: Problems
 ) -> np.ndarray:
     """Positions of the first row of each content, or of the first with a label; the others are
     counted as duplicates, and as contradictions where their label is another."""
@@ -295,7 +214,7 @@ def _first_of_each(
                 problems.add("duplicated", int(lines[kept[first_row]]))
                 held[first_row], kept[first_row] = label, row
                 continue
-            agree = label is None or label == theirs
+            agree = label is None or theirs is None or fold_label(label) == fold_label(theirs)
             problems.add("duplicated" if agree else "contradictory duplicated", int(lines[row]))
         first = np.array([kept.get(row, row) for row in first.tolist()])
     return np.sort(first)

@@ -16,6 +16,7 @@ from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import write_json
 from stillhouse.core.types import Example
 from stillhouse.data.columns import Columns
+from stillhouse.data.labels import LabelRule, agree_labels
 from stillhouse.data.near_duplicates import FORMAT as NEAR_FORMAT
 from stillhouse.data.near_duplicates import LENGTH, SIMILAR, near_duplicates
 from stillhouse.data.opening import open_files, open_unlabelled
@@ -185,10 +186,15 @@ def _with_labels(part: Part) -> tuple[Part, Part]:
 
 
 def load(
-    config: DataConfig, store: Path, *, texts: bool = False, progress: Progress | None = None
+    config: DataConfig,
+    store: Path,
+    *,
+    texts: bool = False,
+    rule: LabelRule | None = None,
+    progress: Progress | None = None,
 ) -> Splits:
     """The splits of `config`'s data. Rows are stored under `store` and found again next time.
-    `texts`: labels are answers to be written.
+    `texts`: labels are answers to be written. `rule`: what is known of labels that are not.
 
     A folder with train, dev and test reports on test and selects on dev; with train and dev it
     reports on dev and selects on a part of train; a single file is split by content.
@@ -198,6 +204,7 @@ def load(
     files = open_files(config, columns, store, progress)
     if "train" not in files:
         raise DataError(f"{config.path} has no train split")
+    files, agreed = agree_labels(files, config, rule or LabelRule(values=texts))
     train, without = _with_labels(_whole(files["train"]))
     reported_rows = files.get("test") or files.get("dev")
     if reported_rows is not None:
@@ -238,6 +245,7 @@ def load(
     if lost:
         found.dropped["to select on, also reported"] = lost
         found.notes.append(f"{lost} rows to select on left out: the same text is reported")
+    found.notes.extend(agreed)
     found.notes.extend(_near_duplicates(found, store, progress or Silent()))
     return found
 

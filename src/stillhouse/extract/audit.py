@@ -29,6 +29,7 @@ from stillhouse.extract.sweep import Sweep, Swept, at
 from stillhouse.extract.thief import Thief
 from stillhouse.extract.victim import OwnModel, Service
 from stillhouse.extract.views import View
+from stillhouse.flows.labelling import tell_guesses
 from stillhouse.tasks.base import Task
 
 
@@ -90,6 +91,7 @@ def audit(
         facts = {"content": content, "seeds": config.evaluation.seeds, "auto": auto.facts}
         write_json(out / "manifest.json", manifest(**facts))
         notes = [*made.splits.notes, *made.notes]
+        tell_guesses(made.splits, progress)
         for note in [*notes, *told]:
             progress.note(note)
         swept = sweep.run()

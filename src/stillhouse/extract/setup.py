@@ -13,8 +13,10 @@ from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import derive
 from stillhouse.core.types import Example, Predictions
+from stillhouse.data.cells import fold_label
 from stillhouse.data.columns import Columns
 from stillhouse.data.documents import file_digest
+from stillhouse.data.labels import LabelRule
 from stillhouse.data.opening import open_unlabelled
 from stillhouse.data.readers import Row
 from stillhouse.data.rows import FORMAT, content_key, ingest
@@ -32,6 +34,7 @@ from stillhouse.flows.common import (
     store_root,
     teacher_task,
 )
+from stillhouse.flows.labelling import label_rule
 from stillhouse.tasks.base import Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
@@ -57,13 +60,23 @@ class Audit:
     def __init__(self, config: AuditConfig, progress: Progress) -> None:
         self.config, self.progress = config, progress
         self.store = store_root(config.cache)
-        self.splits = load(config.data, self.store / "rows", progress=progress)
+        self.splits = load(config.data, self.store / "rows", rule=self._rule(), progress=progress)
         self.of = size_of(config, self.splits)
         self.most = max(1, round(config.queries.budgets[-1] * self.of))
         self.candidates = max(self.most, round(config.queries.candidates * self.most))
         self.form: Form = self._form()
         self.corpus: QueryCorpus = read_corpus(config.queries.corpus, self.store, progress)
         self.pool, self.notes = self._own_queries()
+
+    def _rule(self) -> LabelRule:
+        """What is known of the labels: what the victim tells apart, if it is a model here."""
+        config = self.config
+        if is_endpoint(config.victim):
+            return LabelRule(values=config.task == "regression")
+        return label_rule(
+            config.task, config.victim, config.data.label_map,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
 
     @property
     def kind(self) -> str:
@@ -189,8 +202,8 @@ def _known(first: Answers, data: set[str], label_map: dict[str, str]) -> list[st
     """The victim's labels: those it named, and where it names only its choice, the data's too."""
     if first.probabilities_NK is not None and not np.isnan(first.probabilities_NK).any():
         return first.choices
-    met = {label_map.get(name, name).casefold() for name in first.choices}
-    return [*first.choices, *sorted(name for name in data if name.casefold() not in met)]
+    met = {fold_label(label_map.get(name, name)) for name in first.choices}
+    return [*first.choices, *sorted(name for name in data if fold_label(name) not in met)]
 
 
 def judged(answers: Answers, task: Task, reported: Pool) -> Predictions:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stillhouse.core.config import CorpusConfig, DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Progress
+from stillhouse.data.cells import SEVERAL_LABELS
 from stillhouse.data.encoding import encode
 from stillhouse.data.sources import Pool
 from stillhouse.models.kinds import refuse_inputs
@@ -25,6 +26,7 @@ from stillhouse.models.load import (
     load_config,
     load_span_model,
 )
+from stillhouse.models.one_logit import as_two_classes, is_one_logit
 from stillhouse.tasks.base import Dataset, Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
@@ -69,12 +71,14 @@ def kind_of(name: str) -> str:
 def load_answering(
     task: str, name: str, *, labels: list[str] | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A model of spans, or a classifier; with `labels`, its head is made where it lacks it."""
+    """A model of spans, or a classifier; with `labels`, its head is made where it lacks it. A
+    classifier of one output becomes one of two classes, 0 and 1."""
     if task == "span":
         return load_span_model(
             name, fresh_head=labels is not None, trust_remote_code=trust_remote_code
         )
-    return load_classifier(name, labels=labels, trust_remote_code=trust_remote_code)
+    model = load_classifier(name, labels=labels, trust_remote_code=trust_remote_code)
+    return as_two_classes(model) if is_one_logit(model.config, task) else model
 
 
 def teacher_task(
@@ -84,19 +88,26 @@ def teacher_task(
     if asked == "span":
         return Span(metric)
     heads: int = config.num_labels  # pyright: ignore[reportAttributeAccessIssue]
-    if getattr(config, "problem_type", None) == "multi_label_classification":
+    problem: str | None = getattr(config, "problem_type", None)
+    labels = seen_labels(pools)
+    if problem == "multi_label_classification":
         raise DataError(
-            "this teacher gives a row several labels: multi-label classification is not supported "
-            "yet, give a classifier of one label a row"
+            f"this teacher gives {SEVERAL_LABELS}, give a classifier of one label a row"
+        )
+    if asked == "auto" and heads == 1 and problem != "regression" and len(labels) == 2:
+        raise DataError(
+            f"the model has one output, the data two labels, {' and '.join(sorted(labels))}: say "
+            "--task classification (the output is the logit of class 1) or --task regression, or "
+            "set problem_type in its config.json (multi_label_classification, or regression)"
         )
     kind = ("regression" if heads == 1 else "classification") if asked == "auto" else asked
     if kind == "regression":
         if heads != 1:
             raise DataError(f"task regression needs a teacher of one output, this one has {heads}")
-        return _regression(seen_labels(pools), metric)
+        return _regression(labels, metric)
     if heads == 1:
         raise DataError("task classification needs a teacher with classes; this one has one output")
-    return Classification(match_labels(label_names(config), seen_labels(pools), label_map), metric)
+    return Classification(match_labels(label_names(config), labels, label_map), metric)
 
 
 def gold_task(pools: list[Pool], *, asked: str, metric: str | None = None) -> Task:

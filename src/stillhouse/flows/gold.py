@@ -16,6 +16,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import shape_seed
 from stillhouse.core.terms import TermConfig
 from stillhouse.data.corpus import Corpus
+from stillhouse.data.labels import LabelRule
 from stillhouse.data.sources import Splits, load
 from stillhouse.data.written import Kind
 from stillhouse.flows.common import (
@@ -25,6 +26,7 @@ from stillhouse.flows.common import (
     store_root,
 )
 from stillhouse.flows.dry_run import Trial, doubts, settled, two_rows
+from stillhouse.flows.labelling import tell_guesses, untrained_classes
 from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import (
@@ -215,14 +217,19 @@ def _prepared(config: GoldConfig, auto: Auto, progress: Progress, metric: str | 
         found = Gold(config, task, tokenizer, None, corpus, auto)
     else:
         check_named(config.task, config.model)
-        splits = load(config.data, store / "rows", progress=progress)
+        rule = LabelRule(values=config.task == "regression")
+        splits = load(config.data, store / "rows", rule=rule, progress=progress)
         pools = [splits.labelled, splits.held_out, splits.reported]
         task = gold_task(pools, asked=config.task, metric=metric)
         check_metric(task.name, metric)
+        splits.notes.extend(untrained_classes(task, splits))
         found = Gold(config, task, tokenizer, splits, None, auto)
         model = found.make(0)
     check_tokenizer(model, tokenizer)
     found.tokenizer = tokenizer_for(model, tokenizer)
+    if found.splits is not None:
+        guessed = found.task if config.task == "auto" else None
+        tell_guesses(found.splits, progress, task=guessed)
     return found
 
 
@@ -243,6 +250,7 @@ def _writer(
     task = writing_task(kind, metric, config.writing, tokenizer, model, texts=texts)
     if texts:
         splits = splits_of(config.data, store, progress)
+        tell_guesses(splits, progress)
         return Gold(config, task, tokenizer, splits, None, auto)
     length = max_tokens(model, config.data.tokens("masked_lm"))
     corpus = corpus_for(config.data, tokenizer, store, length, progress)

@@ -26,6 +26,7 @@ from stillhouse.flows.common import (
     teacher_task,
 )
 from stillhouse.flows.dry_run import Trial, doubts, settled, two_rows
+from stillhouse.flows.labelling import label_rule, tell_guesses, untrained_classes
 from stillhouse.flows.objectives import build_objective
 from stillhouse.flows.setup import Make, Setup, alike
 from stillhouse.flows.writers import (
@@ -92,7 +93,8 @@ def _prepared(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
     check_named(config.task, config.teacher)
     store, trust = store_root(config.cache), config.trust_remote_code
     check_answers(config.teacher, trust_remote_code=trust)
-    splits = load(config.data, store / "rows", progress=progress)
+    rule = label_rule(config.task, config.teacher, config.data.label_map, trust_remote_code=trust)
+    splits = load(config.data, store / "rows", rule=rule, progress=progress)
     labelled = [splits.labelled, splits.held_out, splits.reported]
     asked = row_task(config.task, labelled)
     teacher = load_answering(asked, config.teacher, trust_remote_code=trust)
@@ -104,6 +106,7 @@ def _prepared(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
         metric=config.evaluation.metric,
     )
     check_metric(task.name, config.evaluation.metric)
+    splits.notes.extend(untrained_classes(task, splits))
     named = config.student.model or config.student.source
 
     def load_named() -> PreTrainedModel:
@@ -116,7 +119,9 @@ def _prepared(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
             "spans are compared token by token, and the student has another tokenizer than its "
             "teacher: give a student with the teacher's"
         )
-    return _checked(config, task, splits, None, teacher, *made, store, auto)
+    setup = _checked(config, task, splits, None, teacher, *made, store, auto)
+    tell_guesses(splits, progress, task=task if config.task == "auto" else None)
+    return setup
 
 
 def _on_text(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
@@ -181,6 +186,8 @@ def _writers(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
         corpus = corpus_for(config.data, mine, store, length, progress)
     setup = _checked(config, task, splits, corpus, teacher, *made, store, auto)
     setup.teachers.update(others)
+    if splits is not None:
+        tell_guesses(splits, progress)
     return setup
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import NO_LABEL, Predictions
+from stillhouse.data.cells import fold_label
 from stillhouse.numerics import metrics
 from stillhouse.tasks.base import Data
 
@@ -18,7 +19,8 @@ from stillhouse.tasks.base import Data
 def match_labels(teacher: list[str], data: set[str], label_map: dict[str, str]) -> list[str]:
     """The teacher's labels, in its order, by the names the data uses.
 
-    Names are matched (`label_map` renames the teacher's; case is forgiven), positions never.
+    Names are matched (`label_map` renames the teacher's; case, white space, Unicode form and a
+    whole number that is a float are forgiven), positions never.
     Raises DataError where the data has a label that the teacher doesn't know.
     """
     unknown_names = sorted(set(label_map) - set(teacher))
@@ -28,8 +30,9 @@ def match_labels(teacher: list[str], data: set[str], label_map: dict[str, str]) 
             f"it has {', '.join(teacher)}"
         )
     renamed = [label_map.get(name, name) for name in teacher]
-    folded = {name.casefold(): name for name in data}
-    matched = [name if name in data else folded.get(name.casefold(), name) for name in renamed]
+    own = {fold_label(name) for name in renamed if name in data}
+    folded = {fold_label(name): name for name in data if fold_label(name) not in own}
+    matched = [name if name in data else folded.get(fold_label(name), name) for name in renamed]
     if len(set(matched)) != len(matched):
         raise DataError(f"two of the teacher's labels come to the same name: {', '.join(matched)}")
     strange = sorted(data - set(matched))
