@@ -24,9 +24,9 @@ from stillhouse.core.folding import folded
 from stillhouse.core.progress import Advance, Progress, Silent
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
-from stillhouse.data.chat import parted
 from stillhouse.data.columns import OTHER, PAIR, TEXT, Columns
 from stillhouse.data.readers import Row
+from stillhouse.data.turns import conversation_in
 
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
@@ -72,7 +72,12 @@ class Rows:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.dropped: dict[str, int] = summary["dropped"]
         self.notes: list[str] = summary["notes"]
+        self.where: str = summary["where"]
         self.fingerprint: str = folder.name
+
+    def place(self, row: int) -> str:
+        """File and line of a row, to be named."""
+        return f"{self.where} line {np.load(self.folder / 'lines.npy', mmap_mode='r')[row]}"
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -136,6 +141,7 @@ class _Problems:
         self.lines: dict[str, list[int]] = {}
         self.counts: dict[str, int] = {}
         self.unread: list[str] = []
+        self.told: set[str] = set()  # of conversations: what is not read
 
     def add(self, kind: str, line: int) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -156,7 +162,7 @@ class _Problems:
         if self.unread:
             names = ", ".join(self.unread)
             found.append(f"{where}: {names} not read (--text-column, --pair-column say what is)")
-        return found
+        return found + [f"{where}: {each}" for each in sorted(self.told)]
 
 
 def _clean(value: Any) -> str | None:
@@ -207,9 +213,12 @@ def _usable(
             problems.add("broken", line)
             continue
         assert found.text is not None
-        if found.texts and isinstance(row.get(found.text), list):
-            text, label = parted(row[found.text], f"{where} line {line}")
-            pair, label = None, label if labelled else None
+        said = None
+        if found.texts:
+            place, told = f"{where} line {line}", problems.told.add
+            said = conversation_in(row, found.text, found.label, place, told)
+        if said is not None:
+            text, pair, label = said[0], None, said[1] if labelled else None
         else:
             text = _clean(row.get(found.text))
             pair = _clean(row.get(found.pair)) if found.pair else None
@@ -270,7 +279,8 @@ def _write(
         np.save(folder / f"{name}.npy", np.frombuffer(bytes(found), dtype="<u8").reshape(-1, 2))
     kept = _first_of_each(folder, keys_N2, np.asarray(lines, dtype=np.int64), problems)
     np.save(folder / "kept.npy", kept)
-    summary = {"dropped": problems.counts, "notes": problems.notes(where)}
+    np.save(folder / "lines.npy", np.asarray(lines, dtype=np.int64))
+    summary = {"dropped": problems.counts, "notes": problems.notes(where), "where": where}
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 

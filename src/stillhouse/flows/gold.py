@@ -29,6 +29,7 @@ from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import (
     check_named,
+    check_writers,
     corpus_for,
     is_running_text,
     splits_of,
@@ -215,7 +216,9 @@ def _writer(
     texts = not (kind == "causal_lm" and is_running_text(config.data))
     task = writing_task(kind, metric, config.writing, tokenizer, model, texts=texts)
     if texts:
-        return Gold(config, task, tokenizer, splits_of(config.data, store, progress), None)
+        splits = splits_of(config.data, store, progress)
+        check_writers(splits, kind, [(tokenizer, model)], progress)
+        return Gold(config, task, tokenizer, splits, None)
     length = max_tokens(model, config.data.tokens("masked_lm"))
     corpus = corpus_for(config.data, tokenizer, store, length, progress)
     return Gold(config, task, tokenizer, None, corpus)
