@@ -31,6 +31,7 @@ from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import (
     check_named,
+    check_writers,
     corpus_for,
     is_running_text,
     splits_of,
@@ -250,6 +251,7 @@ def _writer(
     task = writing_task(kind, metric, config.writing, tokenizer, model, texts=texts)
     if texts:
         splits = splits_of(config.data, store, progress)
+        check_writers(splits, kind, [(tokenizer, model)], progress)
         tell_guesses(splits, progress)
         return Gold(config, task, tokenizer, splits, None, auto)
     length = max_tokens(model, config.data.tokens("masked_lm"))
