@@ -123,7 +123,7 @@ def usable(header: Header, problems: Problems) -> Iterator[Usable]:
         found = header.found
         place = f"{header.where} line {line}"
         said = None
-        if found.texts:
+        if found.texts and found.text is not None:
             said = conversation_in(row, found.text, found.label, place, problems.unread.add)
         try:
             text, pair, label, group = _fields(row, found, said)
