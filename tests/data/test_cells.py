@@ -61,7 +61,7 @@ def test_lists_are_no_text(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [["toxic", "insult"], [0, 1, 0], np.array([1, 0])])
 def test_a_list_of_labels_is_several_labels(value: Any) -> None:
-    with pytest.raises(DataError, match="column labels holds lists: several labels a row"):
+    with pytest.raises(DataError, match="column labels holds lists, several labels a row"):
         label_of(value, "labels")
 
 

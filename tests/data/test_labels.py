@@ -88,7 +88,7 @@ def test_what_is_done_is_said_in_one_line() -> None:
 
 @pytest.mark.parametrize("labels", [["[0, 1, 0]", "[1, 0, 0]"], ["['a', 'b']", "[]"]])
 def test_lists_written_as_texts_are_several_labels(labels: list[str]) -> None:
-    with pytest.raises(DataError, match=r"labels are lists such as .*: several labels a row"):
+    with pytest.raises(DataError, match=r"labels are lists such as .*, several labels a row"):
         names(Counter(labels))
     assert names({"[POS]": 1, "[NEG]": 2}) == {}
 

@@ -230,7 +230,10 @@ def test_a_row_with_a_better_column_than_those_before_is_refused(tmp_path: Path)
     [
         ({"text": ["a", "b"], "label": "x"}, "line 1: column text holds lists"),
         ({"text": {"body": "a"}, "label": "x"}, "--text-column text.NAME"),
-        ({"text": "a", "labels": ["x", "y"]}, "several labels a row are not supported yet"),
+        (
+            {"text": "a", "labels": ["x", "y"]},
+            "several labels a row: multi-label classification is not",
+        ),
         ({"text": "a", "label": {"name": "x"}}, "--label-column label.NAME"),
         ({"text": "a", "pair": ["b"], "label": "x"}, "--pair-column"),
     ],

@@ -11,6 +11,7 @@ import unicodedata
 from typing import Any
 
 from stillhouse.core.errors import DataError
+from stillhouse.core.folding import folded
 
 SEVERAL_LABELS = "several labels a row: multi-label classification is not supported yet"
 MISSING = ("<NA>", "NaT")  # how pandas shows what is not there
@@ -105,8 +106,7 @@ def tidy_label(text: str) -> str | None:
 def fold_label(label: str) -> str:
     """What labels have in common that differ in case, white space, Unicode form, or in being a
     whole number written as a float."""
-    text = unicodedata.normalize("NFKC", label.translate(UNSEEN)).casefold()
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    text = folded(label)
     whole = WHOLE.fullmatch(text)
     return whole.group(1) if whole else text
 

@@ -91,7 +91,7 @@ def audit(
         facts = {"content": content, "seeds": config.evaluation.seeds, "auto": auto.facts}
         write_json(out / "manifest.json", manifest(**facts))
         notes = [*made.splits.notes, *made.notes]
-        tell_guesses(made.splits, progress)
+        tell_guesses(made.splits, progress, task, asked=config.task)
         for note in [*notes, *told]:
             progress.note(note)
         swept = sweep.run()

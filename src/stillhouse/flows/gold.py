@@ -191,6 +191,8 @@ def prepare_gold(
     trials = [_trial(gold)]
     gold.auto, gold.doubts = settled(trials, auto, config), doubts(trials)
     gold.config = gold.auto.settle(config)
+    if gold.splits is not None:
+        tell_guesses(gold.splits, progress, gold.task, asked=config.task)
     return gold
 
 
@@ -228,9 +230,6 @@ def _prepared(config: GoldConfig, auto: Auto, progress: Progress, metric: str | 
         model = found.make(0)
     check_tokenizer(model, tokenizer)
     found.tokenizer = tokenizer_for(model, tokenizer)
-    if found.splits is not None:
-        guessed = found.task if config.task == "auto" else None
-        tell_guesses(found.splits, progress, task=guessed)
     return found
 
 
@@ -252,7 +251,6 @@ def _writer(
     if texts:
         splits = splits_of(config.data, store, progress)
         check_writers(splits, kind, [(tokenizer, model)], progress)
-        tell_guesses(splits, progress)
         return Gold(config, task, tokenizer, splits, None, auto)
     length = max_tokens(model, config.data.tokens("masked_lm"))
     corpus = corpus_for(config.data, tokenizer, store, length, progress)

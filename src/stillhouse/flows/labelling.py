@@ -30,11 +30,11 @@ def label_rule(
     return LabelRule(values=values, classes=(*known, *label_map.values()))
 
 
-def tell_guesses(splits: Splits, progress: Progress, *, task: Task | None = None) -> None:
-    """One line of the columns that no one named, and of the `task` where it was not asked for."""
+def tell_guesses(splits: Splits, progress: Progress, task: Task, *, asked: str) -> None:
+    """One line of the columns that no one named, and of the task where none was `asked` for."""
     rows = next((part.rows for part in splits.train.parts), None)
     guesses = [rows.guessed] if rows is not None and rows.guessed else []
-    if task is not None:
+    if asked == "auto":
         of = f" of {task.width} classes" if task.name == "classification" else ""
         guesses.append(f"task: {task.name}{of}")
     if guesses:

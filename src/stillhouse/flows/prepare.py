@@ -64,6 +64,8 @@ def prepare(
         raise ModelError(f"{reasons[0]}: take another teacher")
     setup.doubts = doubts(trials[1:])
     setup.config = setup.auto.settle(config)
+    if setup.splits is not None:
+        tell_guesses(setup.splits, progress or Silent(), setup.task, asked=config.task)
     return setup
 
 
@@ -120,9 +122,7 @@ def _prepared(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
             "spans are compared token by token, and the student has another tokenizer than its "
             "teacher: give a student with the teacher's"
         )
-    setup = _checked(config, task, splits, None, teacher, *made, store, auto)
-    tell_guesses(splits, progress, task=task if config.task == "auto" else None)
-    return setup
+    return _checked(config, task, splits, None, teacher, *made, store, auto)
 
 
 def _on_text(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
@@ -189,8 +189,6 @@ def _writers(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
         corpus = corpus_for(config.data, mine, store, length, progress)
     setup = _checked(config, task, splits, corpus, teacher, *made, store, auto)
     setup.teachers.update(others)
-    if splits is not None:
-        tell_guesses(splits, progress)
     return setup
 
 
