@@ -22,6 +22,7 @@ from stillhouse.models.load import resolve
 from stillhouse.models.weights import Masks
 from stillhouse.numerics.masks import density
 from stillhouse.tasks.base import Data
+from stillhouse.training import defaults
 from stillhouse.training.sparse import MASKS, fitting, load_masks
 
 
@@ -74,21 +75,25 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     config = auto.settle(config)
     path = _masks_path(config)
     masks = fitting(load_masks(path)[0], gold.make(config.seed), str(path)) if path else {}
-    content = _content(gold, path)
+    content, objective = _content(gold, path), gold.weighted(config.training.class_weights)
     claim(out, settings, content)
     if masks:
         progress.note(f"{density(masks):.1%} of the weights in {len(masks)} matrices stay ({path})")
     for note in [*gold.notes, *told]:
         progress.note(note)
     training, held_out, reported = gold.datasets(progress)
-    facts = {"content": content, "seeds": [config.seed], "auto": auto.facts}
-    write_json(out / "manifest.json", manifest(**facts))
+    known = gold.facts(training, held_out, gold.make(config.seed))
+    chosen = defaults.asked(config.training)
+    config = config.model_copy(update={"training": defaults.settle(config.training, known)})
+    became = {"training": {name: getattr(config.training, name) for name in chosen}}
+    facts = {"content": content, "seeds": [config.seed]}
+    write_json(out / "manifest.json", manifest(**facts, auto={**auto.facts, **became}))
     write_training_data(out, gold.data, before=[config.model])
     stage = Stage(
         name="finetune",
         described=gold.described,
         data=training,
-        objective=gold.objective,
+        objective=objective,
         source=None,
         training=config.training,
         on_rows=True,
@@ -99,6 +104,8 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         masks=masks,
         choices=gold.task.width if config.task in WRITING else None,
     )
+    if known is not None and chosen:
+        progress.note(defaults.told(config.training, chosen, known, stage.steps(config.seed)))
     trained = train(
         "teacher",
         config.seed,
