@@ -56,13 +56,18 @@ OBJECTS = {
     "car rental": ["the rental car", "the hire car", "the vehicle I booked", "the van for Sunday"],
     "insurance": ["my insurance", "the policy", "the cover for my car", "our liability plan"],
     "gym": ["my gym membership", "the fitness club", "my workout pass", "the training contract"],
-    "streaming": ["my streaming account", "the film subscription", "the series app", "my watchlist"],
+    "streaming": [
+        "my streaming account",
+        "the film subscription",
+        "the series app",
+        "my watchlist",
+    ],
     "password": ["my password", "the login", "the pin", "my sign-in code"],
     "invoice": ["my invoice", "the bill", "the receipt for May", "the statement"],
 }
 ASIDES = ["", "", "", "hi there,", "sorry to bother you,", "quick question:", "hello,", "urgent!",
           "I moved last month,", "after my call about {},", "it's not about {},", "my wife asked,",
-          "unlike with {},", "thanks in advance,", "second time I ask:", "on holiday now,"]  # fmt: skip
+          "unlike with {},", "thanks in advance,", "second time I ask:", "on holiday,"]  # fmt: skip
 ENDS = ["", "", "", "please", "thanks", "as soon as possible", "?", "!", "if that's possible",
         "since yesterday", "and not {}", "before the weekend"]  # fmt: skip
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,7 @@ def test_auto_is_a_setting_like_others() -> None:
         tiny.config(Path("t"), Path("d"), Path("c"), training={"epochs": "auto"})
 
 
-def tuned(root: Path, name: str, notes: Notes | None = None, /, **settings: Any) -> sh.Run:
+def tuned(root: Path, name: str, notes: Silent | None = None, /, **settings: Any) -> sh.Run:
     """A fine-tuning on 60 short rows of two classes."""
     if not (root / "base").exists():
         tiny.save(root / "base", "bert", layers=1, labels=["a", "b", "c"])
@@ -136,6 +138,39 @@ def test_the_same_settings_given_make_the_same_model(tmp_path: Path) -> None:
     chosen = tuned(tmp_path, "chosen")
     given = tuned(tmp_path, "given", epochs=30, lr=5e-4, select="last")
     mine, theirs = chosen.student, given.student
+    assert mine is not None
+    assert theirs is not None
+    for name, tensor in mine.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name]), name
+
+
+class Killed(Silent):
+    """Breaks a training off after so many steps."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str) -> Iterator[Any]:
+        def advance(count: int) -> None:
+            self.left -= count if unit == "steps" else 0
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    """Also with weights of classes; its checkpoint is from before the kill."""
+    how = {"class_weights": "sqrt", "checkpoint_s": 1e-9}
+    whole = tuned(tmp_path, "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tmp_path, "killed", Killed(20), **how)
+    assert list((tmp_path / "killed" / "checkpoints").glob("*.partial.safetensors"))
+    notes = Notes()
+    resumed = tuned(tmp_path, "killed", notes, **how)
+    assert any("goes on from its last checkpoint" in note for note in notes.said)
+    mine, theirs = whole.student, resumed.student
     assert mine is not None
     assert theirs is not None
     for name, tensor in mine.state_dict().items():

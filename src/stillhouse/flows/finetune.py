@@ -82,7 +82,7 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     for note in [*gold.notes, *told]:
         progress.note(note)
     training, held_out, reported = gold.datasets(progress)
-    known = gold.facts(training, held_out, gold.make(config.seed))
+    known = gold.facts(training, held_out, seed=config.seed)
     chosen = defaults.asked(config.training)
     config = config.model_copy(update={"training": defaults.settle(config.training, known)})
     became = {"training": {name: getattr(config.training, name) for name in chosen}}

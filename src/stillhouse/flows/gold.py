@@ -131,16 +131,16 @@ class Gold:
             return named.num_labels != 1
         return sorted(label_names(named)) != sorted(self.task.choices)
 
-    def facts(self, training: Data, held_out: Data, model: PreTrainedModel) -> Facts | None:
-        """What its training's defaults depend on; None of spans, running text and generation."""
+    def facts(self, training: Data, held_out: Data, *, seed: int) -> Facts | None:
+        """What a training's defaults depend on; None of spans, running text and generation."""
         if not self.by_row:
             return None
         return Facts(
             rows=len(training),
             classes=self.task.width,
-            per_epoch=steps_per_epoch(training, self.config.training, seed=0),
+            per_epoch=steps_per_epoch(training, self.config.training, seed),
             validation=len(held_out),
-            width=getattr(model.config, "hidden_size", AT_WIDTH),
+            width=getattr(load_config(self.config.model), "hidden_size", AT_WIDTH),
             new_head=self.new_head,
         )
 
