@@ -58,11 +58,24 @@ def test_a_head_that_is_there_needs_no_more_than_three_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "rate"), [(768, 5e-5), (384, 2e-4), (1024, 2.8e-5), (312, 3e-4), (128, 5e-4),
-                        (4096, 1e-5)]
-)  # fmt: skip
-def test_the_rate_falls_with_the_square_of_the_width(width: int, rate: float) -> None:
-    assert rate_for(width) == rate
+    ("width", "classes", "rate"),
+    [
+        (768, 2, 5e-5),
+        (768, 77, 5e-5),
+        (384, 2, 1e-4),
+        (384, 19, 1e-4),
+        (384, 20, 2e-4),
+        (312, 2, 1.2e-4),
+        (32, 2, 5e-4),  # no more than that
+        (1024, 2, 2.8e-5),
+        (1024, 150, 2.8e-5),
+        (4096, 2, 1e-5),
+    ],
+)
+def test_the_rate_falls_with_the_width_and_rises_with_the_classes(
+    width: int, classes: int, rate: float
+) -> None:
+    assert rate_for(width, classes) == rate
 
 
 def test_the_best_weights_are_kept_where_enough_rows_judge() -> None:

@@ -18,6 +18,7 @@ EPOCHS = (3.0, 30.0)  # passes over the data: at least, at most
 STEPS, STEPS_A_CLASS = 400, 10  # that a new head needs, and with it the layers under it
 RATE, AT_WIDTH = 5e-5, 768  # what BERT's authors found for its base size (2e-5 to 5e-5)
 RATES = (1e-5, 5e-4)
+MANY = 20  # classes: their new head has a long way to go
 JUDGES = 100  # validation rows: of fewer, the luckiest weights would be kept, not the best
 PLAIN = {"epochs": 3.0, "lr": 5e-5, "select": "best"}  # of tasks that these rules are not for
 
@@ -45,11 +46,14 @@ def epochs_for(facts: Facts) -> float:
     return float(min(high, max(low, math.ceil(steps / facts.per_epoch))))
 
 
-def rate_for(width: int) -> float:
-    """The largest learning rate of a model `width` wide, to two digits: smaller models take larger
-    steps. RATE at BERT's width, and by the square of the widths' ratio."""
+def rate_for(width: int, classes: int) -> float:
+    """The largest learning rate of a model `width` wide, to two digits: RATE at BERT's width, and a
+    smaller model takes larger steps, by the widths' ratio, for many classes by its square. A wider
+    one takes smaller steps by the square: large models break more easily."""
     low, high = RATES
-    return float(f"{min(high, max(low, RATE * (AT_WIDTH / width) ** 2)):.1e}")
+    ratio = AT_WIDTH / width
+    power = 2 if classes >= MANY or ratio < 1 else 1
+    return float(f"{min(high, max(low, RATE * ratio**power)):.1e}")
 
 
 def settle(training: FinetuneTraining, facts: Facts | None) -> FinetuneTraining:
@@ -59,7 +63,7 @@ def settle(training: FinetuneTraining, facts: Facts | None) -> FinetuneTraining:
     else:
         became = {
             "epochs": epochs_for(facts),
-            "lr": rate_for(facts.width),
+            "lr": rate_for(facts.width, facts.classes),
             "select": "best" if facts.validation >= JUDGES else "last",
         }
     left = [name for name in PLAIN if getattr(training, name) == AUTO]
