@@ -100,7 +100,7 @@ def test_spans_and_running_text_train_as_ever() -> None:
 
 def test_it_is_said_in_a_line() -> None:
     chosen = asked(FinetuneTraining())
-    assert told(settle(FinetuneTraining(), FACTS), chosen, FACTS, 775) == (
+    assert told(settle(FinetuneTraining(), FACTS), chosen, FACTS) == (
         "25 epochs (775 steps), lr 0.0002, the best weights kept: chosen for 962 rows of 77 "
         "classes, 107 held-out rows and a model 384 wide"
     )

@@ -82,12 +82,9 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     for note in [*gold.notes, *told]:
         progress.note(note)
     training, held_out, reported = gold.datasets(progress)
-    known = gold.facts(training, held_out, seed=config.seed)
-    chosen = defaults.asked(config.training)
-    config = config.model_copy(update={"training": defaults.settle(config.training, known)})
-    became = {"training": {name: getattr(config.training, name) for name in chosen}}
+    config, became, chosen = _chosen(config, gold, training, held_out)
     facts = {"content": content, "seeds": [config.seed]}
-    write_json(out / "manifest.json", manifest(**facts, auto={**auto.facts, **became}))
+    write_json(out / "manifest.json", manifest(**facts, auto={**auto.facts, "training": became}))
     write_training_data(out, gold.data, before=[config.model])
     stage = Stage(
         name="finetune",
@@ -104,8 +101,8 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         masks=masks,
         choices=gold.task.width if config.task in WRITING else None,
     )
-    if known is not None and chosen:
-        progress.note(defaults.told(config.training, chosen, known, stage.steps(config.seed)))
+    if chosen:
+        progress.note(chosen)
     trained = train(
         "teacher",
         config.seed,
@@ -118,3 +115,17 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     )
     model = load_trained(trained, gold.make(config.seed))
     return Finetuned(config, gold, model, trained, masks, reported, time.perf_counter() - started)
+
+
+def _chosen(
+    config: FinetuneConfig, gold: Gold, training: Data, held_out: Data
+) -> tuple[FinetuneConfig, dict[str, object], str | None]:
+    """The config with what was left to be chosen, its values by name, and a line that tells them
+    where they follow from the data."""
+    known, names = gold.facts(training, held_out, seed=config.seed), defaults.asked(config.training)
+    settled = defaults.settle(config.training, known)
+    config = config.model_copy(update={"training": settled})
+    became: dict[str, object] = {name: getattr(settled, name) for name in names}
+    if known is None or not names:
+        return config, became, None
+    return config, became, defaults.told(settled, names, known)

@@ -79,8 +79,9 @@ def asked(training: FinetuneTraining) -> list[str]:
     ]
 
 
-def told(training: FinetuneTraining, chosen: list[str], facts: Facts, steps: int) -> str:
+def told(training: FinetuneTraining, chosen: list[str], facts: Facts) -> str:
     """What the settings that were `chosen` became, in a line for people."""
+    steps = max(1, round(float(training.epochs) * facts.per_epoch)) if "epochs" in chosen else 0
     words = {
         "epochs": f"{training.epochs:g} epochs ({steps:,} steps)",
         "lr": f"lr {training.lr:g}",
