@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import stillhouse.report
-from stillhouse.core.results import DataSummary, Disagreement, Gain, Record
+from stillhouse.core.results import DataSummary, Disagreement, FloorResult, Gain, Record
 from stillhouse.report import render
 
 from .runs import WriteRun, evaluation_line, make_record, metric_lines, models, step_line
@@ -209,6 +209,18 @@ def test_finetuned_model_is_nobodys_student(write_run: WriteRun) -> None:
     assert "Model took" in text
     assert "Baseline" not in text
     assert "eacher" not in text
+
+
+def test_the_floor_stands_below_the_models(write_run: WriteRun) -> None:
+    floor = FloorResult(
+        name="TF-IDF with logistic regression", score=0.654, interval=(0.62, 0.69),
+        metrics={"accuracy": 0.654}, rows=1069, seconds=0.31,
+    )  # fmt: skip
+    text = page(write_run(record=make_record(floor=floor))).text
+    found = text[text.index("A bag of words") :]
+    assert found.startswith("A bag of words (TF-IDF with logistic regression), trained on 1")
+    assert "0.654, interval 0.620" in found.replace("\u2009", "")
+    assert "bag of words" not in page(write_run("none")).text
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from stillhouse.core.sections import (
     DataConfig,
     EvaluationConfig,
     ExportConfig,
+    FinetuneTraining,
     LabelConfig,
     MaskingConfig,
     Metric,
@@ -48,6 +49,7 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "FinetuneConfig",
+    "FinetuneTraining",
     "GoldConfig",
     "LabelConfig",
     "MaskingConfig",
@@ -248,6 +250,7 @@ class FinetuneConfig(GoldConfig):
     left out, the task's own."""
 
     flow: Literal["finetune"] = "finetune"
+    training: FinetuneTraining = FinetuneTraining()  # pyright: ignore[reportIncompatibleVariableOverride]
     metric: Metric | None = None
     masks: str = "auto"
     seed: int = 0

@@ -174,6 +174,18 @@ class TrainingConfig(Config):
     head_memory_mb: Positive = 256
 
 
+class FinetuneTraining(TrainingConfig):
+    """auto: chosen for the data and the model, see training/defaults. select: the weights that are
+    kept, those that do best on the held-out rows or the last ones. class_weights: what a row counts
+    for in the loss, by its class: the same, as many times more as the class is rarer (balanced), or
+    the square root of that (sqrt); on average over the training rows it is 1."""
+
+    epochs: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    select: Literal["auto", "best", "last"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    class_weights: Literal["none", "balanced", "sqrt"] = "none"
+
+
 class LabelConfig(Config):
     """How the teacher is asked. states: inner states are read as they are needed (live), or kept
     on disk in bf16 or int8, which takes room and saves the teacher's forward in every epoch.

@@ -27,7 +27,9 @@ def beside(floor: FloorResult | None) -> str:
     return "" if floor is None else f"; a bag of words ({floor.name}) scores {floor.score:.3f}"
 
 
-def classes_missed(who: str, model: ModelResult, choices: Sequence[str]) -> list[str]:
+def classes_missed(
+    who: str, model: ModelResult, choices: Sequence[str], *, advice: str = "train it longer"
+) -> list[str]:
     """A warning that names the classes a model never answers, with how many rows have them."""
     missed = model.never_predicted
     if not missed:
@@ -38,7 +40,7 @@ def classes_missed(who: str, model: ModelResult, choices: Sequence[str]) -> list
     there = sum(count > 0 for count in rows.values())
     return [
         f"{who} never answers {len(missed)} of the {there} classes that the reported rows have: "
-        f"{named}{more}; train it longer, or give more rows of these"
+        f"{named}{more}; {advice}, or give more rows of these"
     ]
 
 

@@ -22,6 +22,7 @@ from stillhouse.models.load import resolve
 from stillhouse.models.weights import Masks
 from stillhouse.numerics.masks import density
 from stillhouse.tasks.base import Data
+from stillhouse.training import defaults
 from stillhouse.training.sparse import MASKS, fitting, load_masks
 
 
@@ -74,21 +75,22 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     config = auto.settle(config)
     path = _masks_path(config)
     masks = fitting(load_masks(path)[0], gold.make(config.seed), str(path)) if path else {}
-    content = _content(gold, path)
+    content, objective = _content(gold, path), gold.weighted(config.training.class_weights)
     claim(out, settings, content)
     if masks:
         progress.note(f"{density(masks):.1%} of the weights in {len(masks)} matrices stay ({path})")
     for note in [*gold.notes, *told]:
         progress.note(note)
     training, held_out, reported = gold.datasets(progress)
-    facts = {"content": content, "seeds": [config.seed], "auto": auto.facts}
-    write_json(out / "manifest.json", manifest(**facts))
+    config, became, chosen = _chosen(config, gold, training, held_out)
+    facts = {"content": content, "seeds": [config.seed]}
+    write_json(out / "manifest.json", manifest(**facts, auto={**auto.facts, "training": became}))
     write_training_data(out, gold.data, before=[config.model])
     stage = Stage(
         name="finetune",
         described=gold.described,
         data=training,
-        objective=gold.objective,
+        objective=objective,
         source=None,
         training=config.training,
         on_rows=True,
@@ -99,6 +101,8 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
         masks=masks,
         choices=gold.task.width if config.task in WRITING else None,
     )
+    if chosen:
+        progress.note(chosen)
     trained = train(
         "teacher",
         config.seed,
@@ -111,3 +115,17 @@ def finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = N
     )
     model = load_trained(trained, gold.make(config.seed))
     return Finetuned(config, gold, model, trained, masks, reported, time.perf_counter() - started)
+
+
+def _chosen(
+    config: FinetuneConfig, gold: Gold, training: Data, held_out: Data
+) -> tuple[FinetuneConfig, dict[str, object], str | None]:
+    """The config with what was left to be chosen, its values by name, and a line that tells them
+    where they follow from the data."""
+    known, names = gold.facts(training, held_out, seed=config.seed), defaults.asked(config.training)
+    settled = defaults.settle(config.training, known)
+    config = config.model_copy(update={"training": settled})
+    became: dict[str, object] = {name: getattr(settled, name) for name in names}
+    if known is None or not names:
+        return config, became, None
+    return config, became, defaults.told(settled, names, known)

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, GoldConfig
+from stillhouse.core.errors import UsageError
 from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress
 from stillhouse.core.seeding import shape_seed
@@ -43,8 +44,11 @@ from stillhouse.models.generator import load_generator
 from stillhouse.models.limits import check_tokenizer, check_vocabulary, max_tokens, tokenizer_for
 from stillhouse.models.load import (
     folder_fingerprint,
+    has_head,
     head_settings,
+    label_names,
     load_classifier,
+    load_config,
     load_span_model,
     load_tokenizer,
 )
@@ -53,7 +57,10 @@ from stillhouse.tasks.base import Data, Task
 from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
 from stillhouse.tasks.written import RunningText
 from stillhouse.training import objective as objectives
+from stillhouse.training import response
+from stillhouse.training.defaults import AT_WIDTH, Facts
 from stillhouse.training.objective import Objective
+from stillhouse.training.order import steps_per_epoch
 
 
 @dataclass
@@ -91,8 +98,52 @@ class Gold:
 
     @property
     def objective(self) -> Objective:
+        return self.weighted("none")
+
+    def weighted(self, class_weights: str) -> Objective:
+        """The objective, each row weighed by its class. Raises UsageError where there are none."""
+        weights_K = None
+        if class_weights != "none":
+            if self.splits is None or not self.by_row or self.task.width == 1:
+                raise UsageError(
+                    f"class weights are for classes, and a {self.task.name} has none: leave "
+                    "training.class_weights at none"
+                )
+            gold_N = self.task.gold(self.splits.labelled.labels).numpy()
+            counts_K = np.bincount(gold_N, minlength=self.task.width)
+            weights_K = response.class_weights(counts_K, class_weights)
         gold = TermConfig(kind="gold")
-        return objectives.build([gold], choices=self.task.width, signal=None, has_gold=True)
+        return objectives.build(
+            [gold], choices=self.task.width, signal=None, has_gold=True, weights_K=weights_K
+        )
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a row has one answer, a class or a value, that a head gives."""
+        return self.task.name in ("classification", "regression")
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the model's head is drawn afresh: it has none, or one for other classes."""
+        named = load_config(self.config.model)
+        if not has_head(self.config.model):
+            return True
+        if self.task.width == 1:
+            return named.num_labels != 1
+        return sorted(label_names(named)) != sorted(self.task.choices)
+
+    def facts(self, training: Data, held_out: Data, *, seed: int) -> Facts | None:
+        """What a training's defaults depend on; None of spans, running text and generation."""
+        if not self.by_row:
+            return None
+        return Facts(
+            rows=len(training),
+            classes=self.task.width,
+            per_epoch=steps_per_epoch(training, self.config.training, seed),
+            validation=len(held_out),
+            width=getattr(load_config(self.config.model), "hidden_size", AT_WIDTH),
+            new_head=self.new_head,
+        )
 
     @property
     def kind(self) -> Kind:

@@ -192,6 +192,13 @@ def _run_warnings(runs: list[Trained]) -> list[str]:
     return [f"{run.role}, seed {run.seed}: {text}" for run in runs for text in run.warnings]
 
 
+def _weigh(done: Finetuned) -> str:
+    """What helps a class that is never answered, beyond more of its rows."""
+    if done.config.training.class_weights == "balanced":
+        return "train it longer"
+    return "weigh rare classes (--set training.class_weights=balanced)"
+
+
 def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     """The record of a fine-tuning: one model, no teacher, no verdict."""
     gold = done.gold
@@ -232,7 +239,7 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         warnings=[
             *gold.notes,
             *below_floor("the model", model, floor, task.metric),
-            *classes_missed("the model", model, task.choices),
+            *classes_missed("the model", model, task.choices, advice=_weigh(done)),
             *_run_warnings([done.trained]),
         ],
         signatures=signatures() if task.judges_texts else {},

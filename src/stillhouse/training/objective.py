@@ -33,6 +33,7 @@ from stillhouse.training.inner import InnerTerm, Inside, inner_term, taps_of
 from stillhouse.training.response import (
     RowLoss,
     Soft,
+    WeightedClasses,
     at,
     check_soft,
     gold_classes,
@@ -200,8 +201,10 @@ def build(
     signal: type[Dense] | type[Sparse] | type[Labels] | None,
     has_gold: bool,
     inside: Inside | None = None,
+    weights_K: Tensor | None = None,
 ) -> Objective:
-    """The objective of `configs` for K = `choices` (1: regression). Raises UsageError for a term
+    """The objective of `configs` for K = `choices` (1: regression). `weights_K`: what a label's
+    loss is multiplied by, by its class. Raises UsageError for a term
     that the signal, the data or the two models can't feed, before anything is trained."""
     terms: list[Term] = []
     shared: dict[str, nn.Linear] = {}
@@ -216,6 +219,8 @@ def build(
             if not has_gold:
                 raise UsageError("the objective has a gold term, but no row has a label")
             rows = gold_values if choices == 1 else gold_classes
+            if weights_K is not None:
+                rows = WeightedClasses(weights_K)
         elif signal is None:
             raise UsageError(f"the objective has a {config.kind} term, but there is no teacher")
         elif config.kind == "hard":

@@ -44,6 +44,40 @@ def gold_classes(output: StudentOutput, _: Signal | None, batch: Batch, __: floa
     return d.cross_entropy(output.scores_NK, batch.gold_N.clamp(min=0)), has_N
 
 
+WEIGHTS = {"balanced": 1.0, "sqrt": 0.5}
+
+
+def class_weights(counts_K: np.ndarray, kind: str) -> Tensor:
+    """What a row of each class counts for, as its class's count to minus 1 (balanced) or minus
+    one half (sqrt), scaled so that the mean over the counted rows is 1: a mean loss over rows is
+    then the weighted sum over the sum of weights. A class without rows has 1.
+
+    Raises ValueError for a kind that is not known, or without any row."""
+    if kind not in WEIGHTS:
+        raise ValueError(unknown("class weights", kind, WEIGHTS))
+    there_K = counts_K > 0
+    if not there_K.any():
+        raise ValueError("class weights need at least one row")
+    raw_K = np.where(there_K, np.maximum(counts_K, 1.0) ** -WEIGHTS[kind], 0.0)
+    scaled_K = raw_K * counts_K.sum() / (raw_K * counts_K).sum()
+    return torch.from_numpy(np.where(there_K, scaled_K, 1.0)).float()
+
+
+@dataclass(frozen=True)
+class WeightedClasses:
+    """Cross-entropy with the label, times its class's weight."""
+
+    weights_K: Tensor
+
+    def __call__(
+        self, output: StudentOutput, signal: Signal | None, batch: Batch, progress: float
+    ) -> Loss:
+        loss_N, has_N = gold_classes(output, signal, batch, progress)
+        assert batch.gold_N is not None
+        weights_K = self.weights_K.to(loss_N.device)
+        return loss_N * weights_K[batch.gold_N.clamp(min=0)], has_N
+
+
 def gold_values(output: StudentOutput, _: Signal | None, batch: Batch, __: float) -> Loss:
     assert batch.gold_N is not None
     has_N = ~torch.isnan(batch.gold_N)
