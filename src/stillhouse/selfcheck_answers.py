@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from stillhouse.data.chat import ASSISTANT, Turn
+from stillhouse.data.chat import ASSISTANT, Conversation
+from stillhouse.data.shown import shown
 from stillhouse.data.written import end_of
 from stillhouse.tasks.written import Written
 
@@ -28,27 +29,20 @@ def agree(ids: list[int], whole: list[int], *, cut: bool) -> bool:
 
 
 def agree_in_words(
-    ids: list[int], turns: list[Turn], tokenizer: PreTrainedTokenizerBase, *, cut: bool
+    ids: list[int], said: Conversation, tokenizer: PreTrainedTokenizerBase, *, cut: bool
 ) -> bool:
     """Whether what is scored of a conversation is what its template shows of the assistant's
-    turns, white space aside, which a tokenizer may join with what is around."""
-
-    def shown(count: int, *, asking: bool) -> str:
-        some = turns[:count]
-        if not some and not asking:
-            return ""
-        return str(
-            tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=asking)
-        )
+    turns that are to be learnt, white space aside, which a tokenizer may join with what is around.
+    """
 
     def words(tokens: list[int]) -> str:
         return "".join(str(tokenizer.decode(tokens)).split())
 
-    said = [
-        shown(i + 1, asking=False)[len(shown(i, asking=True)) :]
-        for i, turn in enumerate(turns)
-        if turn["role"] == ASSISTANT
-    ]
-    coded: Any = tokenizer("".join(said), add_special_tokens=False)
+    answers = []
+    for i, turn in enumerate(said.turns):
+        if turn["role"] == ASSISTANT and turn.get("weight") != 0:
+            before = shown(tokenizer, said.until(i), asking=True)
+            answers.append(shown(tokenizer, said.until(i + 1))[len(before) :])
+    coded: Any = tokenizer("".join(answers), add_special_tokens=False)
     mine, theirs = words(ids), words(coded["input_ids"])
     return mine == theirs or (cut and bool(mine) and mine in theirs)

@@ -20,7 +20,7 @@ from stillhouse.core.config import LabelConfig, TrainingConfig
 from stillhouse.core.errors import RunError, StillhouseError
 from stillhouse.core.progress import Silent
 from stillhouse.core.types import Batch, Example, StudentOutput
-from stillhouse.data.chat import answered, turns_of
+from stillhouse.data.chat import turns_of
 from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Part, Pool
 from stillhouse.flows.setup import Setup
@@ -28,6 +28,7 @@ from stillhouse.flows.sparse import ABSOLUTE
 from stillhouse.flows.written import read_rows
 from stillhouse.models.forward import run
 from stillhouse.models.limits import max_tokens
+from stillhouse.models.reader import ends_of
 from stillhouse.selfcheck_answers import agree, agree_in_words, tokens_of_answer
 from stillhouse.signals.distribution_check import check_distributions
 from stillhouse.signals.distributions import DistributionCache, keep_distributions
@@ -186,16 +187,21 @@ def answers_are_scored(pair: Writers) -> str:
             if ids != whole[1 : len(ids) + 1] or len(ids) != some.lengths[row] - 1:
                 raise StillhouseError(f"of block {row + 1} other tokens are scored than its own")
         return f"running text: {batch.scored:,} tokens of {len(some)} blocks, all but each's first"
-    cut = 0
+    cut, ends = 0, set(ends_of(pair.student))  # pyright: ignore[reportArgumentType]
     for row, ids in enumerate(said):
         answer, full = some.data.answers[row], _is_full(pair, some.data, row)
-        turns = turns_of(pair.examples[row].text)
+        turns, label = turns_of(pair.examples[row].text), pair.examples[row].label
         if answer is None:
             right = not ids
         elif turns is None:
             right = agree(ids, tokens_of_answer(some.data, answer), cut=full)
         else:
-            right = agree_in_words(ids, answered(turns, answer), some.data.tokenizer, cut=full)
+            whole = turns.answered(str(label))
+            right = agree_in_words(ids, whole, some.data.tokenizer, cut=full)
+            if not full and not set(ids) & ends:
+                raise StillhouseError(
+                    f"the answer of row {row + 1} ends with none of the model's end tokens"
+                )
         if not right:
             seen = some.data.tokenizer.decode(ids)
             raise StillhouseError(

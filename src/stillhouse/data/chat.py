@@ -1,45 +1,97 @@
-"""Conversations as rows: what was said so far is the text, the assistant's last turn the answer.
+"""A conversation as one value: its turns, and the tools that may be called in it.
 
-A conversation is a list of turns {"role": ..., "content": ...}, as chat templates take it; turns
-of tools, and calls of them, stay as they are.
+A row holds what was said before the answer as text, and the assistant's last turn as the label.
+`turns.py` reads both from a row's cells, `shown.py` shows them by a chat template.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from stillhouse.core.errors import DataError
 
 Turn = dict[str, Any]
 ASSISTANT = "assistant"
 CHAT_TEMPLATE = (  # of tokenizers made here: a turn is its role, its words, and the end token
+    "{% if tools %}tools\n{{ tools | tojson }}{{ eos_token }}{% endif %}"
     "{% for turn in messages %}{{ turn.role }}\n"
-    "{{ turn.content if turn.content is string else turn | tojson }}{{ eos_token }}{% endfor %}"
+    "{{ turn.content if turn.content is string else turn | tojson }}"
+    "{% if turn.tool_calls and turn.content is string %}{{ turn.tool_calls | tojson }}{% endif %}"
+    "{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"
 )
 MARK = '[{"role": '  # how a stored conversation begins
+WITH_TOOLS = '{"tools": '  # how one with tools does
+ANSWER = '{"role": "assistant", '  # how a stored answer does that is more than its words
+WEIGHT = "weight"  # of a turn that is not to be learnt: 0
 
 
-def parted(turns: list[Any], where: str) -> tuple[str | None, str | None]:
-    """What was said before the assistant's last turn, as JSON, and that turn. Either may be None:
-    nothing was said, or the last turn is another's. Raises DataError for what is no conversation.
-    """
-    for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-            raise DataError(f'{where}: a turn is an object with a "role" and a "content"')
-    if not turns:
-        return None, None
-    if turns[-1]["role"] != ASSISTANT:
-        return stored(turns), None
-    last = {name: value for name, value in turns[-1].items() if value is not None}
-    only_text = set(last) == {"role", "content"} and isinstance(last["content"], str)
-    answer = last["content"].strip() if only_text else json.dumps(_first(last), ensure_ascii=False)
-    return (stored(turns[:-1]) if turns[:-1] else None), answer or None
+@dataclass(frozen=True)
+class Conversation:
+    """Turns {"role": ..., "content": ...} as chat templates take them, and the tools."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Turn, ...] = ()
+
+    @property
+    def stored(self) -> str:
+        """As a row's text: the same conversation is always the same text."""
+        turns = json.dumps([_first(turn) for turn in self.turns], ensure_ascii=False)
+        if not self.tools:
+            return turns
+        tools = json.dumps(self.tools, ensure_ascii=False)
+        return f'{WITH_TOOLS}{tools}, "messages": {turns}}}'
+
+    def answered(self, answer: str) -> Conversation:
+        """The conversation with the assistant's last turn."""
+        return Conversation((*self.turns, answer_turn(answer)), self.tools)
+
+    def until(self, count: int) -> Conversation:
+        """Its first turns."""
+        return Conversation(self.turns[:count], self.tools)
 
 
-def stored(turns: list[Turn]) -> str:
-    return json.dumps([_first(turn) for turn in turns], ensure_ascii=False)
+def learnt(turn: Turn) -> bool:
+    """Whether a turn is one to learn from: the assistant's, unless its weight is 0."""
+    return turn["role"] == ASSISTANT and turn.get(WEIGHT, 1) != 0
+
+
+def parted(turns: Sequence[Turn], tools: Sequence[Turn] = ()) -> tuple[str | None, str | None]:
+    """What was said before the assistant's last turn that is to be learnt, and that turn, both as
+    they are stored. What comes after it changes nothing that is learnt, and is left out; but a
+    conversation that ends with another's turn waits for its answer. Either may be None: nothing
+    was said, or there is no such turn."""
+    if not turns or turns[-1]["role"] != ASSISTANT:
+        return _stored(turns, tools), None
+    wanted = [place for place, turn in enumerate(turns) if learnt(turn)]
+    if not wanted:
+        return _stored(turns[:-1], tools), None
+    at = wanted[-1]
+    return _stored(turns[:at], tools), stored_answer(turns[at])
+
+
+def _stored(turns: Sequence[Turn], tools: Sequence[Turn]) -> str | None:
+    return Conversation(tuple(turns), tuple(tools)).stored if turns else None
+
+
+def stored_answer(turn: Turn) -> str | None:
+    """An assistant's turn as a row's label: its words; as JSON where there is more in it, and
+    where its words could be taken for that. None for a turn without anything."""
+    words = turn["content"].strip()
+    if set(turn) == {"role", "content"} and not words.startswith(ANSWER):
+        return words or None
+    return json.dumps(_first(turn), ensure_ascii=False)
+
+
+def answer_turn(answer: str) -> Turn:
+    """The turn that a label stands for."""
+    if answer.startswith(ANSWER):
+        try:
+            return json.loads(answer)
+        except ValueError:  # a model's own text may begin so
+            pass
+    return {"role": ASSISTANT, "content": answer}
 
 
 def _first(turn: Turn) -> Turn:
@@ -47,20 +99,19 @@ def _first(turn: Turn) -> Turn:
     return {"role": turn["role"], **{k: v for k, v in turn.items() if k != "role"}}
 
 
-def turns_of(text: str) -> list[Turn] | None:
-    """The turns of a stored conversation; None for a plain text."""
-    if not text.startswith(MARK):
+def turns_of(text: str) -> Conversation | None:
+    """The conversation that a row's text stands for; None for a plain text."""
+    if not text.startswith((MARK, WITH_TOOLS)):
         return None
     try:
         found = json.loads(text)
     except ValueError:
         return None
-    whole = all(isinstance(turn, dict) and "role" in turn for turn in found)
-    return found if whole else None
-
-
-def answered(turns: list[Turn], answer: str) -> list[Turn]:
-    """The conversation with the assistant's last turn."""
-    if answer.startswith('{"role": "assistant"'):
-        return [*turns, json.loads(answer)]
-    return [*turns, {"role": ASSISTANT, "content": answer}]
+    turns, tools = found, []
+    if isinstance(found, dict):
+        if set(found) != {"tools", "messages"}:
+            return None
+        turns, tools = found["messages"], found["tools"]
+    if not all(isinstance(turn, dict) and "role" in turn for turn in turns):
+        return None
+    return Conversation(tuple(turns), tuple(tools))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from stillhouse.core.errors import DataError
+from stillhouse.data.turns import CONVERSATIONS
 
 TEXT = ("text", "sentence", "sentence1", "premise", "question1", "content", "review", "message")
 PAIR = ("pair", "sentence2", "hypothesis", "question2", "text_pair")
@@ -35,9 +36,11 @@ class Columns:
         have = [name.encode(errors="replace").decode() for name in names]
 
         lower = {name.lower(): name for name in reversed(have)}
-        if self.texts and self.text is None and "messages" in lower:
+        whole = next((lower[name] for name in CONVERSATIONS if name in lower), None)
+        named = self.text is None or (self.text == whole and self.label is None)
+        if self.texts and whole is not None and named:
             group = self._present(self.group, have, where)
-            return replace(self, text=lower["messages"], pair=None, label=None, group=group)
+            return replace(self, text=whole, pair=None, label=None, group=group)
         if self == Columns() and {*SQUAD[: 3 if labelled else 2]} <= {*have}:
             return Columns(*SQUAD) if labelled else Columns(*SQUAD[:2])
 

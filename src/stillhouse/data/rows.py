@@ -34,7 +34,7 @@ from stillhouse.data.usable import HINTS, NOT_UTF8, Header, Problems, usable
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
-FORMAT = 7  # of what is stored: rows of another one are read anew
+FORMAT = 8  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:
@@ -74,7 +74,12 @@ class Rows:
         self.dropped: dict[str, int] = summary["dropped"]
         self.notes: list[str] = summary["notes"]
         self.guessed: str | None = summary["guessed"]  # which columns were read that no one named
+        self.where: str = summary["where"]
         self.fingerprint: str = folder.name
+
+    def place(self, row: int) -> str:
+        """File and line of a row, to be named."""
+        return f"{self.where} line {np.load(self.folder / 'lines.npy', mmap_mode='r')[row]}"
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -188,8 +193,11 @@ def _write(
         np.save(folder / f"{name}.npy", np.frombuffer(bytes(found), dtype="<u8").reshape(-1, 2))
     kept = _first_of_each(folder, keys_N2, np.asarray(lines, dtype=np.int64), problems)
     np.save(folder / "kept.npy", kept)
+    np.save(folder / "lines.npy", np.asarray(lines, dtype=np.int64))
     notes = [*problems.notes(where), *header.notes]
-    summary = {"dropped": problems.counts, "notes": notes, "guessed": header.guessed}
+    summary = {
+        "dropped": problems.counts, "notes": notes, "guessed": header.guessed, "where": where,
+    }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 

@@ -85,6 +85,14 @@ class Pool:
         found = [part.rows.groups[part.indices] for part in self.parts]
         return np.concatenate(found) if found else np.empty(0, object)
 
+    def place(self, position: int) -> str:
+        """File and line of the row at a position, to be named."""
+        for part in self.parts:
+            if position < len(part):
+                return part.rows.place(int(part.indices[position]))
+            position -= len(part)
+        raise IndexError(position)
+
     def at(self, positions: np.ndarray) -> list[Example]:
         """The rows at `positions`, in that order."""
         starts = np.cumsum([0, *map(len, self.parts)])

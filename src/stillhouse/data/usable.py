@@ -7,11 +7,11 @@ from itertools import chain, islice
 from typing import Any
 
 from stillhouse.core.errors import DataError
-from stillhouse.data.cells import is_utf8, label_of, plain, text_of, value_at
-from stillhouse.data.chat import parted
+from stillhouse.data.cells import is_utf8, label_of, text_of, value_at
 from stillhouse.data.columns import Columns
 from stillhouse.data.delimited import BROKEN, QUOTED_TSV
 from stillhouse.data.readers import Row
+from stillhouse.data.turns import Note, conversation_in
 
 PEEKED = 500  # rows from which the columns of a file without a header are known
 SHOWN_LINES = 5
@@ -28,6 +28,7 @@ class Problems:
     def __init__(self) -> None:
         self.lines: dict[str, list[int]] = {}
         self.counts: dict[str, int] = {}
+        self.told: set[str] = set()  # of conversations: what is not read
 
     def add(self, kind: str, line: int) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -44,7 +45,8 @@ class Problems:
             hint = HINTS.get(kind, "")
             return f"{where}: {count} {kind} {row} left out (line {listed}){hint}"
 
-        return [one(kind, count) for kind, count in self.counts.items()]
+        found = [one(kind, count) for kind, count in self.counts.items()]
+        return found + [f"{where}: {each}" for each in sorted(self.told)]
 
 
 class Header:
@@ -119,7 +121,7 @@ def usable(header: Header, problems: Problems) -> Iterator[Usable]:
             continue
         header.check(line, row)
         try:
-            text, pair, label, group = _fields(row, header.found)
+            text, pair, label, group = _fields(row, header.found, problems.told.add)
         except DataError as error:
             raise DataError(f"{header.where} line {line}: {error}") from None
         if not is_utf8(text, pair, label, group):
@@ -131,14 +133,15 @@ def usable(header: Header, problems: Problems) -> Iterator[Usable]:
 
 
 def _fields(
-    row: dict[str, Any], found: Columns
+    row: dict[str, Any], found: Columns, note: Note
 ) -> tuple[str | None, str | None, str | None, str | None]:
     """Text, pair, label and group of a row. Raises DataError."""
     text = value_at(row, found.text)
     group = text_of(value_at(row, found.group), found.group, "data.group")
-    if found.texts and isinstance(turns := plain(text), list):
-        before, answer = parted(turns, f"column {found.text}")
-        return before, None, answer, group
+    if found.texts and found.text is not None:
+        said = conversation_in(row, found.text, found.label, note)
+        if said is not None:
+            return said[0], None, said[1], group
     answer = value_at(row, found.label)
     if found.texts:
         label = text_of(answer, found.label, "--label-column")

@@ -22,13 +22,14 @@ from transformers import PreTrainedTokenizerBase
 from stillhouse.core.errors import DataError
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
-from stillhouse.data.chat import ASSISTANT, Turn, answered, turns_of
+from stillhouse.data.chat import ANSWER, turns_of
 from stillhouse.data.encoding import CHUNK, tokens_identity
+from stillhouse.data.shown import Ids, answer_text, conversation, named
 from stillhouse.data.sources import Pool
 
 Kind = Literal["seq2seq", "causal_lm"]
-Ids = list[int]
-FORMAT = 2
+Where = Callable[[int], str]  # the file and line of a row
+FORMAT = 3
 
 
 class Ragged:
@@ -139,7 +140,8 @@ def _write(
     with ExitStack() as stack:
         writers = [_Writer(folder, name, stack) for name in ("before", "ids", "scored")]
         while chunk := list(islice(rows, CHUNK)):
-            for *found, long in make(chunk, answers[at : at + len(chunk)], tokenizer, rules):
+            held, where = answers[at : at + len(chunk)], _places(pool, at)
+            for *found, long in make(chunk, held, tokenizer, rules, where):
                 for writer, values in zip(writers, found, strict=True):
                     writer.add(values)
                 cut += long
@@ -148,6 +150,24 @@ def _write(
         for writer in writers:
             writer.close()
     np.save(folder / "cut.npy", cut)
+
+
+def _places(pool: Pool, first: int) -> Where:
+    """Names rows of a chunk that begins with row `first`."""
+    return lambda row: pool.place(first + row)
+
+
+def gold_texts(pool: Pool, tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
+    """What a model is to write to each row, as `decode` gives it back: an answer's words; of one
+    that calls tools, what the chat template shows of it. None where there is no answer."""
+    found: list[str | None] = pool.labels.tolist()
+    more = [row for row, answer in enumerate(found) if answer and answer.startswith(ANSWER)]
+    for row, example in zip(more, pool.at(np.array(more, np.int64)), strict=True):
+        said, answer = turns_of(example.text), found[row]
+        if said is not None and answer is not None:
+            with named(lambda row=row: pool.place(row)):
+                found[row] = answer_text(said, answer, tokenizer)
+    return found
 
 
 def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -160,9 +180,14 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _pairs(
-    chunk: Sequence[Example], answers: Sequence[str | None], tokenizer: Any, rules: Rules
+    chunk: Sequence[Example],
+    answers: Sequence[str | None],
+    tokenizer: Any,
+    rules: Rules,
+    where: Where,
 ) -> Iterator[tuple[Ids, Ids, Ids, bool]]:
     """Source, target, ones, and whether either was cut."""
+    del where  # every text can be read
     end = end_of(tokenizer)
     sources = tokenizer([_plain(each.text) for each in chunk])["input_ids"]
     targets = tokenizer(text_target=[answer or "" for answer in answers])["input_ids"]
@@ -182,21 +207,26 @@ def _plain(text: str) -> str:
 
 
 def _continued(
-    chunk: Sequence[Example], answers: Sequence[str | None], tokenizer: Any, rules: Rules
+    chunk: Sequence[Example],
+    answers: Sequence[str | None],
+    tokenizer: Any,
+    rules: Rules,
+    where: Where = lambda row: f"row {row + 1}",
 ) -> Iterator[tuple[Ids, Ids, Ids, bool]]:
     """Prompt alone, prompt and answer, where the answer's tokens are, and whether it was cut."""
     end, first = end_of(tokenizer), beginning(tokenizer)
-    for example, answer in zip(chunk, answers, strict=True):
-        turns = turns_of(example.text)
-        if turns is not None:
-            before, ids, scored = conversation(turns, answer, tokenizer)
+    for row, (example, answer) in enumerate(zip(chunk, answers, strict=True)):
+        said = turns_of(example.text)
+        if said is not None:
+            with named(lambda row=row: where(row)):
+                before, ids, scored = conversation(said, answer, tokenizer)
         else:
             prompt = tokenizer(example.text + rules.separator, add_special_tokens=False)
             before = [*first, *prompt["input_ids"]]
-            said = (
+            words = (
                 [] if answer is None else tokenizer(answer, add_special_tokens=False)["input_ids"]
             )
-            ids = before if answer is None else [*before, *said, end]
+            ids = before if answer is None else [*before, *words, end]
             scored = [0] * len(before) + [1] * (len(ids) - len(before))
         yield _cut(before, ids, scored, rules)
 
@@ -214,40 +244,3 @@ def beginning(tokenizer: Any) -> Ids:
     """What a tokenizer puts before a text: its begin-of-text token, or nothing."""
     made = tokenizer("")["input_ids"]
     return made[:1] if made and made[0] == tokenizer.bos_token_id else []
-
-
-def conversation(turns: list[Turn], answer: str | None, tokenizer: Any) -> tuple[Ids, Ids, Ids]:
-    """Prompt, whole conversation, and 1 at each token that the assistant said, the end of its turn
-    included. Raises DataError without a chat template, or for one that shows a turn differently
-    once others follow."""
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the rows are conversations, and the tokenizer has no chat template: set its "
-            "chat_template and save it, or take a model that has one"
-        )
-    prompt = _shown(tokenizer, turns, asking=True)
-    said = turns if answer is None else answered(turns, answer)
-    text = _shown(tokenizer, said, asking=False) if answer is not None else prompt
-    spans = []
-    for i, turn in enumerate(said):
-        if turn["role"] != ASSISTANT:
-            continue
-        start = _shown(tokenizer, said[:i], asking=True)
-        stop = _shown(tokenizer, said[: i + 1], asking=False)
-        if not text.startswith(start) or not text.startswith(stop):
-            raise DataError(
-                "the chat template shows a turn differently once others follow, so what the "
-                "assistant said can't be told apart: give single questions and answers instead"
-            )
-        spans.append((len(start), len(stop)))
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, scored = coded["input_ids"], []
-    for begins, ends in coded["offset_mapping"]:
-        scored.append(int(any(a <= begins and ends <= b and begins < b for a, b in spans)))
-    return tokenizer(prompt, add_special_tokens=False)["input_ids"], ids, scored
-
-
-def _shown(tokenizer: Any, turns: list[Turn], *, asking: bool) -> str:
-    if not turns and not asking:
-        return ""
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking)

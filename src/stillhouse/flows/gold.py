@@ -31,6 +31,7 @@ from stillhouse.flows.prepare import check_metric, read_corpus
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import (
     check_named,
+    check_writers,
     corpus_for,
     is_running_text,
     splits_of,
@@ -251,6 +252,7 @@ def _writer(
     if texts:
         splits = splits_of(config.data, store, progress)
         tell_guesses(splits, progress)
+        check_writers(splits, kind, [(tokenizer, model)], progress)
         return Gold(config, task, tokenizer, splits, None, auto)
     length = max_tokens(model, config.data.tokens("masked_lm"))
     corpus = corpus_for(config.data, tokenizer, store, length, progress)

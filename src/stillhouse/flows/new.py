@@ -3,6 +3,7 @@ rows, its weights drawn."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from stillhouse.core.manifest import manifest
 from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import atomic_folder, write_json
 from stillhouse.core.seeding import shape_seed
-from stillhouse.data.chat import CHAT_TEMPLATE, turns_of
+from stillhouse.data.chat import CHAT_TEMPLATE, Turn, answer_turn, turns_of
 from stillhouse.data.documents import documents, text_files
 from stillhouse.data.sources import load
 from stillhouse.data.tokens import train_tokenizer
@@ -111,19 +112,29 @@ def _texts(config: NewConfig, progress: Progress) -> tuple[Callable[[], Iterator
     def rows() -> Iterator[str]:
         for example, label in zip(splits.labelled, splits.labelled.labels, strict=True):
             yield from _said(example.text)
-            yield from _said(str(label))
+            yield from _in_turn(answer_turn(str(label)))
 
     first = next(iter(splits.labelled), None)
     return rows, first is not None and turns_of(first.text) is not None
 
 
 def _said(text: str) -> Iterator[str]:
-    """A text; of a conversation what is said in it."""
-    turns = turns_of(text)
-    if turns is None:
+    """A text; of a conversation what is said in it, and its tools."""
+    found = turns_of(text)
+    if found is None:
         yield text
-    else:
-        yield from (t["content"] for t in turns if isinstance(t.get("content"), str))
+        return
+    for turn in found.turns:
+        yield from _in_turn(turn)
+    if found.tools:
+        yield json.dumps(found.tools, ensure_ascii=False)
+
+
+def _in_turn(turn: Turn) -> Iterator[str]:
+    """A turn's words, and the calls in it."""
+    yield turn["content"]
+    if calls := turn.get("tool_calls"):
+        yield json.dumps(calls, ensure_ascii=False)
 
 
 def _tokenizer(

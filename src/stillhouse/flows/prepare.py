@@ -33,6 +33,7 @@ from stillhouse.flows.writers import (
     check_named,
     check_starts,
     check_teaching,
+    check_writers,
     corpus_for,
     is_running_text,
     splits_of,
@@ -178,7 +179,9 @@ def _writers(config: DistillConfig, auto: Auto, progress: Progress) -> Setup:
     check_starts(config, student, [teacher, *others.values()])
     task = writing_task(kind, config.evaluation.metric, config.writing, mine, student, texts=texts)
     corpus = None
-    if splits is None:
+    if splits is not None:
+        check_writers(splits, kind, [(mine, student), (theirs, teacher)], progress)
+    else:
         asked = config.data.tokens("masked_lm")
         length = min(
             max_tokens(make(config.evaluation.seeds[0]), asked), max_tokens(teacher, asked)

@@ -65,9 +65,8 @@ def decoded(
     store = _decoded(setup, keys_N2, theirs, progress)
     best = [store.read(key)[: config.best] for key in keys_N2]
     if choose:
-        gold = pool.labels.tolist()
         with progress.stage("choosing the closest texts", len(best), "sources") as advance:
-            for place, answer in enumerate(gold):
+            for place, answer in enumerate(theirs.answers):
                 best[place] = _closest(best[place], answer, config.smoothing)
                 advance(1)
     first = [texts[0] if texts else None for texts in best]

@@ -20,14 +20,14 @@ from stillhouse.data.corpus import Corpus, load_corpus
 from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
-from stillhouse.data.written import Kind, Rules, tokens_of
+from stillhouse.data.written import Kind, Rules, gold_texts, tokens_of
 from stillhouse.flows.common import corpus_of, kind_of, load_answering
+from stillhouse.flows.conversations import check_rows, forms_of
 from stillhouse.flows.training_data import seen_before
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
 from stillhouse.models.limits import max_tokens
 from stillhouse.models.load import load_tokenizer
-from stillhouse.models.reader import ends_of
 from stillhouse.tasks.base import Data, Task
 from stillhouse.tasks.writing import TEXT_METRICS, Texts, Tokens
 from stillhouse.tasks.written import RunningText, Written
@@ -62,12 +62,6 @@ def writing_task(
     width = width_of(tokenizer, model)
     if texts and tokenizer.eos_token_id is None:
         raise UsageError("the tokenizer has no end-of-text token: set its eos_token and save it")
-    if texts and tokenizer.eos_token_id not in (ends := ends_of(model)):
-        raise UsageError(
-            f"the tokenizer ends a text with id {tokenizer.eos_token_id}, the model with "
-            f"{' or '.join(map(str, ends)) or 'none'}: it would never stop writing what it learns; "
-            "set eos_token_id in its generation_config.json, or the tokenizer's eos_token"
-        )
     chosen = metric or ("bleu" if kind == "seq2seq" else "log_likelihood")
     if chosen in TEXT_METRICS:
         if not texts:
@@ -78,6 +72,21 @@ def writing_task(
 
 def splits_of(data: DataConfig, store: Path, progress: Progress) -> Splits:
     return load(data, store / "rows", texts=True, progress=progress)
+
+
+def check_writers(
+    splits: Splits,
+    kind: Kind,
+    models: Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]],
+    progress: Progress,
+) -> None:
+    """Says what chat templates leave out of the rows. Raises UsageError, DataError where one of
+    the models can't learn them, or would not stop after what it has learnt."""
+    forms, told = forms_of(splits, kind), set()
+    for tokenizer, model in models:
+        told |= set(check_rows(forms, tokenizer, model))
+    for note in sorted(told):
+        progress.note(note)
 
 
 def corpus_for(
@@ -174,7 +183,7 @@ def written_data(
         )
     if tokens.cut:
         progress.note(f"{tokens.cut:,} {title} are cut: longer than {length} tokens")
-    gold = pool.labels.tolist() if answers is None else list(answers)
+    gold = gold_texts(pool, tokenizer) if answers is None else list(answers)
     return Written(kind, tokens, tokenizer, gold, start)
 
 
@@ -199,8 +208,8 @@ def reported_by_writer(
         return model, task, RunningText(corpus.reported, tokenizer)
     splits = splits_of(config, store, progress)
     _say_seen(name, splits, progress)
-    pool = splits.reported
-    length = max_tokens(model, config.tokens(kind))
+    check_writers(splits, kind, [(tokenizer, model)], progress)
+    pool, length = splits.reported, max_tokens(model, config.tokens(kind))
     rows = written_data(
         pool, tokenizer, config, kind, store, progress, "reported rows",
         length=length, start=start_of(model),
