@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from stillhouse.core.errors import DataError
+from stillhouse.data.chat import Conversation
 from stillhouse.data.columns import Columns
 from stillhouse.data.rows import ingest
+from stillhouse.data.shown import conversation
 from stillhouse.data.sources import Part, Pool
 from stillhouse.data.tokens import train_tokenizer
-from stillhouse.data.written import Rules, Tokens, conversation, tokens_of
+from stillhouse.data.written import Rules, Tokens, gold_texts, tokens_of
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the house", "two birds sing", "the end"] * 3
 TEMPLATE = (
@@ -104,19 +106,19 @@ def test_one_source_may_have_several_answers(tmp_path: Path) -> None:
     assert len(np.unique(found.folded_N2, axis=0)) == 1  # they never part into train and dev
 
 
-TURNS = [
+TURNS = (
     {"role": "user", "content": "the cat"},
     {"role": "assistant", "content": "sat on"},
     {"role": "tool", "content": "two birds"},
     {"role": "assistant", "content": ""},
     {"role": "user", "content": "the end"},
-]
+)
 
 
 def test_in_a_conversation_only_the_assistant_is_scored() -> None:
     made = tokenizer("causal_lm")
     made.chat_template = TEMPLATE
-    prompt, ids, scored = conversation(TURNS, "a dog", made)
+    prompt, ids, scored = conversation(Conversation(TURNS), "a dog", made)
     said = [i for i, flag in zip(ids, scored, strict=True) if flag]
     assert made.decode(said) == "sat on<|endoftext|><|endoftext|>a dog<|endoftext|>"
     shown = (
@@ -133,12 +135,12 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         "{% for m in messages %}{% if loop.last %}!{% endif %}{{ m.content }}{% endfor %}"
     )
     with pytest.raises(DataError, match="shows a turn differently once others follow"):
-        conversation(TURNS, "a dog", made)
+        conversation(Conversation(TURNS), "a dog", made)
 
 
 def test_a_conversation_needs_a_template() -> None:
     with pytest.raises(DataError, match="no chat template"):
-        conversation(TURNS, "a dog", tokenizer("causal_lm"))
+        conversation(Conversation(TURNS), "a dog", tokenizer("causal_lm"))
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
@@ -146,3 +148,93 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     made.eos_token = None
     with pytest.raises(DataError, match="no end-of-text token"):
         tokens([{"prompt": "a", "completion": "b"}], made, Rules("causal_lm", 9, 9), tmp_path)
+
+
+def said(made: Any, turns: list[Any], answer: str | None, **more: Any) -> str:
+    """What is scored, each stretch in brackets."""
+    _, ids, scored = conversation(Conversation(tuple(turns), **more), answer, made)
+    found, inside = "", False
+    for i, flag in zip(ids, scored, strict=True):
+        found += "[" * (flag > inside) + "]" * (flag < inside) + made.decode([i])
+        inside = bool(flag)
+    return found + "]" * inside
+
+
+def test_a_turn_of_weight_0_is_context() -> None:
+    made = tokenizer("causal_lm")
+    made.chat_template = TEMPLATE
+    turns = [TURNS[0], {**TURNS[1], "weight": 0}, TURNS[4]]
+    assert said(made, turns, "a dog") == (
+        "<|user|>the cat<|endoftext|><|assistant|>sat on<|endoftext|><|user|>the end<|endoftext|>"
+        "<|assistant|>[a dog<|endoftext|>]"
+    )
+
+
+def test_weight_0_makes_templates_that_rewrite_earlier_turns_usable() -> None:
+    made = tokenizer("causal_lm")
+    made.chat_template = (
+        "{% for m in messages %}{{ m.role }}:"
+        "{% if m.role == 'assistant' and loop.last %}(thought){% endif %}{{ m.content }}"
+        "<|endoftext|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    with pytest.raises(DataError, match="differently once others follow"):
+        said(made, [TURNS[0], TURNS[1], TURNS[4]], "a dog")
+    turns = [TURNS[0], {**TURNS[1], "weight": 0}, TURNS[4]]
+    assert said(made, turns, "a dog").endswith("[(thought)a dog<|endoftext|>]")
+
+
+def test_tools_are_given_to_the_template() -> None:
+    made = tokenizer("causal_lm")
+    made.chat_template = "{% if tools %}{{ tools[0].name }};{% endif %}" + TEMPLATE
+    tools: Any = ({"name": "add"},)
+    assert said(made, [TURNS[0]], "a dog", tools=tools).startswith("add;<|user|>the cat")
+
+
+@pytest.mark.parametrize("before", ["", "{% generation %}"])
+def test_templates_that_mark_what_is_generated_are_shown_as_they_are(before: str) -> None:
+    made = tokenizer("causal_lm")
+    after = "{% endgeneration %}" if before else ""
+    made.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>"
+        + before + "{{ m.content }}<|endoftext|>" + after + "{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )  # fmt: skip
+    found = said(made, [TURNS[0]], "a dog")
+    assert found.endswith("<|assistant|>[a dog<|endoftext|>]")
+    assert not found.startswith(made.bos_token * 2)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate"),
+        ("{{ messages[0].nothing.more }}", "has no attribute"),
+        ("{{ 1 // 0 if messages else '' }}", "zero"),
+    ],
+)
+def test_what_a_template_refuses_is_told_with_its_row(
+    template: str, says: str, tmp_path: Path
+) -> None:
+    made = tokenizer("causal_lm")
+    made.chat_template = template
+    rows = [{"messages": []}, {"messages": [*TURNS, TURNS[1]]}]
+    with pytest.raises(DataError, match=f"^rows line 2: the chat template can't show.*{says}"):
+        tokens(rows, made, Rules("causal_lm", 50, 50), tmp_path)
+
+
+def test_gold_texts_are_what_the_model_is_to_write(tmp_path: Path) -> None:
+    made = tokenizer("causal_lm")
+    made.chat_template = TEMPLATE.replace(
+        "{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls or [] %}call {{ c.name }}"
+        "{% endfor %}"
+    )  # fmt: skip
+    answers = [
+        {"role": "assistant", "content": " two birds ", "tool_calls": []},
+        {"role": "assistant", "content": "sing", "refusal": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "the cat"}]},
+    ]
+    rows = [{"messages": [{"role": "user", "content": str(i)}, each]}
+            for i, each in enumerate(answers)]  # fmt: skip
+    own = pool(rows, tmp_path / "rows")
+    assert gold_texts(own, made) == ["two birds", "sing", "call the cat"]

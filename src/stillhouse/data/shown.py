@@ -13,6 +13,8 @@ from stillhouse.core.errors import DataError
 from stillhouse.data.chat import WEIGHT, Conversation, learnt
 
 Ids = list[int]
+# A template is a program: it raises its own errors, and those of the language it is run in.
+RAISED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 def shown(tokenizer: Any, said: Conversation, *, asking: bool = False) -> str:
@@ -31,7 +33,14 @@ def shown(tokenizer: Any, said: Conversation, *, asking: bool = False) -> str:
             turns, list(said.tools) or None, tokenize=False, add_generation_prompt=asking
         )
     # A template is a program: it raises its own errors, and those of the language it is run in.
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"the chat template can't show this conversation ({words}; its roles: "
