@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from stillhouse.core.errors import ModelError
 from stillhouse.core.precision import precision_of
 from stillhouse.core.terms import Precision
+from stillhouse.models.rules import Rules, processors, rules_of
 
 Ids = Int[np.ndarray, " _"]  # texts differ in length
 
@@ -32,7 +33,9 @@ class Vocabulary:
     """Which tokens a search knows. Only ids under `choices` are scored (a padded vocabulary has
     more), `suppressed` are never written, `first` always comes first, for nothing (a language, in
     mBART and NLLB). The padding is never written, unless it is an end token too. What can't be
-    written keeps its probability: the others are not scaled up. `start`: of the decoder."""
+    written keeps its probability: the others are not scaled up. `start`: of the decoder. `rules`:
+    of the model's own generation settings, which decide what is written next, and are no part of
+    how likely it is."""
 
     pad: int
     ends: tuple[int, ...]
@@ -40,6 +43,7 @@ class Vocabulary:
     choices: int | None = None
     suppressed: tuple[int, ...] = ()
     first: int | None = None
+    rules: Rules = ()
 
     @property
     def never(self) -> list[int]:
@@ -54,8 +58,8 @@ def vocabulary(
     suppressed: Sequence[int] = (),
     forced_bos: int | None = None,
 ) -> Vocabulary:
-    """Start, end and forced first tokens as the model's settings have them. Raises ModelError
-    without the first two."""
+    """Start, end and forced first tokens, and rules, as the model's settings have them. Raises
+    ModelError without the first two."""
     ends, start = ends_of(model), _setting(model, "decoder_start_token_id")
     if not ends:
         raise ModelError("the model has no end token: set eos_token_id in its config.json")
@@ -64,7 +68,9 @@ def vocabulary(
             "the model has no start token: set decoder_start_token_id in its config.json"
         )
     first = _setting(model, "forced_bos_token_id") if forced_bos is None else forced_bos
-    return Vocabulary(pad_id, ends, start, choices, tuple(suppressed), first)
+    rules, never = rules_of(model, ends)
+    never = sorted(i for i in {*suppressed, *never} if choices is None or i < choices)
+    return Vocabulary(pad_id, ends, start, choices, tuple(never), first, rules)
 
 
 def ends_of(model: PreTrainedModel) -> tuple[int, ...]:
@@ -111,6 +117,42 @@ class Reader:
         self._mask_RT = self._mask_RT.to(model.device)
         self._hidden_RTH: Tensor | None = None
         self._cache: Any = None
+        self._logits_RV: Tensor | None = None
+        self._sources = [torch.from_numpy(np.asarray(each, np.int64)) for each in sources]
+        self._rules = [self._processors(each) for each in self._sources] if words.rules else []
+
+    def _processors(self, source_T: Tensor) -> Any:
+        words, begins = self._words, 1 if self._of_encoder else len(source_T)
+        return processors(
+            words.rules,
+            source_T.to(self._model.device),
+            ends=words.ends,
+            begins=begins,
+            first=words.first,
+        )
+
+    def ruled(
+        self, scores_RV: Tensor, prefix_SBT: np.ndarray, texts_S: np.ndarray, *, raw: bool
+    ) -> Tensor:
+        """What decides what comes next, R x V: the scores by the model's own rules. A search of
+        several beams applies them to log-probabilities; with `raw` they are applied to what the
+        model gave, as where one token is taken at a time. `texts_S`: which sources are under way.
+        """
+        if not self._rules:
+            return scores_RV
+        given_RV = self._logits_RV if raw else scores_RV
+        assert given_RV is not None
+        found = []
+        beams = prefix_SBT.shape[1]
+        for place, text in enumerate(texts_S):
+            before_T = self._sources[text]
+            if self._of_encoder:
+                before_T = torch.tensor([self._words.start])
+            prefix_BT = torch.from_numpy(prefix_SBT[place])
+            ids_BT = torch.cat([before_T.expand(beams, -1), prefix_BT], dim=1).to(given_RV.device)
+            rows = slice(place * beams, (place + 1) * beams)
+            found.append(self._rules[text](ids_BT, given_RV[rows]))
+        return torch.cat(found)
 
     def start(self) -> Tensor:
         """Log-probabilities of each text's first token, S x V."""
@@ -166,6 +208,9 @@ class Reader:
         self._cache = out.past_key_values
         if not hasattr(self._cache, "reorder_cache"):
             raise ModelError(f"{type(self._model).__name__} keeps no cache that beams can share")
+        if self._rules:
+            logits_RV = out.logits[:, -1, : self._words.choices]
+            self._logits_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
         return log_probabilities(out.logits[:, -1], self._words.choices)
 
     def _autocast(self) -> torch.autocast:

@@ -72,7 +72,8 @@ class Decoding(Config):
 @dataclass(frozen=True)
 class Hypothesis:
     """What was written, without start and end token; its log-probability in nats, the end token's
-    included; and that end token, None where it was cut off at the limit."""
+    included, whatever rules of the model it was found by; and that end token, None where it was
+    cut off at the limit."""
 
     ids: Ids
     logp: float
@@ -104,9 +105,11 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Of each text: total log-probabilities, falling, the beams that go on, and by which token."""
+    """Of each text: totals that are searched by, falling, the beams that go on, and by which token;
+    `own`: the totals without the model's rules, log-probabilities."""
 
     logp_SC: Float[np.ndarray, "S C"]
+    own_SC: Float[np.ndarray, "S C"]
     beams_SC: Int[np.ndarray, "S C"]
     tokens_SC: Int[np.ndarray, "S C"]
 
@@ -128,21 +131,27 @@ def search(
     texts = [_Text(int(limit), config.best if exact else config.beams) for limit in limits]
     draws = None if seeds is None else [np.random.default_rng(seed) for seed in seeds]
     under_way, logp_SB = np.arange(len(texts)), np.zeros((len(texts), 1))
+    own_SB, one = logp_SB, config.beams == 1
     prefix_SBT = np.zeros((len(texts), 1, 0), np.int64)
     scores_RV = reader.start()
     while True:
         length = prefix_SBT.shape[2] + 1
+        ruled_RV = reader.ruled(scores_RV, prefix_SBT, under_way, raw=one) if words.rules else None
         _restrict(scores_RV, words, first=length == 1)
+        if ruled_RV is not None:
+            _restrict(ruled_RV, words, first=length == 1)
+        before, by = (logp_SB, own_SB), (scores_RV if ruled_RV is None else ruled_RV, scores_RV)
         if draws is None:
-            found = _likeliest(scores_RV, logp_SB, config.beams, len(words.ends))
+            found = _likeliest(by, before, config.beams, len(words.ends))
         else:
-            found = _drawn(scores_RV, logp_SB, config, [draws[i].random() for i in under_way])
+            found = _drawn(by, before, config, [draws[i].random() for i in under_way])
         here = [texts[i] for i in under_way]
         ended_SC = np.isin(found.tokens_SC, words.ends)
         ended_SC |= np.array([text.limit <= length for text in here])[:, None]
         _keep(here, found, ended_SC, prefix_SBT, words, config)
         chosen_SB = np.argsort(ended_SC, axis=1, kind="stable")[:, : config.beams]
         logp_SB = np.take_along_axis(np.where(ended_SC, -np.inf, found.logp_SC), chosen_SB, 1)
+        own_SB = np.take_along_axis(found.own_SC, chosen_SB, 1)
         done_S = _done(here, logp_SB[:, 0], length, config)
         if done_S.all():
             return [[hypothesis for _, hypothesis in text.found[: config.best]] for text in texts]
@@ -155,7 +164,7 @@ def search(
         reader.take(rows_SB.ravel(), same_texts=same)
         prefix_SBT = prefix_SBT[going[:, None], parents_SB]
         prefix_SBT = np.concatenate((prefix_SBT, tokens_SB[..., None]), axis=2)
-        under_way, logp_SB = under_way[going], logp_SB[going]
+        under_way, logp_SB, own_SB = under_way[going], logp_SB[going], own_SB[going]
         scores_RV = reader.read(tokens_SB.ravel())
 
 
@@ -168,33 +177,36 @@ def _restrict(scores_RV: Tensor, words: Vocabulary, *, first: bool) -> None:
         scores_RV[:, words.never] = -torch.inf
 
 
-def _likeliest(
-    scores_RV: Float[Tensor, "R V"], logp_SB: Float[np.ndarray, "S B"], beams: int, ends: int
-) -> _Candidates:
+Both = tuple[Tensor, Tensor]  # scores by the model's rules, and without
+Totals = tuple[np.ndarray, np.ndarray]
+
+
+def _likeliest(by: Both, before: Totals, beams: int, ends: int) -> _Candidates:
     """So many that `beams` go on even where all the others end; with one beam, one."""
+    (scores_RV, plain_RV), (logp_SB, own_SB) = by, before
     count = 1 if beams == 1 else (1 + ends) * beams
-    texts, before = logp_SB.shape
+    texts, rows = logp_SB.shape
     each = scores_RV.topk(min(count, scores_RV.shape[1]), dim=-1)
-    logp_SBC = each.values.view(texts, before, -1).double().cpu().numpy() + logp_SB[..., None]
-    if np.isnan(logp_SBC).any():
+    plain = each.values if plain_RV is scores_RV else plain_RV.gather(1, each.indices)
+    logp_SX, own_SX = (
+        (values.view(texts, rows, -1).double().cpu().numpy() + total[..., None]).reshape(texts, -1)
+        for values, total in ((each.values, logp_SB), (plain, own_SB))
+    )
+    if np.isnan(logp_SX).any():
         raise RunError("the model's scores are not finite: check its weights, or use float32")
-    logp_SX = logp_SBC.reshape(texts, -1)
     order_SC = np.argsort(-logp_SX, axis=1, kind="stable")[:, :count]
     tokens_SX = each.indices.view(texts, -1).cpu().numpy()
     return _Candidates(
         np.take_along_axis(logp_SX, order_SC, 1),
-        order_SC // logp_SBC.shape[2],
+        np.take_along_axis(own_SX, order_SC, 1),
+        order_SC // each.values.shape[1],
         np.take_along_axis(tokens_SX, order_SC, 1),
     )
 
 
-def _drawn(
-    scores_SV: Float[Tensor, "S V"],
-    logp_S1: Float[np.ndarray, "S 1"],
-    config: Decoding,
-    uniform: list[float],
-) -> _Candidates:
+def _drawn(by: Both, before: Totals, config: Decoding, uniform: list[float]) -> _Candidates:
     """One token a text, by where its uniform number falls among the probabilities."""
+    (scores_SV, plain_SV), (logp_S1, own_S1) = by, before
     if torch.isnan(scores_SV).any():
         raise RunError("the model's scores are not finite: check its weights, or use float32")
     tempered_SV = scores_SV.double() / config.temperature
@@ -209,10 +221,12 @@ def _drawn(
     reached_SV = p_SV.cumsum(-1)
     at_S1 = torch.tensor(uniform, dtype=torch.float64, device=p_SV.device)[:, None]
     tokens_S1 = torch.searchsorted(reached_SV, at_S1 * reached_SV[:, -1:], right=True)
-    logp_of_S1 = scores_SV.gather(1, tokens_S1).double().cpu().numpy()
-    return _Candidates(
-        logp_S1 + logp_of_S1, np.zeros(logp_S1.shape, np.int64), tokens_S1.cpu().numpy()
+    logp_S1, own_S1 = (
+        total + scores.gather(1, tokens_S1).double().cpu().numpy()
+        for total, scores in ((logp_S1, scores_SV), (own_S1, plain_SV))
     )
+    zeros_S1 = np.zeros(logp_S1.shape, np.int64)
+    return _Candidates(logp_S1, own_S1, zeros_S1, tokens_S1.cpu().numpy())
 
 
 def _keep(
@@ -226,13 +240,13 @@ def _keep(
     """Adds the hypotheses that ended here to those of their texts."""
     length = prefix_SBT.shape[2] + 1
     for s, c in np.argwhere(ended_SC[:, : config.beams]):
-        logp = float(found.logp_SC[s, c])
+        logp, own = float(found.logp_SC[s, c]), float(found.own_SC[s, c])
         if texts[s].done or logp == -np.inf:
             continue
         token = int(found.tokens_SC[s, c])
         ids_T, end = prefix_SBT[s, found.beams_SC[s, c]], token if token in words.ends else None
         ids_T = np.append(ids_T, token) if end is None else ids_T.copy()
-        texts[s].add(logp / length**config.length_penalty, Hypothesis(ids_T, logp, end))
+        texts[s].add(logp / length**config.length_penalty, Hypothesis(ids_T, own, end))
 
 
 def _done(
