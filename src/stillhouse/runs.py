@@ -20,7 +20,7 @@ from stillhouse.core.results import Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.evaluate import score_rows
-from stillhouse.evaluation.writing import mean_tokens, writing_runner
+from stillhouse.evaluation.writing import keep_as_judged, mean_tokens, writing_runner
 from stillhouse.export import (
     check_parity,
     export_onnx,
@@ -79,6 +79,7 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     outcome = distilling.distill(config, out, progress=progress)
     setup, student = outcome.setup, outcome.student
     folder = out / "student"
+    keep_as_judged(student, setup.task)
     save_model(student, setup.tokenizer, folder)
     before = [name for _, name in distilling.starts(config)]
     write_training_data(folder, setup.data, before=before, unlabelled=True)
@@ -101,6 +102,7 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
         content = finetuning.content_of(config, progress)
         return _finished(out, config.model_dump(mode="json"), content, progress)
     done = finetuning.finetune(config, out, progress=progress)
+    keep_as_judged(done.model, done.gold.task)
     save_model(done.model, done.gold.tokenizer, out)
     if done.masks:
         save_masks(out / MASKS, done.masks)

@@ -10,7 +10,7 @@ import torch
 from test_decode import END, PAD, generator, sources, target  # pyright: ignore
 
 from stillhouse.models.decode import decode, sequence_logp
-from stillhouse.models.rules import not_followed
+from stillhouse.models.rules import Search, keep_search, not_followed, search_of
 from stillhouse.models.search import Decoding
 
 RULES: list[dict[str, Any]] = [
@@ -41,7 +41,8 @@ def theirs(model: Any, source: np.ndarray, **settings: Any) -> list[int]:
 def test_texts_are_those_of_generate(rules: dict[str, Any], kind: str, beams: int) -> None:
     model, given = generator(kind), sources(12, seed=3)
     if kind == "marian":
-        model.final_logits_bias[0, END] = 2.0  # long enough for rules to matter
+        short = "min_new_tokens" in rules  # or long, for the rule to matter
+        model.final_logits_bias[0, END] = 7.0 if short else 2.0
     config = Decoding(beams=beams, max_tokens=10, early_stopping=False)
     plain = decode(model, given, config, pad_id=PAD)
     model.generation_config.update(**rules)
@@ -70,3 +71,29 @@ def test_what_is_not_followed_is_named() -> None:
     assert not_followed(model) == []
     model.generation_config.update(do_sample=True, forced_eos_token_id=END, num_beams=3)
     assert not_followed(model) == ["do_sample", "forced_eos_token_id"]
+
+
+def test_a_runs_settings_go_before_the_models_and_these_before_ours() -> None:
+    model = generator("marian")
+    assert search_of(model, beams=None, length_penalty=None) == Search(5, 1.0, "never")
+    model.generation_config.update(num_beams=3, length_penalty=0.6, early_stopping=True)
+    assert search_of(model, beams=None, length_penalty=None) == Search(3, 0.6, True)
+    assert search_of(model, beams=2, length_penalty=0.0) == Search(2, 0.0, True)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_writes_what_was_judged(beams: int, tmp_path: Any) -> None:
+    model, given = generator("marian"), sources(12, seed=3)
+    rules = {"no_repeat_ngram_size": 2, "do_sample": True, "top_k": 3, "temperature": 2.0}
+    model.generation_config.update(**rules, bad_words_ids=[[PAD]])
+    model.final_logits_bias[0, END] = 2.0
+    search = search_of(model, beams=beams, length_penalty=0.3)
+    config = Decoding(beams=search.beams, length_penalty=search.length_penalty, max_tokens=10)
+    found = decode(model, given, config, pad_id=PAD)
+    keep_search(model, search, max_tokens=10)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64)
+    for source, (mine,) in zip(given, found, strict=True):
+        ids = torch.from_numpy(source)[None]
+        text = again.generate(ids, attention_mask=torch.ones_like(ids))[0, 1:].tolist()
+        assert mine.ids.tolist() == (text[: text.index(END)] if END in text else text)

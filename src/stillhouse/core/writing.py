@@ -15,10 +15,11 @@ Above = Annotated[float, Field(gt=0)]
 class WritingConfig(Config):
     """How texts are written to be judged. `beams` of the search (a greedy one is made too);
     hypotheses are compared by log-probability / tokens^length_penalty; a text has at most
-    `max_tokens` (left out: twice its source's and ten more)."""
+    `max_tokens` (left out: twice its source's and ten more). Where `beams` or `length_penalty` are
+    left out, the model's own generation settings say, or else they are 5 and 1."""
 
-    beams: Positive = 5
-    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    beams: Positive | None = None
+    length_penalty: Annotated[float, Field(ge=0)] | None = None
     max_tokens: Positive | None = None
     batch_tokens: Positive = 4096
 
@@ -27,13 +28,15 @@ class DecodeConfig(Config):
     """The teacher's texts to the training sources (Kim & Rush 2016). Stages with targets decoded
     learn its best one; with targets closest the one of `best` (left out: of all beams') that is
     closest to the gold text by smoothed sentence BLEU: halving (theirs) or add_one (Marian's).
+    Where `beams` or `length_penalty` are left out, the teacher's own generation settings say, or
+    else they are 5 and 1.
 
     Left out are texts that are empty, repeat themselves, did not come to an end, or whose length
     is not within `ratio` times what the corpus's mean ratio lets expect."""
 
-    beams: Positive = 5
+    beams: Positive | None = None
     best: Positive | None = None
-    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    length_penalty: Annotated[float, Field(ge=0)] | None = None
     max_tokens: Positive | None = None
     batch_tokens: Positive = 4096
     smoothing: Literal["halving", "add_one"] = "halving"
@@ -41,7 +44,7 @@ class DecodeConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> DecodeConfig:
-        if self.best is not None and self.best > self.beams:
+        if self.beams and self.best and self.best > self.beams:
             raise ValueError(f"best {self.best} of {self.beams} beams: raise beams, or lower best")
         if self.ratio[0] >= self.ratio[1]:
             raise ValueError(f"ratio goes from the shorter to the longer, got {self.ratio}")

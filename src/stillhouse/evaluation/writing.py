@@ -6,6 +6,7 @@ Axes: E examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from stillhouse.data.encoding import pad_id
 from stillhouse.models.decode import Decoding, Hypothesis, decode
 from stillhouse.models.forward import run, training_mode
 from stillhouse.models.generator import used_choices
+from stillhouse.models.rules import Search, keep_search, search_of
+from stillhouse.tasks.base import Task
 from stillhouse.tasks.writing import Texts, kept
 from stillhouse.tasks.written import Written
 
@@ -41,12 +44,13 @@ def written_rows(
     """Facts and texts of every example (see `tasks.writing.kept`), float32. `quick`: greedily
     only, which stands for the beam's. A row counts as done with its beam, which takes longest."""
     facts = np.zeros((len(data), 5))
-    one = decoding(task.writing, precision, beams=1)
+    search = search_of_task(model, task)
+    one = decoding(task.writing, precision, replace(search, beams=1))
     if quick:
         beam = greedy = written(model, data, one, progress)
     else:
         greedy = written(model, data, one)
-        wide = decoding(task.writing, precision, beams=task.writing.beams)
+        wide = decoding(task.writing, precision, search)
         beam = written(model, data, wide, progress)
     facts[:, :3] = gold_facts(model, data, task, precision=precision)
     facts[:, 3] = [each.logp for each in beam]
@@ -59,14 +63,28 @@ def texts_of(found: Sequence[Hypothesis], data: Written) -> list[str]:
     return [text.strip() for text in data.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def decoding(config: WritingConfig, precision: str, *, beams: int) -> Decoding:
+def search_of_task(model: Any, task: Texts) -> Search:
+    """How a model's texts are searched for to be judged."""
+    writing = task.writing
+    return search_of(model, beams=writing.beams, length_penalty=writing.length_penalty)
+
+
+def keep_as_judged(model: Any, task: Task) -> None:
+    """Gives a model that is judged by its texts the settings that they were written with, so that
+    its users get these by `generate`."""
+    if isinstance(task, Texts):
+        keep_search(model, search_of_task(model, task), max_tokens=task.writing.max_tokens)
+
+
+def decoding(config: WritingConfig, precision: str, search: Search) -> Decoding:
     """How texts are written, by a run's settings."""
     return Decoding(
-        beams=beams,
+        beams=search.beams,
         max_tokens=config.max_tokens,
         relative_max=None if config.max_tokens else AS_LONG,
-        length_penalty=config.length_penalty,
-        max_batch_tokens=config.batch_tokens * beams,
+        length_penalty=search.length_penalty,
+        early_stopping=search.early_stopping,  # pyright: ignore[reportArgumentType]
+        max_batch_tokens=config.batch_tokens * search.beams,
         precision=precision,  # pyright: ignore[reportArgumentType]
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Progress
@@ -17,6 +18,7 @@ from stillhouse.flows.setup import Setup
 from stillhouse.models.decode import Decoding
 from stillhouse.models.load import fingerprint
 from stillhouse.models.reader import vocabulary
+from stillhouse.models.rules import search_of
 from stillhouse.numerics.sequences import Smoothing, closest
 from stillhouse.signals.decoded import Decoded as Text
 from stillhouse.signals.decoded import DecodedStore, decode_missing, filtered
@@ -36,15 +38,18 @@ class Decoded:
         return sum(text is not None for text in self.texts)
 
 
-def searching(config: DecodeConfig, precision: Precision) -> Decoding:
+def searching(config: DecodeConfig, precision: Precision, teacher: PreTrainedModel) -> Decoding:
     """How the teacher's texts are looked for."""
+    search = search_of(teacher, beams=config.beams, length_penalty=config.length_penalty)
+    beams = max(search.beams, config.best or 1)
     return Decoding(
-        beams=config.beams,
-        best=config.best or config.beams,
-        length_penalty=config.length_penalty,
+        beams=beams,
+        best=config.best or beams,
+        length_penalty=search.length_penalty,
+        early_stopping=search.early_stopping,  # pyright: ignore[reportArgumentType]
         max_tokens=config.max_tokens,
         relative_max=None if config.max_tokens else (2.0, 10.0),
-        max_batch_tokens=config.batch_tokens * config.beams,
+        max_batch_tokens=config.batch_tokens * beams,
         precision=precision,
     )
 
@@ -102,7 +107,7 @@ def _decoded(
 ) -> DecodedStore:
     """The store with the teacher's texts to all sources, written now where it lacks them."""
     config, tokenizer = setup.config.decode, setup.teacher_tokenizer
-    how = searching(config, setup.config.label.precision)
+    how = searching(config, setup.config.label.precision, setup.teacher)
     identity: dict[str, object] = {
         "teacher": fingerprint(setup.teacher),
         "tokenizer": tokens_identity(tokenizer),

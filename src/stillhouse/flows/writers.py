@@ -28,6 +28,7 @@ from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
 from stillhouse.models.limits import max_tokens
 from stillhouse.models.load import load_tokenizer
+from stillhouse.models.rules import not_followed
 from stillhouse.tasks.base import Data, Task
 from stillhouse.tasks.writing import TEXT_METRICS, Texts, Tokens
 from stillhouse.tasks.written import RunningText, Written
@@ -80,13 +81,23 @@ def check_writers(
     models: Sequence[tuple[PreTrainedTokenizerBase, PreTrainedModel]],
     progress: Progress,
 ) -> None:
-    """Says what chat templates leave out of the rows. Raises UsageError, DataError where one of
-    the models can't learn them, or would not stop after what it has learnt."""
+    """Says what chat templates leave out of the rows, and which generation settings are not
+    followed. Raises UsageError, DataError where one of the models can't learn the rows, or would
+    not stop after what it has learnt."""
     forms, told = forms_of(splits, kind), set()
     for tokenizer, model in models:
         told |= set(check_rows(forms, tokenizer, model))
+        if names := not_followed(model):
+            told.add(
+                f"of a model's generation settings {', '.join(names)} {_are(names)} not followed: "
+                "its generate() may write other texts"
+            )
     for note in sorted(told):
         progress.note(note)
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def corpus_for(

@@ -7,6 +7,7 @@ Axes: T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,7 +58,47 @@ NOT_FOLLOWED: dict[str, Any] = {
     "watermarking_config": None,
     "token_healing": False,
 }
-SEARCH = ("num_beams", "length_penalty", "early_stopping")  # which a run's own settings go before
+DRAWN = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff",
+         "eta_cutoff")  # fmt: skip
+BEAMS = 5  # where neither a run nor the model says
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a model's texts are searched for (see `Decoding`)."""
+
+    beams: int = BEAMS
+    length_penalty: float = 1.0
+    early_stopping: bool | str = "never"
+
+
+def search_of(model: Any, *, beams: int | None, length_penalty: float | None) -> Search:
+    """A run's own settings, then the model's."""
+    own = getattr(model, "generation_config", None)
+    given = {
+        "beams": beams or getattr(own, "num_beams", None),
+        "length_penalty": getattr(own, "length_penalty", None)
+        if length_penalty is None
+        else length_penalty,
+        "early_stopping": getattr(own, "early_stopping", None),
+    }
+    return Search(**{name: value for name, value in given.items() if value is not None})
+
+
+def keep_search(model: Any, search: Search, *, max_tokens: int | None) -> None:
+    """Makes `generate` search for a model's texts as they were searched for here; its own rules
+    stay."""
+    config = model.generation_config
+    several = search.beams > 1  # transformers refuses to save what means nothing with one
+    config.update(
+        num_beams=search.beams,
+        length_penalty=search.length_penalty if several else None,
+        early_stopping=search.early_stopping if several else None,
+        do_sample=False,
+        **dict.fromkeys(DRAWN),
+    )
+    if max_tokens is not None:
+        config.update(max_new_tokens=max_tokens)
 
 
 def own_settings(model: Any, names: Mapping[str, Any]) -> dict[str, Any]:
