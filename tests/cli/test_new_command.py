@@ -14,9 +14,10 @@ import stillhouse as sh
 import tiny
 from stillhouse.core.config import DataConfig
 from stillhouse.core.seeding import derive
+from stillhouse.data.chat import Conversation
 from stillhouse.data.rows import folded_key
+from stillhouse.data.shown import conversation
 from stillhouse.data.sources import load
-from stillhouse.data.written import conversation
 from stillhouse.models.generator import load_generator
 
 Call = Callable[..., tuple[int, str, str]]
@@ -193,7 +194,9 @@ def test_conversations_get_a_chat_template(call: Call, cache: Path, tmp_path: Pa
     code, _, err = call(*given, "--out", tmp_path / "m")
     assert code == 0, err
     tokens = AutoTokenizer.from_pretrained(tmp_path / "m")
-    prompt, whole, scored = conversation(turns[0][:-1], turns[0][-1]["content"], tokens)
+    prompt, whole, scored = conversation(
+        Conversation(tuple(turns[0][:-1])), turns[0][-1]["content"], tokens
+    )
     assert tokens.decode(prompt).endswith("assistant\n")
     answer = [token for token, mine in zip(whole, scored, strict=True) if mine]
     assert tokens.decode(answer) == turns[0][-1]["content"] + tokens.eos_token

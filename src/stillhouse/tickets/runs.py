@@ -14,6 +14,7 @@ from stillhouse.core.progress import Progress
 from stillhouse.core.rundir import atomic, check_free, claim, write_json
 from stillhouse.core.ticket_results import Storage, TicketsRecord, TransferRecord
 from stillhouse.evaluation.efficiency import folder_bytes
+from stillhouse.evaluation.writing import keep_as_judged
 from stillhouse.flows.common import tidy
 from stillhouse.flows.gold import prepare_gold
 from stillhouse.flows.stages import load_trained
@@ -108,6 +109,7 @@ def _save(found: Found, out: Path, progress: Progress) -> Storage:
     trained: Any = load_trained(found.best, search.movable(gold.make(seed)))
     if hasattr(trained, MOVED):
         delattr(trained, MOVED)
+    keep_as_judged(trained, gold.task)
     save_model(trained, gold.tokenizer, out / "model")
     write_training_data(out / "model", gold.data, before=[config.model])
     save_masks(out / "model" / MASKS, masks, **facts)
