@@ -11,7 +11,7 @@ from stillhouse.data.cells import is_utf8, label_of, text_of, value_at
 from stillhouse.data.columns import Columns
 from stillhouse.data.delimited import BROKEN, QUOTED_TSV
 from stillhouse.data.readers import Row
-from stillhouse.data.turns import conversation_in
+from stillhouse.data.turns import Note, conversation_in
 
 PEEKED = 500  # rows from which the columns of a file without a header are known
 SHOWN_LINES = 5
@@ -28,7 +28,7 @@ class Problems:
     def __init__(self) -> None:
         self.lines: dict[str, list[int]] = {}
         self.counts: dict[str, int] = {}
-        self.unread: set[str] = set()  # what conversations hold and is not read
+        self.told: set[str] = set()  # of conversations: what is not read
 
     def add(self, kind: str, line: int) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -46,7 +46,7 @@ class Problems:
             return f"{where}: {count} {kind} {row} left out (line {listed}){hint}"
 
         found = [one(kind, count) for kind, count in self.counts.items()]
-        return found + [f"{where}: {each}" for each in sorted(self.unread)]
+        return found + [f"{where}: {each}" for each in sorted(self.told)]
 
 
 class Header:
@@ -120,34 +120,35 @@ def usable(header: Header, problems: Problems) -> Iterator[Usable]:
             problems.add(row[BROKEN], line)
             continue
         header.check(line, row)
-        found = header.found
-        place = f"{header.where} line {line}"
-        said = None
-        if found.texts and found.text is not None:
-            said = conversation_in(row, found.text, found.label, place, problems.unread.add)
         try:
-            text, pair, label, group = _fields(row, found, said)
+            text, pair, label, group = _fields(row, header.found, problems.told.add)
         except DataError as error:
-            raise DataError(f"{place}: {error}") from None
+            raise DataError(f"{header.where} line {line}: {error}") from None
         if not is_utf8(text, pair, label, group):
             problems.add(NOT_UTF8, line)
-        elif text is None or (found.pair and pair is None):
+        elif text is None or (header.found.pair and pair is None):
             problems.add("empty", line)
         else:
             yield line, text, pair, label if header.labelled else None, group
 
 
 def _fields(
-    row: dict[str, Any], found: Columns, said: tuple[str | None, str | None] | None
+    row: dict[str, Any], found: Columns, note: Note
 ) -> tuple[str | None, str | None, str | None, str | None]:
-    """Text, pair, label and group of a row; of a conversation what was `said`, and the answer.
-    Raises DataError."""
+    """Text, pair, label and group of a row. Raises DataError."""
+    text = value_at(row, found.text)
     group = text_of(value_at(row, found.group), found.group, "data.group")
-    if said is not None:
-        return said[0], None, said[1], group
-    label = value_at(row, found.label)
+    if found.texts and found.text is not None:
+        said = conversation_in(row, found.text, found.label, note)
+        if said is not None:
+            return said[0], None, said[1], group
+    answer = value_at(row, found.label)
+    if found.texts:
+        label = text_of(answer, found.label, "--label-column")
+    else:
+        label = label_of(answer, found.label)
     return (
-        text_of(value_at(row, found.text), found.text, "--text-column"),
+        text_of(text, found.text, "--text-column"),
         text_of(value_at(row, found.pair), found.pair, "--pair-column"),
         text_of(label, found.label, "--label-column")
         if found.texts
