@@ -109,7 +109,7 @@ def test_gain_by_hand():
 def test_gain_of_a_model_over_itself_is_nothing():
     preds_SN, _, gold_N = simulated(rng(), seeds=3, rows=50, seed_sd=0.3)
     gain = paired_gain(accuracy, preds_SN, preds_SN, gold_N, rng=rng(), resamples=50)
-    assert (gain.value, gain.p_value, verdict(gain)) == (0.0, 1.0, "no difference")
+    assert (gain.value, gain.p_value, verdict(gain, 0)) == (0.0, 1.0, "no difference")
     assert 2 / 50 < gain.interval[1] < 3 / 50  # what 50 rows without a difference can't exclude
     values_SN = preds_SN.astype(float)
     same = paired_gain(mean_value, values_SN, values_SN, gold_N, rng=rng(), resamples=50)
