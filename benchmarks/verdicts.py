@@ -60,9 +60,7 @@ def study(
     return recipe(gain / 2), recipe(-gain / 2)
 
 
-def judged(
-    student_SN: NDArray[np.bool_], baseline_SN: NDArray[np.bool_]
-) -> stats.PairedGain:
+def judged(student_SN: NDArray[np.bool_], baseline_SN: NDArray[np.bool_]) -> stats.PairedGain:
     """`stats.paired_gain` of accuracy, with the covariance that its bootstrap estimates."""
     rows = student_SN.shape[1]
     difference_SN = student_SN.astype(np.float32) - baseline_SN.astype(np.float32)
@@ -76,7 +74,7 @@ def shares(
     *, gain: float, seeds: int, rows: int, noise: float, studies: int = STUDIES
 ) -> dict[str, Any]:
     """How often each word is said of runs like this, and how often the interval leaves out 0."""
-    rng = generator(0, "verdicts", gain, seeds, rows, noise)
+    rng = generator(0, "verdicts", str(gain), seeds, rows, str(noise))
     said: Counter[str] = Counter()
     excluded = covered = 0
     for _ in range(studies):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record, TrainedResult
-from stillhouse.core.units import WRITTEN
+from stillhouse.core.units import LOWER_IS_BETTER, WRITTEN
 from stillhouse.report import format as fmt
 
 EXPORT_NAMES = {"onnx": "ONNX", "onnx-int8": "ONNX int8"}
@@ -26,7 +26,6 @@ TASKS = {
     "causal_lm": "language model",
     "seq2seq": "sequence to sequence",
 }
-LOWER_IS_BETTER = ("perplexity",)
 Model = ModelResult | ExportResult
 
 
