@@ -209,6 +209,8 @@ def finish_removal(values: dict[str, Any], out: Path, *, recover: bool, json: bo
 
 
 def _levels(record: TicketsRecord) -> None:
+    from stillhouse.core.verdicts import in_words
+
     rows = []
     for each in record.levels:
         gain = ""

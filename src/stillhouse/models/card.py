@@ -76,8 +76,8 @@ TITLES = {
 }
 MADE = {
     "student": "",
-    "baseline": "It has the student's shape and starting weights, and learnt from gold answers only, "
-    "without the teacher.\n\n",
+    "baseline": "It has the student's shape and starting weights, and learnt from gold answers "
+    "only, without the teacher.\n\n",
 }
 
 
