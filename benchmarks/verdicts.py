@@ -1,7 +1,7 @@
 """The verdict on simulated runs: how often each word is said where the true gain is known.
 
 command    python benchmarks/verdicts.py --out verdicts
-hardware   one CPU core, about 4 minutes; see docs/verdict.md for the machine
+hardware   one CPU core, about 5 minutes; see docs/verdict.md for the machine
 result     see docs/verdict.md
 
 A model's true accuracy is that of its recipe plus seed noise (a normal deviate, the same size for
@@ -39,7 +39,7 @@ NOISE = (0.3, 1.3, 3.0)  # points, standard deviation of a model's accuracy over
 ACCURACY = 0.85
 ALL, RECIPE, MODEL = 0.6, 0.1, 0.3  # shares of a row's difficulty: all models', a recipe's, one's
 MARGIN = 0.01
-STUDIES = 2000
+STUDIES = {True: 10_000, False: 1_000}  # without a gain, and with one
 WORDS = ("helped", "hurt", "no difference", "can't tell")
 
 
@@ -70,9 +70,7 @@ def judged(student_SN: NDArray[np.bool_], baseline_SN: NDArray[np.bool_]) -> sta
     return stats.gain_from(gains_S, covariance_SS, rows=rows, counted=rows)
 
 
-def shares(
-    *, gain: float, seeds: int, rows: int, noise: float, studies: int = STUDIES
-) -> dict[str, Any]:
+def shares(*, gain: float, seeds: int, rows: int, noise: float, studies: int) -> dict[str, Any]:
     """How often each word is said of runs like this, and how often the interval leaves out 0."""
     rng = generator(0, "verdicts", str(gain), seeds, rows, str(noise))
     said: Counter[str] = Counter()
@@ -118,12 +116,15 @@ def worst(found: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--studies", type=int, default=STUDIES)
+    parser.add_argument("--part", type=float, default=1.0, help="of the studies, for a quick look")
     asked = parser.parse_args()
     found = [
-        shares(gain=gain, seeds=seeds, rows=rows, noise=noise, studies=asked.studies)
+        shares(
+            gain=gain, seeds=seeds, rows=rows, noise=noise,
+            studies=max(1, round(asked.part * STUDIES[gain == 0])),
+        )
         for noise, rows, seeds, gain in itertools.product(NOISE, ROWS, SEEDS, GAINS)
-    ]
+    ]  # fmt: skip
     asked.out.mkdir(parents=True, exist_ok=True)
     write_text(asked.out / "verdicts.json", json.dumps(found, indent=1) + "\n")
     write_text(asked.out / "verdicts.md", table(found) + "\n" + worst(found))
