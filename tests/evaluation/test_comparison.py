@@ -74,7 +74,8 @@ def test_rows_that_the_teacher_knew_make_nothing_comparable(
     assert (found.verdict == "helped") is comparable
     if not comparable:
         assert found.verdict == "not comparable"
-        assert found.reason == f"the teacher was trained on {100 * share:.1f} % of the test rows"
+        said = f"was trained on {100 * share:.1f} % of the test rows"
+        assert found.reason == f"the teacher, or what the student is made of, {said}"
 
 
 def test_two_sides_that_learnt_nothing_are_not_comparable() -> None:

@@ -40,8 +40,8 @@ def compare(
     """The gain of my answers over theirs, one array a seed, and what it amounts to.
 
     margin: in points, as a setting has it; None is the metric's own. seen: the share of the rows
-    that the teacher, or what the sides are made of, was trained on. groups: see `evaluate.groups_of`. Raises
-    ValueError as `stats.paired_gain` does.
+    that the teacher, or what the sides are made of, was trained on. groups: see
+    `evaluate.groups_of`. Raises ValueError as `stats.paired_gain` does.
     """
     found = stats.paired_gain(
         lambda a, g: task.metric_of(a, g, task.metric),
