@@ -90,15 +90,18 @@ def test_an_open_verdict_says_who_is_ahead_and_what_would_decide() -> None:
     needed = Needed(more_seeds=4, more_rows=1_873)
     said = sentence(found("can't tell", 0.607, 0.720, -0.241, 0.017, needed=needed))
     assert said.startswith(
-        "The baseline is better so far, accuracy 0.720 against the student's 0.607, but 2 seeds "
-        "and 1,069 test rows can't tell whether distilling helps or hurts: -11.3 points "
-        f"{BY} -24.1 to +1.7, 2 seeds). About 4 more seeds, or 1,900 more test rows, would decide"
+        "The baseline, the same student trained without the teacher, is better so far (accuracy "
+        "0.720 against 0.607), but 2 seeds and 1,069 test rows can't tell whether distilling helps "
+        "or hurts: -11.3 points (95 % interval -24.1 to +1.7). About 4 more seeds, or 1,900 more "
+        "test rows, would decide"
     )
     assert said.endswith("The baseline is kept in baseline/.")
     ahead = sentence(found("can't tell", 0.72, 0.70, -0.01, 0.05))
-    assert ahead.startswith("The student is ahead so far (accuracy 0.720 and 0.700), but 2 seeds")
+    assert ahead.startswith("The student is ahead so far of its baseline, the same student")
+    assert "(accuracy 0.720 and 0.700), but 2 seeds" in ahead
     assert "baseline/" not in ahead
-    assert lead(found("can't tell", 0.7, 0.7, -0.04, 0.04)).startswith("Neither is ahead so far")
+    level = lead(found("can't tell", 0.7, 0.7, -0.04, 0.04))
+    assert level.startswith("The student is level so far with its baseline")
 
 
 def test_what_is_not_comparable_says_why_and_praises_nothing() -> None:

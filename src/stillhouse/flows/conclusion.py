@@ -15,6 +15,7 @@ from stillhouse.core.results import FloorResult, Gain, ModelResult, TrainedResul
 from stillhouse.core.units import amount, better, points, spoken, unit
 from stillhouse.core.verdicts import ONE_SEED, seeds_in_words, what_decides
 
+ALONE = "the same student trained without the teacher"
 NAMED = 3  # classes that are never answered, by name in a sentence
 
 
@@ -111,10 +112,8 @@ def _lead(found: Findings) -> str:
         return f"Student and baseline are not comparable ({scores}, {seeds}): {found.reason}"
     only = f", for {ONE_SEED} (one seed says nothing of the recipe)" if gain.seeds == 1 else ""
     value, low, high = (points(each, metric) for each in (gain.value, *gain.interval))
-    by = (
-        f"{value} {unit(metric)} against its baseline, the same student trained without the "
-        f"teacher (95 % interval {low} to {high}, {seeds})"
-    )
+    gained, interval = f"{value} {unit(metric)}", f"95 % interval {low} to {high}"
+    by = f"{gained} against its baseline, {ALONE} ({interval}, {seeds})"
     if found.verdict == "helped":
         return f"Use the student: distilling helped{only}, {by}"
     if found.verdict == "hurt":
@@ -126,10 +125,13 @@ def _lead(found: Findings) -> str:
     if gain.seeds == 1:
         cannot += ", even of these two models only"
     if found.best == "baseline":
-        ahead = f"The baseline is better so far, {spoken(metric)} {baseline.score:.3f} against the "
-        return f"{ahead}student's {mine:.3f}, but {cannot}: {by}"
-    ahead = "The student is" if gain.value else "Neither is"
-    return f"{ahead} ahead so far ({scores}), but {cannot}: {by}"
+        ahead = f"The baseline, {ALONE}, is better so far ({spoken(metric)} {baseline.score:.3f} "
+        ahead += f"against {mine:.3f})"
+    elif gain.value:
+        ahead = f"The student is ahead so far of its baseline, {ALONE} ({scores})"
+    else:
+        ahead = f"The student is level so far with its baseline, {ALONE} ({scores})"
+    return f"{ahead}, but {cannot}: {gained} ({interval})"
 
 
 def _within(gain: Gain, metric: str) -> str:
