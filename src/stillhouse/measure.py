@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from stillhouse.core.progress import Advance, Progress
 from stillhouse.core.results import Efficiency
 from stillhouse.core.settings import model_path, parse
 from stillhouse.core.types import Predictions
+from stillhouse.core.verdicts import ONE_SEED
 from stillhouse.data.memory import data_section
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
-from stillhouse.evaluation.evaluate import calibration, interval, predict
+from stillhouse.evaluation.comparison import compare
+from stillhouse.evaluation.evaluate import calibration, groups_of, interval, predict
 from stillhouse.evaluation.writing import mean_tokens, writing_runner
 from stillhouse.export import check_parity, export_onnx, onnx_runner, quantize_int8, scored
 from stillhouse.flows.common import (
@@ -37,7 +39,6 @@ from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import load_any, reported_by_writer
 from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import load_tokenizer, model_folder
-from stillhouse.numerics import stats
 from stillhouse.tasks.base import Data, Task
 
 
@@ -47,19 +48,20 @@ def evaluate(
     *,
     against: str | Path | None = None,
     precision: str = "auto",
+    margin: float | None = None,
     resamples: int = 2000,
     cache: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """A model's metrics on `data`'s reported rows, with an interval; with `against`, also the
-    paired gain over that model and their agreement."""
+    paired gain over that model, their agreement, and the verdict: on these two models only.
+    margin: the largest difference that counts as none, in points; left out, one."""
     progress = progress or Terminal()
     settled, store = precision_of(precision, "cpu"), store_root(cache)
     model = model_path(model, "model")
     config = parse(DataConfig, data_section(data, store))
     first, task, rows = model_and_rows(model, config, store, progress)
     answers = _answers(first, rows, task, settled, f"answering reported rows, {model}", progress)
-    metric: Callable[..., float] = lambda a, g: task.metric_of(a, g, task.metric)  # noqa: E731
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {
         "model": str(model),
@@ -68,7 +70,12 @@ def evaluate(
         "precision": settled,
         **task.score(answers),
         "interval": interval(
-            task, [answers.answers_N], answers.gold_N, resamples=resamples, rng=rng
+            task,
+            [answers.answers_N],
+            answers.gold_N,
+            resamples=resamples,
+            rng=rng,
+            groups=groups_of(rows),
         ),
         "calibration_error": calibration(answers)[0],
     }
@@ -81,17 +88,23 @@ def evaluate(
         theirs = _answers(second, their_rows, other, settled, title, progress)
         moved = _same_choices(theirs.answers_N, other, task)
         with progress.stage("comparing", 1, "models") as advance:
-            gain = stats.paired_gain(
-                metric, [answers.answers_N], [moved], answers.gold_N, rng=rng, resamples=resamples
-            )
+            compared = compare(
+                task, [answers.answers_N], [moved], answers.gold_N,
+                margin=margin, resamples=resamples, rng=rng, groups=groups_of(rows),
+            )  # fmt: skip
             advance(1)
+        gain, needed = compared.gain, compared.gain.needed
         found["against"] = {
             "model": str(against),
             **other.score(theirs),
             "gain": gain.value,
             "interval": gain.interval,
             "p_value": gain.p_value,
-            "verdict": stats.verdict(gain),
+            "margin": gain.margin,
+            "verdict": compared.verdict,
+            "caveat": ONE_SEED,
+            "not_comparable": compared.reason,
+            "more_rows": needed and needed.more_rows,
             "agreement": task.agreement(answers.answers_N, moved),
         }
     return found

@@ -34,6 +34,7 @@ from stillhouse.flows import finetune as finetuning
 from stillhouse.flows.common import tidy
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.proof import distillation_record, finetune_record
+from stillhouse.flows.stages import load_trained
 from stillhouse.flows.training_data import write_training_data
 from stillhouse.models.card import model_card
 from stillhouse.models.load import model_folder
@@ -91,9 +92,22 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
         exports = _export_results(exported, timings, outcome, progress)
         record = distillation_record(outcome, costs, exports, out)
         advance(1)
-    write_text(folder / "README.md", model_card(record, teacher=Path(config.teacher).name))
+    teacher = Path(config.teacher).name
+    write_text(folder / "README.md", model_card(record, teacher=teacher))
+    if record.best == "baseline":
+        _keep_baseline(outcome, record, out / "baseline", teacher)
     _finish(out, record, keep=config.keep_checkpoints)
     return Run(out, record, student)  # pyright: ignore[reportArgumentType]
+
+
+def _keep_baseline(outcome: distilling.Outcome, record: Record, folder: Path, teacher: str) -> None:
+    """The better baseline in a folder of its own, as the student has one; it is not exported."""
+    setup, best = outcome.setup, outcome.best_baseline
+    assert best is not None, "what was not trained is not the best"
+    save_model(load_trained(best, setup.make(best.seed)), setup.tokenizer, folder)
+    before = [name for _, name in distilling.starts(setup.config)]
+    write_training_data(folder, setup.data, before=before)
+    write_text(folder / "README.md", model_card(record, teacher=teacher, role="baseline"))
 
 
 def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Run:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ import tiny
 from stillhouse.cli import console, recipes
 from stillhouse.cli.main import app, main
 from stillhouse.core.config import DistillConfig, FinetuneConfig
-from stillhouse.core.results import Record
+from stillhouse.core.results import Record, Verdict
 from stillhouse.core.settings import parse
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.efficiency import peak_memory  # before the tests put another there
@@ -79,23 +80,29 @@ def test_every_command_has_help_with_an_example(call: Call) -> None:
 
 def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
     names = {path.name for path in small.iterdir()}
-    assert names == {
-        "config.yaml",
-        "manifest.json",
-        "metrics.jsonl",
-        "record.json",
-        "report.html",
-        "student",
-        "onnx",
-    }
+    best = json.loads((small / "record.json").read_text())["best"]
+    kept = {"baseline"} if best == "baseline" else set()
+    assert (
+        names
+        == {
+            "config.yaml",
+            "manifest.json",
+            "metrics.jsonl",
+            "record.json",
+            "report.html",
+            "student",
+            "onnx",
+        }
+        | kept
+    )
     record = json.loads((small / "record.json").read_text())
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["flow"] == "distill"
     for part in ("teacher", "student", "baseline"):
         assert {"score", "interval", "parameters", "latency_ms", "bytes"} <= set(record[part])
     assert all(record[part]["peak_memory_bytes"] > 1_000 for part in ("teacher", "student"))
     assert len(record["student"]["seeds"]) == len(record["baseline"]["seeds"]) == 2
-    assert record["verdict"] in ("helped", "no difference", "hurt")
+    assert record["verdict"] in get_args(Verdict)
     assert {e["format"] for e in record["exports"]} == {"onnx", "onnx-int8"}
     assert Record.model_validate(record).model_dump(mode="json", by_alias=True) == record
 
@@ -194,6 +201,12 @@ def test_evaluate_compares_two_models(
     assert found["against"]["gain"] == pytest.approx(
         found["accuracy"] - found["against"]["accuracy"]
     )
+    assert found["against"]["caveat"] == "these two models only"
+    assert found["against"]["margin"] == 0.01
+    words = ["evaluate", "--model", small, "--data", reviews, "--against", teacher]
+    _, said, _ = call(*words, "--margin", 100)
+    same = "not comparable" if found["against"]["not_comparable"] else "no difference, these two"
+    assert same in said
 
 
 @pytest.mark.slow

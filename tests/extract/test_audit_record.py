@@ -50,10 +50,10 @@ def test_a_price_between_budgets_is_the_price_lists_own() -> None:
 
 
 def change(view: str, price: float | None, **more: Any) -> Change:
-    gain = (
-        None if view == "probabilities" else Gain(value=-0.01, interval=(-0.02, 0.0), p_value=0.1)
-    )
-    return Change(view=view, gain=gain, price=price, **more)
+    if view == "probabilities":
+        return Change(view=view, gain=None, price=price, **more)
+    gain = Gain(value=-0.01, interval=(-0.02, 0.0), p_value=0.1, seeds=more.pop("seeds", 3))
+    return Change(view=view, gain=gain, price=price, **{"verdict": "can't tell", **more})
 
 
 def told(*changes: Change, copies: Sequence[Copy] = (copy(1_000, 0.89),), **more: Any) -> str:
@@ -67,6 +67,19 @@ def test_what_chance_may_have_made_dearer_is_not_called_dearer() -> None:
                 change("top:1", 5.0, dearer=True))  # fmt: skip
     assert "Of wiki queries' good copies, showing label raises the price most: $1.00 before, then "\
            "none within these budgets" in said  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdict", "seeds", "says"),
+    [
+        ("hurt", 3, "by -1.0 points (-2.0 to +0.0): the copy is worse."),
+        ("hurt", 1, "by -1.0 points (-2.0 to +0.0): the copy is worse, these two models only."),
+        ("can't tell", 3, "by -1.0 points (-2.0 to +0.0): can't tell."),
+    ],
+)
+def test_what_hiding_does_is_said_with_its_seeds(verdict: str, seeds: int, says: str) -> None:
+    other = change("label", None, verdict=verdict, seeds=seeds)
+    assert says in told(change("probabilities", None), other)
 
 
 def test_the_smallest_budget_is_a_bound_not_a_price() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from stillhouse.core.results import Ablation, Gain, Similarity, StageResult
-from stillhouse.flows.diagnose import _gradient_shares, _matrix, diagnosis
+from stillhouse.flows.diagnose import _gradient_shares, _matrix
+from stillhouse.flows.diagnose import diagnosis as diagnosis_of
+
+diagnosis = partial(diagnosis_of, metric="accuracy")
 
 
 def stage(**shares: float) -> StageResult:
@@ -19,7 +23,7 @@ def stage(**shares: float) -> StageResult:
 
 
 def ablation(value: float, low: float, high: float, verdict: Any) -> Ablation:
-    gain = Gain(value=value, interval=(low, high), p_value=0.5)
+    gain = Gain(value=value, interval=(low, high), p_value=0.5, seeds=3)
     return Ablation(stage="inner", without="hidden", score=0.8, interval=(0.7, 0.9), seeds=[0.8],
                     gain=gain, verdict=verdict)  # fmt: skip
 
@@ -31,7 +35,12 @@ def test_a_term_that_helped_is_not_complained_of() -> None:
 
 @pytest.mark.parametrize(
     ("verdict", "words"),
-    [("no difference", "No difference that these data can show"), ("hurt", "A term hurt")],
+    [
+        ("no difference", "No difference beyond the margin"),
+        ("can't tell", "can't tell whether a term helps"),
+        ("not comparable", "Not comparable"),
+        ("hurt", "A term hurt"),
+    ],
 )
 def test_a_term_that_did_not_help_is_named_with_its_interval(verdict: str, words: str) -> None:
     found = diagnosis([stage(hidden=1.0)], [ablation(-0.01, -0.03, 0.01, verdict)], None, "helped")

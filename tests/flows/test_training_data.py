@@ -14,7 +14,12 @@ from stillhouse.core.settings import parse
 from stillhouse.data.corpus import Corpus, load_corpus
 from stillhouse.data.sources import Splits, load
 from stillhouse.flows.distill import starts
-from stillhouse.flows.training_data import TRAINED_ON, seen_before, write_training_data
+from stillhouse.flows.training_data import (
+    TRAINED_ON,
+    seen_before,
+    seen_share,
+    write_training_data,
+)
 
 ROWS = tiny.sentences(150)
 
@@ -57,6 +62,9 @@ def test_every_teacher_that_saw_test_rows_is_named(tmp_path: Path, mine: Splits)
     plain = tmp_path / "plain"
     tiny.save(plain, layers=1)
     assert told(mine, clean, plain) == []
+    shares = [seen_share([("it", str(each))], mine) for each in (clean, plain, seen, chose)]
+    assert shares == pytest.approx([0.0, 0.0, 10 / 30, 0.0])
+    assert seen_share([("a", str(clean)), ("b", str(seen))], mine) == pytest.approx(1 / 3)
     assert told(mine, clean, seen, chose) == [
         "teacher seen was trained on 10 of the 30 rows to report on: scores on them are flattered",
         "teacher chose chose its checkpoint on 5 of the 30 rows to report on: scores on them are "

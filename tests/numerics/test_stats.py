@@ -13,7 +13,15 @@ from stillhouse.numerics.metrics import (
     matthews,
     spearman,
 )
-from stillhouse.numerics.stats import PairedGain, bootstrap_interval, paired_gain, verdict
+from stillhouse.numerics.stats import (
+    Needed,
+    PairedGain,
+    Spread,
+    bootstrap_interval,
+    paired_gain,
+    verdict,
+    what_would_decide,
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -109,7 +117,7 @@ def test_gain_by_hand():
 def test_gain_of_a_model_over_itself_is_nothing():
     preds_SN, _, gold_N = simulated(rng(), seeds=3, rows=50, seed_sd=0.3)
     gain = paired_gain(accuracy, preds_SN, preds_SN, gold_N, rng=rng(), resamples=50)
-    assert (gain.value, gain.p_value, verdict(gain)) == (0.0, 1.0, "no difference")
+    assert (gain.value, gain.p_value, verdict(gain, 0)) == (0.0, 1.0, "can't tell")
     assert 2 / 50 < gain.interval[1] < 3 / 50  # what 50 rows without a difference can't exclude
     values_SN = preds_SN.astype(float)
     same = paired_gain(mean_value, values_SN, values_SN, gold_N, rng=rng(), resamples=50)
@@ -225,8 +233,8 @@ def test_a_clear_gain_is_found():
             generator, seeds=3, rows=400, seed_sd=0.05, lead=1.0
         )
         judge = partial(paired_gain, share_right, gold_N=gold_N, rng=generator, resamples=40)
-        helped += verdict(judge(student_SN, baseline_SN)) == "helped"
-        hurt += verdict(judge(baseline_SN, student_SN)) == "hurt"
+        helped += verdict(judge(student_SN, baseline_SN), 0) == "helped"
+        hurt += verdict(judge(baseline_SN, student_SN), 0) == "hurt"
     assert helped >= 45
     assert hurt >= 45
 
@@ -243,8 +251,8 @@ def test_metrics_that_are_no_mean_over_rows(metric):
         return np.where(generator.random((3, 200)) < skill, gold_N, noise_SN)
 
     call = partial(paired_gain, metric, gold_N=gold_N, rng=generator, resamples=100)
-    assert verdict(call(recipe(0.9), recipe(0.3))) == "helped"
-    assert verdict(call(recipe(0.6), recipe(0.6))) == "no difference"
+    assert verdict(call(recipe(0.9), recipe(0.3)), 0) == "helped"
+    assert verdict(call(recipe(0.6), recipe(0.6)), 0) == "can't tell"
 
 
 def test_spearman_gain_agrees_with_the_spread_of_fresh_data():
@@ -270,8 +278,8 @@ def test_a_difference_without_variance_is_not_certain():
         return paired_gain(accuracy, *sides, np.ones(rows, int), rng=rng(), resamples=20)
 
     assert gain(4).p_value > 0.05  # four coin flips alike: 1/8
-    assert verdict(gain(4)) == "no difference"
-    assert verdict(gain(20)) == "helped"
+    assert verdict(gain(4), 0) == "can't tell"
+    assert verdict(gain(20), 0) == "helped"
 
 
 @pytest.mark.parametrize(("better", "worse"), [(4, 0), (5, 0), (9, 2), (12, 3), (30, 12)])
@@ -317,16 +325,113 @@ def test_same_generator_same_answer():
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"),
+    ("interval", "margin", "expected"),
     [
-        ((0.1, 0.2), "helped"),
-        ((-0.2, -0.1), "hurt"),
-        ((-0.1, 0.1), "no difference"),
-        ((0.0, 0.1), "no difference"),
+        ((0.1, 0.2), 0.0, "helped"),
+        ((-0.2, -0.1), 0.0, "hurt"),
+        ((-0.1, 0.1), 0.0, "can't tell"),
+        ((0.0, 0.1), 0.0, "can't tell"),
+        ((-0.1, 0.0), 0.0, "can't tell"),
+        ((0.0, 0.0), 0.0, "no difference"),
+        ((-0.01, 0.01), 0.01, "no difference"),
+        ((0.001, 0.01), 0.01, "no difference"),  # it excludes 0, and is surely small
+        ((-0.01, -0.001), 0.01, "no difference"),
+        ((0.001, 0.011), 0.01, "helped"),
+        ((-0.011, -0.001), 0.01, "hurt"),
+        ((-0.001, 0.011), 0.01, "can't tell"),
+        ((-0.011, 0.001), 0.01, "can't tell"),
+        ((-0.241, 0.017), 0.01, "can't tell"),
     ],
 )
-def test_verdict(interval, expected):
-    assert verdict(PairedGain(0.0, interval, 0.5)) == expected
+def test_verdict(interval, margin, expected):
+    assert verdict(PairedGain(0.0, interval, 0.5), margin) == expected
+
+
+def test_a_margin_is_no_less_than_nothing():
+    with pytest.raises(ValueError, match=r"must be >= 0, got -0\.1"):
+        verdict(PairedGain(0.0, (0.0, 0.1), 0.5), -0.1)
+
+
+def spread(**changes) -> Spread:
+    values = {
+        "value": 0.004, "seeds": 3, "rows": 400, "counted": 400,
+        "row_variance": 9e-5, "shared_variance": 5e-5, "seed_variance": 6e-5,
+    }  # fmt: skip
+    return Spread(**values | changes)
+
+
+def test_a_spread_is_what_the_gain_was_made_of():
+    study = simulated(rng(4), seeds=3, rows=80, seed_sd=0.3, lead=0.5)
+    gain = paired_gain(accuracy, *study, rng=rng(5), resamples=50)
+    assert gain.spread.half_width(0.05) == pytest.approx(gain.interval[1] - gain.value)
+    assert (gain.spread.value, gain.spread.seeds) == (gain.value, 3)
+    assert (gain.spread.rows, gain.spread.counted) == (80, 80)
+
+
+def test_more_seeds_and_more_rows_by_hand():
+    # one seed's own noise on its rows is 3 (9e-5 - 5e-5) = 1.2e-4; six seeds halve its mean's
+    six = spread().with_seeds(6)
+    assert six.row_variance == pytest.approx(5e-5 + 1.2e-4 / 6)
+    assert six.shared_variance == 5e-5
+    assert six.seed_variance == pytest.approx(3e-5)
+    # of the seeds' 6e-5, 4e-5 is noise on rows and falls with them; 2e-5 is the seeds' own
+    more = spread().with_rows(800)
+    assert (more.rows, more.counted) == (800, 800)
+    assert more.row_variance == pytest.approx(4.5e-5)
+    assert more.shared_variance == pytest.approx(2.5e-5)
+    assert more.seed_variance == pytest.approx(2e-5 + 2e-5)
+    same = spread().with_rows(400)
+    assert same == spread()
+    with pytest.raises(ValueError, match="one seed says nothing"):
+        spread(seeds=1, shared_variance=None, seed_variance=0.0).with_seeds(2)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"value": -0.02},
+        {"value": 0.011, "seeds": 2},
+        {"value": 0.0, "seeds": 5, "seed_variance": 1e-5},
+        {"value": 0.03, "seeds": 2, "seed_variance": 4e-4},  # seeds alone are the noise
+        {"value": 0.012, "counted": 0, "seed_variance": 1e-6, "shared_variance": 8e-5},
+        {"value": 0.015, "seeds": 1, "shared_variance": None, "seed_variance": 0.0},
+        {"value": 0.012, "shared_variance": -1e-6, "seed_variance": 2e-5},
+    ],
+)
+def test_what_would_decide_is_the_smallest_number_that_does(changes, margin):
+    """Against counting upwards; and what is proposed decides by the verdict itself."""
+    found = spread(**changes)
+    needed = what_would_decide(found, margin)
+
+    def decided(changed: Spread) -> bool:
+        half = changed.half_width(0.05)
+        ends = (changed.value - half, changed.value + half)
+        return verdict(PairedGain(changed.value, ends, 0.5), margin) != "can't tell"
+
+    assert not decided(found)
+    by_seeds = None
+    if found.seeds > 1:
+        more = range(1, 51 - found.seeds)
+        by_seeds = next((n for n in more if decided(found.with_seeds(found.seeds + n))), None)
+    by_rows = next((n for n in range(1, 60_000) if decided(found.with_rows(400 + n))), None)
+    assert needed.seeds == by_seeds
+    if by_rows is None:
+        assert needed.rows is None or needed.rows >= 60_000
+    else:
+        assert needed.rows == by_rows
+
+
+def test_some_noise_no_number_of_rows_or_seeds_takes_away():
+    seeds_only = spread(value=0.03, seeds=2, seed_variance=4e-4, row_variance=6e-5)
+    assert what_would_decide(seeds_only, 0.01).rows is None
+    assert what_would_decide(seeds_only, 0.01).seeds > 0
+    rows_only = spread(value=0.005, shared_variance=2e-4, row_variance=2e-4, seed_variance=1e-8)
+    assert what_would_decide(rows_only, 0.0).seeds is None
+    assert what_would_decide(rows_only, 0.0).rows > 0
+    assert what_would_decide(spread(value=0.0), 0.0) == Needed(None, None)
+    assert what_would_decide(spread(value=0.5), 0.0) == Needed(0, 0)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def ablation(stage: str, without: str, gain: float, half: float, verdict: Verdic
             value=gain,
             interval=(gain - half, gain + half),
             p_value=0.0004 if verdict != "no difference" else 0.52,
+            seeds=3,
         ),
         verdict=verdict,
     )

@@ -10,6 +10,7 @@ import pytest
 
 import stillhouse.report
 from stillhouse.core.results import DataSummary, Disagreement, FloorResult, Gain, Record
+from stillhouse.report import format as fmt
 from stillhouse.report import render
 
 from .runs import WriteRun, evaluation_line, make_record, metric_lines, models, step_line
@@ -263,13 +264,63 @@ def test_many_labels_are_a_table_of_top_confusions(write_run: WriteRun) -> None:
     assert cells.index("label 3label 72533.3") < cells.index("label 9label 21016.7")
 
 
-@pytest.mark.slow
-def test_verdict_hurt_and_no_difference_are_named(write_run: WriteRun) -> None:
-    worse = Gain(value=-0.02, interval=(-0.03, -0.01), p_value=0.0001)
-    hurt = write_run("a", record=make_record(verdict="hurt", gain=worse))
-    assert "Hurt" in page(hurt).text
-    assert "\u22120.020" in page(hurt).text
-    assert "No difference" in page(write_run("b", record=make_record(verdict="no difference"))).text
+@pytest.mark.parametrize(
+    ("verdict", "badge"),
+    [
+        ("hurt", "▼ Hurt"),
+        ("no difference", "= No difference"),
+        ("can't tell", "? Can't tell"),
+        ("not comparable", "≠ Not comparable"),
+    ],
+)
+def test_each_verdict_is_named(write_run: WriteRun, verdict: str, badge: str) -> None:
+    worse = Gain(value=-0.02, interval=(-0.03, -0.01), p_value=0.0001, seeds=3)
+    text = page(write_run(record=make_record(verdict=verdict, gain=worse))).text
+    assert badge in re.sub(r"\s+", " ", text)
+    assert "\u22120.020" in text
+    assert "two models only" not in text
+
+
+@pytest.mark.parametrize("verdict", ["helped", "hurt"])
+def test_one_seed_never_helps_or_hurts_without_its_caveat(
+    write_run: WriteRun, verdict: str
+) -> None:
+    """Wherever the word stands, in the badge, the table of runs or the page's name."""
+    student = models()["student"].model_copy(update={"seeds": [0.919]})
+    gain = Gain(value=0.018, interval=(0.007, 0.029), p_value=0.0021, seeds=1)
+    one = make_record(student=student, gain=gain, verdict=verdict, sentence="S.", diagnosis=[])
+    alone, both = write_run("a", record=one), write_run("b", record=one)
+    for found in (page(alone), page(alone, both)):
+        text = re.sub(r"\s+", " ", found.text)
+        said = re.findall(rf"\b{verdict}\b(.{{23}})", text, flags=re.IGNORECASE)
+        assert said
+        assert set(said) == {", these two models only"}
+
+
+def test_a_better_baseline_leads_and_a_weak_teacher_is_no_yardstick(write_run: WriteRun) -> None:
+    lead = "The baseline is better so far."
+    worse = make_record(
+        best="baseline", verdict="can't tell", weak_teacher=["the baseline beats it"], lead=lead,
+        sentence=f"{lead} And more.",
+    )  # fmt: skip
+    found = page(write_run("a", record=worse))
+    places = [found.text.index(part) for part in (lead, "And more.", "0.901", "The models")]
+    assert places == sorted(places)
+    assert "accuracy (the baseline)" in found.text
+    assert "0.901 against a weak teacher's 0.934" in found.text
+    assert "of the teacher's accuracy" not in found.text
+    kept = page(write_run("b", record=make_record(best="baseline"))).text
+    assert "96.5\u2009%" in kept
+    assert "of the teacher's accuracy (the baseline)" in kept
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0099, "p\u00a0=\u00a00.010"), (0.0021, "p\u00a0=\u00a00.002"),
+     (0.001, "p\u00a0=\u00a00.001"), (0.00099, "p\u00a0<\u00a00.001")],
+)  # fmt: skip
+def test_a_p_value_is_below_a_thousandth_only_where_it_is(value: float, said: str) -> None:
+    assert fmt.p_value(value) == said
 
 
 def test_several_runs_are_compared_and_each_told(write_run: WriteRun) -> None:

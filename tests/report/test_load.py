@@ -14,7 +14,7 @@ from .runs import WriteRun
     [
         ("record.json", None, "is not a finished run: it has no record.json"),
         ("record.json", "{", "record.json is not a finished run's record: Invalid JSON"),
-        ("record.json", '{"schema": 2}', "record.json is not a finished run's record: schema"),
+        ("record.json", '{"schema": 1}', "record.json is not a finished run's record: schema"),
         ("manifest.json", "{", "manifest.json is not JSON"),
         ("manifest.json", "[]", "manifest.json holds a list, not an object"),
         ("metrics.jsonl", "oops", "metrics.jsonl, line 1"),

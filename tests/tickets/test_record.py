@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from stillhouse.core.progress import Silent
-from stillhouse.core.results import Gain
+from stillhouse.core.results import Gain, Verdict
 from stillhouse.core.settings import parse
 from stillhouse.core.ticket_results import Kind, Level
 from stillhouse.models.load import load_classifier
@@ -19,11 +19,17 @@ from stillhouse.tickets.record import sentence
 from stillhouse.tickets.runs import run_tickets
 
 
-def level(kind: Kind, number: int, score: float, low: float = 0, high: float = 0) -> Level:
-    gain = None if kind == "dense" else Gain(value=score - 0.9, interval=(low, high), p_value=0.5)
+def level(
+    kind: Kind, number: int, score: float, verdict: Verdict | None = None, *, seeds: int = 3
+) -> Level:
+    gain = None
+    if kind != "dense":
+        low, high = score - 0.9 - 0.1, score - 0.9 + 0.02
+        gain = Gain(value=score - 0.9, interval=(low, high), p_value=0.5, seeds=seeds)
     return Level(
         kind=kind, round=number, remaining=1 - 0.3 * number, kept=100, score=score,
-        interval=(score, score), seeds=[score], metrics={"accuracy": score}, gain=gain,
+        interval=(score, score), seeds=[score] * seeds, metrics={"accuracy": score}, gain=gain,
+        verdict=verdict,
     )  # fmt: skip
 
 
@@ -31,28 +37,34 @@ DENSE = level("dense", 0, 0.9)
 
 
 def test_the_asked_ticket_leads_and_is_worse_where_it_is() -> None:
-    levels = [DENSE, level("ticket", 1, 0.89, -0.03, 0.01), level("ticket", 2, 0.7, -0.3, -0.1)]
+    last = level("ticket", 2, 0.7, "hurt")
+    levels = [DENSE, level("ticket", 1, 0.89, "can't tell"), last]
     assert sentence(levels, "accuracy", 2) == (
         "With 40.0 % of the prunable weights the ticket scores 0.700 in accuracy, the dense model "
-        "0.900: worse (-20.0 points, 95 % interval -30.0 to -10.0). The smallest that these data "
-        "can't tell from it has 70.0 % (0.890)."
+        "0.900: worse: -20.0 points, 95 % interval -30.0 to -18.0. The smallest that is not seen "
+        "to be worse has 70.0 % (0.890, can't tell)."
     )
-    assert "No larger ticket" in sentence([*levels[::2], level("ticket", 1, 0.8, -0.2, -0.1)],
-                                          "accuracy", 2)  # fmt: skip
+    none = [DENSE, level("ticket", 1, 0.8, "hurt"), last]
+    assert "No larger ticket" in sentence(none, "accuracy", 2)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "says"), [(-0.1, 0.1, "no difference"), (0.1, 0.2, "better")]
+    ("verdict", "says"),
+    [("no difference", "no difference: "), ("helped", "better: "), ("can't tell", "can't tell: ")],
 )
-def test_a_ticket_as_good_is_said_to_be(low: float, high: float, says: str) -> None:
-    said = sentence([DENSE, level("ticket", 1, 0.9, low, high)], "accuracy", 1)
-    assert says in said
+@pytest.mark.parametrize(("seeds", "caveat"), [(1, ", these two models only: "), (2, ": ")])
+def test_a_ticket_as_good_is_said_to_be(
+    verdict: Verdict, says: str, seeds: int, caveat: str
+) -> None:
+    found = level("ticket", 1, 0.9, verdict, seeds=seeds)
+    said = sentence([DENSE, found], "accuracy", 1)
+    assert says[:-2] + caveat in said
     assert "smallest" not in said
 
 
 @pytest.mark.parametrize(("random", "worth"), [(0.6, False), (0.9, True)])
 def test_a_random_mask_that_does_as_well_is_pointed_out(random: float, worth: bool) -> None:
-    levels = [DENSE, level("ticket", 1, 0.9, -0.1, 0.1), level("random", 1, random, -0.1, 0.1)]
+    levels = [DENSE, level("ticket", 1, 0.9, "no difference"), level("random", 1, random, "hurt")]
     assert ("worth nothing" in sentence(levels, "accuracy", 1)) is worth
 
 

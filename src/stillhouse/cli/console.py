@@ -60,6 +60,7 @@ def cost_cells(cost: Efficiency | ExportResult) -> list[str]:
 def record_table(record: Record) -> None:
     """The record's models and exports, and the verdict."""
     from stillhouse.core.results import TrainedResult
+    from stillhouse.core.verdicts import in_words
 
     rows = []
     models: list[ModelResult | None] = [record.teacher, record.student, record.baseline]
@@ -96,7 +97,8 @@ def record_table(record: Record) -> None:
         instead = ", gold answers instead" if each.gold_instead else ""
         say(
             f"without {each.without} ({each.stage}{instead}): {each.score:.4f}; the term is worth "
-            f"{each.gain.value:+.4f} ({low:+.4f} to {high:+.4f})"
+            f"{each.gain.value:+.4f} ({low:+.4f} to {high:+.4f}): "
+            f"{in_words(each.verdict, each.gain.seeds)}"
         )
     for line in _writing(record):
         say(line)

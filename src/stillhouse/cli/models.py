@@ -19,6 +19,10 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option("--against", help="another model to compare with")
     ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", min=0, help="points that count as no difference (left out: 1)"),
+    ] = None,
     precision: options.Precision = None,
     text_column: options.Text = None,
     pair_column: options.Pair = None,
@@ -40,7 +44,12 @@ def evaluate(
     from stillhouse.core.units import points, unit
 
     found = api.evaluate(
-        model, settings, against=against, precision=precision or "auto", cache=cache
+        model,
+        settings,
+        against=against,
+        precision=precision or "auto",
+        margin=margin,
+        cache=cache,
     )
     if json:
         console.print_json(found)
@@ -55,8 +64,11 @@ def evaluate(
         low, high = other["interval"]
         metric = found["metric"]
         gain, low, high = (points(x, metric, 2) for x in (other["gain"], *other["interval"]))
+        word = f"{other['verdict']}, {other['caveat']}"
+        if other["not_comparable"]:
+            word = f"{other['verdict']}: {other['not_comparable']}"
         console.say(
-            f"\nagainst {other['model']}: {gain} {unit(metric)} ({low} to {high}, "
+            f"\nagainst {other['model']}, {word}: {gain} {unit(metric)} ({low} to {high}, "
             f"p = {other['p_value']:.3g}); same answer on {100 * other['agreement']:.1f} % of rows"
         )
 

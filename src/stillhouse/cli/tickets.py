@@ -209,12 +209,15 @@ def finish_removal(values: dict[str, Any], out: Path, *, recover: bool, json: bo
 
 
 def _levels(record: TicketsRecord) -> None:
+    from stillhouse.core.verdicts import in_words
+
     rows = []
     for each in record.levels:
         gain = ""
         if each.gain is not None:
             low, high = (100 * end for end in each.gain.interval)
             gain = f"{100 * each.gain.value:+.1f} ({low:+.1f} to {high:+.1f})"
+            gain += f", {in_words(each.verdict, each.gain.seeds)}" if each.verdict else ""
         early = sum(each.early_steps) / len(each.early_steps) if each.early_steps else None
         rows.append(
             [

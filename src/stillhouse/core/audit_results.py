@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillhouse.core.results import SCHEMA, DataSummary, Gain, Interval, Result
+from stillhouse.core.results import SCHEMA, DataSummary, Gain, Interval, Result, Verdict
 
 
 class Copy(Result):
@@ -34,13 +34,14 @@ class Copy(Result):
 
 class Change(Result):
     """One change to the API, beside the first view. `gain`: the copies' score at the largest
-    budget, minus that under the first view, paired by row and seed; `price`: what a copy that is
-    good enough costs (None: none is), or no more than that (`at_most`: the smallest budget gives
-    it); `dearer`: the first view's cheapest good copy is better, by more than chance, than this
-    one's from as many queries."""
+    budget, minus that under the first view, paired by row and seed, and its `verdict`; `price`:
+    what a copy that is good enough costs (None: none is), or no more than that (`at_most`: the
+    smallest budget gives it); `dearer`: this view hurt the copy of as many queries as the first
+    view's cheapest good one."""
 
     view: str
     gain: Gain | None
+    verdict: Verdict | None = None
     price: float | None
     at_most: bool = False
     dearer: bool = False
@@ -82,7 +83,7 @@ class AuditTiming(Result):
 class AuditRecord(Result):
     """An audit's result. Stable: new fields may come, these stay."""
 
-    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    version: Literal[2] = Field(default=SCHEMA, alias="schema")
     flow: Literal["audit"] = "audit"
     task: str
     metric: str

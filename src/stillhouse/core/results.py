@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillhouse.core.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 
 Interval = tuple[float, float]
-Verdict = Literal["helped", "no difference", "hurt"]
+Verdict = Literal["helped", "hurt", "no difference", "can't tell", "not comparable"]
 
 
 class Result(BaseModel):
@@ -97,12 +97,27 @@ class TrainedResult(ModelResult):
     best_steps: list[int] = []
 
 
+class Needed(Result):
+    """How many more seeds (on as many rows), or more test rows (with as many seeds), would decide
+    an open verdict, if the gain stays what it is. None: no number of them alone; of seeds also:
+    there is one so far."""
+
+    more_seeds: int | None
+    more_rows: int | None
+
+
 class Gain(Result):
-    """Student minus baseline, paired by row and seed. `p_value` is two-sided."""
+    """Student minus baseline, paired by row and seed. `p_value` is two-sided. `margin`: the
+    largest difference that counts as none, in the metric's values; `seeds`: how many of each side
+    (with one, all is said of these two models only); `needed`: what would decide, where the
+    verdict is "can't tell"."""
 
     value: float
     interval: Interval
     p_value: float
+    margin: float = 0.0
+    seeds: int = 1
+    needed: Needed | None = None
 
 
 class ExportResult(Result):
@@ -276,9 +291,11 @@ class Removed(Result):
 
 
 class Record(Result):
-    """A distillation's result. Stable: new fields may come, these stay."""
+    """A distillation's result. Stable: new fields may come, these stay. `best`: which model to
+    take, by its mean score; `lead`: the sentence's first part, which says so; `weak_teacher`: each
+    sign that the teacher is weak; `not_comparable`: why, where the verdict is that."""
 
-    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    version: Literal[2] = Field(default=SCHEMA, alias="schema")
     flow: Literal["distill", "finetune"]
     task: str
     metric: str
@@ -288,7 +305,11 @@ class Record(Result):
     baseline: TrainedResult | None
     gain: Gain | None
     verdict: Verdict | None
+    not_comparable: str | None = None
+    best: Literal["student", "baseline"] = "student"
+    lead: str = ""
     sentence: str
+    weak_teacher: list[str] = []
     timing: Timing
     exports: list[ExportResult] = []
     disagreements: list[Disagreement] = []

@@ -23,6 +23,9 @@ Metric = Literal[
 ]
 
 
+Margin = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+
+
 class DataConfig(Config):
     """Where rows come from. `unlabelled` rows have text only; the teacher answers them. For a
     masked language model `path` is running text, cut into blocks of `max_length` tokens; of a
@@ -217,12 +220,15 @@ class LabelConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """What is measured and compared at the end. ablation: also train without each term."""
+    """What is measured and compared at the end. ablation: also train without each term. margin:
+    the largest difference that counts as none, in points (of log-likelihoods in nats a token);
+    left out, 1 point (0.01 nats)."""
 
     metric: Metric | None = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     baseline: bool = True
     ablation: bool = False
+    margin: Margin = None
     resamples: Annotated[int, Field(ge=2)] = 2000
     efficiency: bool = True
 

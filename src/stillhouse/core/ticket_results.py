@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillhouse.core.results import SCHEMA, DataSummary, Gain, Interval, Result
+from stillhouse.core.results import SCHEMA, DataSummary, Gain, Interval, Result, Verdict
 
 Kind = Literal["dense", "ticket", "random", "reinitialised"]
 
@@ -14,7 +14,7 @@ Kind = Literal["dense", "ticket", "random", "reinitialised"]
 class Level(Result):
     """One kind of model at one round, over seeds. `remaining`: share of the prunable weights.
     `early_steps`: where each seed's held-out loss was least, and `early_losses` what it was.
-    `gain`: minus the dense model, paired by row and seed."""
+    `gain`: minus the dense model, paired by row and seed; `verdict`: what that amounts to."""
 
     kind: Kind
     round: int
@@ -27,6 +27,7 @@ class Level(Result):
     early_steps: list[int] = Field(default_factory=list)
     early_losses: list[float] = Field(default_factory=list)
     gain: Gain | None = None
+    verdict: Verdict | None = None
 
 
 class Overlap(Result):
@@ -53,7 +54,7 @@ class TicketTiming(Result):
 class TicketsRecord(Result):
     """A search's result. Stable: new fields may come, these stay."""
 
-    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    version: Literal[2] = Field(default=SCHEMA, alias="schema")
     flow: Literal["tickets"] = "tickets"
     task: str
     metric: str
@@ -75,7 +76,7 @@ class TicketsRecord(Result):
 
 class Cell(Result):
     """The ticket of `source` on the task of `target`. `remaining`: of the weights that the target
-    prunes; `gain`: minus the target's own ticket."""
+    prunes; `gain`: minus the target's own ticket; `verdict`: what that amounts to."""
 
     source: str
     target: str
@@ -84,10 +85,11 @@ class Cell(Result):
     interval: Interval
     seeds: list[float]
     gain: Gain | None = None
+    verdict: Verdict | None = None
 
 
 class TransferRecord(Result):
-    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    version: Literal[2] = Field(default=SCHEMA, alias="schema")
     flow: Literal["transfer"] = "transfer"
     names: list[str]
     metrics: list[str]

@@ -1,9 +1,32 @@
-"""Differences of a metric in its own unit."""
+"""Differences of a metric in its own unit, which is also what a setting or a sentence counts in:
+points (of a hundred; of BLEU and chrF theirs), of log-likelihoods nats a token."""
 
 from __future__ import annotations
 
 WRITTEN = {"bleu": "BLEU", "chrf": "chrF"}  # names with capitals of their own
 OF_HUNDRED = ("bleu", "chrf")  # metrics from 0 to 100
+LOWER_IS_BETTER = ("perplexity",)
+# A difference that is too small to matter: a point of a share, a correlation, BLEU or chrF; of
+# log-likelihoods 0.01 nats a token, which is a hundredth of the perplexity.
+MARGIN = 1.0
+MARGINS = {"log_likelihood": 0.01}
+
+
+def margin_of(metric: str, asked: float | None = None) -> float:
+    """The largest difference that counts as none, in the metric's own values: `asked`, in the
+    units above, or the metric's default."""
+    counted = MARGINS.get(metric, MARGIN) if asked is None else asked
+    return counted if metric in (*OF_HUNDRED, "log_likelihood") else counted / 100
+
+
+def span_of(metric: str) -> float:
+    """How far a metric's values move if all rows go from wrong to right."""
+    return 100.0 if metric in OF_HUNDRED else 1.0
+
+
+def better(mine: float, theirs: float, metric: str) -> bool:
+    """Whether one value of a metric is better than another."""
+    return mine < theirs if metric in LOWER_IS_BETTER else mine > theirs
 
 
 def points(value: float, metric: str, digits: int = 1) -> str:
@@ -11,6 +34,11 @@ def points(value: float, metric: str, digits: int = 1) -> str:
     if metric == "log_likelihood":
         return f"{value:+.3f}"
     return f"{value if metric in OF_HUNDRED else 100 * value:+.{digits}f}"
+
+
+def amount(value: float, metric: str, digits: int = 1) -> str:
+    """A size of a difference with its unit, unsigned."""
+    return f"{points(abs(value), metric, digits).lstrip('+')} {unit(metric)}"
 
 
 def unit(metric: str) -> str:

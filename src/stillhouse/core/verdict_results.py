@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillhouse.core.results import SCHEMA, Interval, Result
+from stillhouse.core.results import Interval, Result
 
 Verdict = Literal["copy", "no evidence", "too few marks"]
 
@@ -50,7 +50,7 @@ class VerdictRecord(Result):
     drawn with, by which all this can be checked; commitment: what the registry had of it, since
     `committed` (Unix time). snapshot, answers: SHA-256 of these files."""
 
-    version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    version: Literal[1] = Field(default=1, alias="schema")
     flow: Literal["verify"] = "verify"
     alpha: float
     model: str

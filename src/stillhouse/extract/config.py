@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from stillhouse.core.config import (
     DataConfig,
     LabelConfig,
+    Margin,
     Metric,
     StudentConfig,
     TrainingConfig,
@@ -81,7 +82,10 @@ class ThiefConfig(StudentConfig):
 
 
 class AuditEvaluationConfig(Config):
+    """margin: as a distillation's."""
+
     metric: Metric | None = None
+    margin: Margin = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     resamples: Annotated[int, Field(ge=2)] = 2000
 

@@ -18,9 +18,11 @@ from stillhouse.core.audit_results import (
     Copy,
     VictimResult,
 )
-from stillhouse.core.results import Gain
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Example
+from stillhouse.core.units import points, unit
+from stillhouse.core.verdicts import in_words
+from stillhouse.evaluation.comparison import Comparison, compare
 from stillhouse.evaluation.evaluate import BOUNDS, interval
 from stillhouse.extract.answers import Answers
 from stillhouse.extract.audit import Audited
@@ -153,24 +155,29 @@ def change_of(found: Audited, view: str, copies: Mapping[Cell, Copy], enough: fl
         for each in (view, found.sweep.views[0])
     )
     price, at_most = price_of([copies[cell] for cell in mine], enough, config.tariff)
-    gain, dearer = None, False
+    compared, dearer = None, False
     if view != found.sweep.views[0]:
-        gain = _gain(found, mine[-1], theirs[-1])
+        compared = _compared(found, mine[-1], theirs[-1])
         reached = next((i for i, cell in enumerate(theirs) if copies[cell].score >= enough), None)
         if reached is not None and copies[mine[reached]].score < enough:
-            dearer = _gain(found, mine[reached], theirs[reached]).interval[1] < 0
-    return Change(view=view, gain=gain, price=price, at_most=at_most, dearer=dearer)
+            dearer = _compared(found, mine[reached], theirs[reached]).verdict == "hurt"
+    return Change(
+        view=view,
+        gain=compared and compared.gain,
+        verdict=compared and compared.verdict,
+        price=price,
+        at_most=at_most,
+        dearer=dearer,
+    )
 
 
-def _gain(found: Audited, mine: Cell, theirs: Cell) -> Gain:
+def _compared(found: Audited, mine: Cell, theirs: Cell) -> Comparison:
     """How much better the copies of one cell are than another's."""
-    task = found.task
-    paired = stats.paired_gain(
-        lambda a, g: task.metric_of(a, g, task.metric), answers_of(found, mine),
-        answers_of(found, theirs), found.victim.gold_N,
-        resamples=found.made.config.evaluation.resamples, rng=generator(0, "change", mine.title),
+    asked = found.made.config.evaluation
+    return compare(
+        found.task, answers_of(found, mine), answers_of(found, theirs), found.victim.gold_N,
+        margin=asked.margin, resamples=asked.resamples, rng=generator(0, "change", mine.title),
     )  # fmt: skip
-    return Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
 
 
 def price_of(copies: Sequence[Copy], score: float, tariff: Tariff) -> tuple[float | None, bool]:
@@ -231,14 +238,22 @@ def sentence(
     others = [change for change in changes[1:] if change.gain is not None]
     for change in others[:2]:
         assert change.gain is not None
-        low, high = (100 * end for end in change.gain.interval)
+        value, low, high = (points(x, metric) for x in (change.gain.value, *change.gain.interval))
         said += (
             f". Showing {change.view} instead of {changes[0].view} changes the copy by "
-            f"{100 * change.gain.value:+.1f} points ({low:+.1f} to {high:+.1f})"
+            f"{value} {unit(metric)} ({low} to {high}): {_word(change)}"
         )
     if others and changes[0].price is not None:
         said += f". {_dearest(changes, copies[0].kind, currency)}"
     return said + "."
+
+
+def _word(change: Change) -> str:
+    """What hiding did to the copy."""
+    assert change.verdict is not None
+    assert change.gain is not None
+    words = {"helped": "the copy is better", "hurt": "the copy is worse"}
+    return in_words(words.get(change.verdict, change.verdict), change.gain.seeds)
 
 
 def _dearest(changes: Sequence[Change], kind: str, currency: str) -> str:

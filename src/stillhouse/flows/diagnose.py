@@ -18,6 +18,8 @@ from stillhouse.core.errors import ModelError
 from stillhouse.core.results import Ablation, Similarity, StageResult, Verdict
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Tap
+from stillhouse.core.units import points, unit
+from stillhouse.core.verdicts import ONE_SEED
 from stillhouse.flows.distill import Outcome
 from stillhouse.flows.stages import load_trained
 from stillhouse.models.forward import run
@@ -30,6 +32,12 @@ TOKENS = 5  # times the width: with fewer, CKA of unrelated states is not small
 MOST, LEAST = 10, 8192  # times the width: more tell nothing new; and what is always taken
 SMALL = 0.05  # a share of the gradient that hardly counts
 RESPONSE = ("soft", "hard", "gold")
+OF_TERMS = {  # what is said of terms, by the verdict on them
+    "hurt": "A term hurt",
+    "no difference": "No difference beyond the margin, with and without",
+    "can't tell": "These data and seeds can't tell whether a term helps",
+    "not comparable": "Not comparable, with and without",
+}
 
 
 def stage_results(outcome: Outcome, out: Path) -> list[StageResult]:
@@ -132,13 +140,16 @@ def diagnosis(
     ablations: list[Ablation],
     alike: Similarity | None,
     verdict: Verdict | None,
+    *,
+    metric: str,
 ) -> list[str]:
     """What a reader should know of the inner terms, in sentences."""
     inner = [(s, t) for s in stages for t in s.terms if t.split("-")[0] not in RESPONSE]
-    found = [_hurt(each) for each in ablations if each.verdict == "hurt"]
-    if open_ones := [each for each in ablations if each.verdict == "no difference"]:
-        listed = "; ".join(_gain(each) for each in open_ones)
-        found.append(f"No difference that these data can show, with and without: {listed}.")
+    found: list[str] = []
+    for word, begins in OF_TERMS.items():
+        told = [_gain(each, metric) for each in ablations if each.verdict == word]
+        if told:
+            found.append(f"{begins}: {'; '.join(told)}.")
     for stage, term in inner:
         share = stage.gradient_share.get(term)
         if share is not None and share < SMALL:
@@ -146,7 +157,7 @@ def diagnosis(
                 f"In stage {stage.name} the {_words(term)} term has {100 * share:.1f} % of the "
                 "gradient: it hardly counts. A larger weight would change that."
             )
-    if inner and verdict is not None and verdict != "helped" and not ablations:
+    if inner and verdict not in (None, "helped", "not comparable") and not ablations:
         names = ", ".join(dict.fromkeys(_words(term) for _, term in inner))
         found.append(
             f"These data don't show that the run with inner-layer terms ({names}) is better than "
@@ -162,19 +173,16 @@ def _words(term: str) -> str:
     return term.replace("_", " ")
 
 
-def _gain(each: Ablation) -> str:
-    low, high = (_points(value) for value in each.gain.interval)
+def _gain(each: Ablation, metric: str) -> str:
+    gain = each.gain
+    value, low, high = (
+        points(number, metric).replace("-", "\N{MINUS SIGN}")
+        for number in (gain.value, *gain.interval)
+    )
     instead = ", against gold answers in its place" if each.gold_instead else ""
-    value = _points(each.gain.value)
-    return f"{_words(each.without)} of {each.stage}{instead} ({value} points, {low} to {high})"
-
-
-def _hurt(each: Ablation) -> str:
-    return f"A term hurt: {_gain(each)}."
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    only = f", {ONE_SEED}" if gain.seeds == 1 else ""
+    numbers = f"{value} {unit(metric)}, {low} to {high}{only}"
+    return f"{_words(each.without)} of {each.stage}{instead} ({numbers})"
 
 
 def _of_similarity(alike: Similarity, baseline: list[list[float]]) -> str:

@@ -30,7 +30,7 @@ from stillhouse.flows.stages import (
     stage_path,
     train,
 )
-from stillhouse.flows.training_data import seen_before
+from stillhouse.flows.training_data import seen_before, seen_share
 from stillhouse.flows.written import Writing
 from stillhouse.signals.cache import CachedTeacher
 from stillhouse.tasks.base import Data, Dataset
@@ -67,6 +67,8 @@ class Outcome:
     total_s: float
     notes: list[str] = field(default_factory=list)
     writing: Writing | None = None
+    best_baseline: Trained | None = None
+    seen: float = 0.0  # share of the reported rows that a model it starts from was trained on
 
 
 def distill(config: DistillConfig, out: Path, *, progress: Progress | None = None) -> Outcome:
@@ -142,6 +144,8 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         total_s=time.perf_counter() - started,
         notes=[*setup.notes, *plan.notes, *doubts],
         writing=plan.writing if setup.writes else None,
+        best_baseline=best_of(baselines, _deciding(alone)) if baselines else None,
+        seen=seen_share(starts(config), setup.data),
     )
 
 

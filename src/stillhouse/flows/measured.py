@@ -12,15 +12,14 @@ from stillhouse.core.results import (
     DataSummary,
     Disagreement,
     Efficiency,
-    Gain,
     ModelResult,
     TrainedResult,
-    Verdict,
 )
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Predictions
 from stillhouse.data.corpus import Corpus
 from stillhouse.data.sources import Splits
+from stillhouse.evaluation.comparison import Comparison, compare
 from stillhouse.evaluation.evaluate import (
     calibration,
     confusion,
@@ -30,12 +29,10 @@ from stillhouse.evaluation.evaluate import (
 )
 from stillhouse.flows.distill import Outcome, Without
 from stillhouse.flows.stages import Trained
-from stillhouse.numerics import stats
 from stillhouse.numerics.sequences import sentence_bleu
 from stillhouse.tasks.base import Data, Task
 
 SHOWN = 30
-SEEN = 0.05  # points of BLEU or chrF: less is no difference, however sure
 
 
 def summary(splits: Splits | None, corpus: Corpus | None, labels: list[str]) -> DataSummary:
@@ -203,25 +200,26 @@ def gain_of(
     baselines: list[Trained],
     data: Data,
     *,
+    margin: float | None,
     resamples: int,
-) -> tuple[Gain, Verdict]:
+    seen: float = 0.0,
+) -> Comparison:
+    """The students against the baselines of the same seeds; `margin` and `seen` as in `compare`."""
     answers = [
         [task.predictions(run.scores_NK, data).answers_N for run in runs]
         for runs in (students, baselines)
     ]
-    found = stats.paired_gain(
-        lambda a, g: task.metric_of(a, g, task.metric),
+    return compare(
+        task,
         answers[0],
         answers[1],
         task.predictions(students[0].scores_NK, data).gold_N,
+        margin=margin,
         resamples=resamples,
         rng=generator(0, "gain"),
         groups=groups_of(data),
+        seen=seen,
     )
-    gain = Gain(value=found.value, interval=found.interval, p_value=found.p_value)
-    if task.judges_texts and abs(found.value) < SEEN:
-        return gain, "no difference"
-    return gain, stats.verdict(found)
 
 
 def ablation_of(
@@ -230,10 +228,14 @@ def ablation_of(
     found: Without,
     data: Data,
     *,
+    margin: float | None,
     resamples: int,
 ) -> Ablation:
     """The whole run against the same without one term."""
-    gain, verdict = gain_of(task, outcome.students, found.runs, data, resamples=resamples)
+    compared = gain_of(
+        task, outcome.students, found.runs, data, margin=margin, resamples=resamples,
+        seen=outcome.seen,
+    )  # fmt: skip
     predictions = [task.predictions(run.scores_NK, data) for run in found.runs]
     scores = [task.score(each)[task.metric] for each in predictions]
     covered = interval(
@@ -251,6 +253,6 @@ def ablation_of(
         score=float(np.mean(scores)),
         interval=covered,
         seeds=scores,
-        gain=gain,
-        verdict=verdict,
+        gain=compared.gain,
+        verdict=compared.verdict,
     )

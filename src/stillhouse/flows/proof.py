@@ -12,17 +12,14 @@ from stillhouse.core.machine import machine
 from stillhouse.core.results import (
     Efficiency,
     ExportResult,
-    Gain,
-    ModelResult,
     Record,
     Timing,
-    TrainedResult,
-    Verdict,
 )
 from stillhouse.core.terms import TermConfig
-from stillhouse.core.units import points, spoken, unit
+from stillhouse.core.units import spoken
 from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.evaluation.floor import floor_of
+from stillhouse.flows.conclusion import Findings, lead, sentence, weak_signs
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
 from stillhouse.flows.doubts import below_floor, beside, classes_missed
@@ -36,48 +33,10 @@ from stillhouse.flows.measured import (
     summary,
 )
 from stillhouse.flows.stages import Trained
+from stillhouse.flows.unfinished import unfinished
 from stillhouse.numerics.sequences import signatures
-from stillhouse.tasks.base import Task
 
 INT8_GAIN = 1.05  # times as fast as float32: less can't be told from none
-
-
-def sentence(
-    task: Task,
-    teacher: ModelResult,
-    student: TrainedResult,
-    gain: Gain | None,
-    verdict: Verdict | None,
-) -> str:
-    """The result in words, for people in a hurry."""
-    size = f"{100 * student.parameters / teacher.parameters:.0f} %"
-    faster = None
-    if student.latency_ms and teacher.latency_ms:
-        faster = f"{teacher.latency_ms / student.latency_ms:.1f} times"
-    if student.retention and student.retention > 0 and student.score >= 0:
-        kept = f"keeps {100 * student.retention:.1f} % of the teacher's {spoken(task.metric)}"
-        kept += (f" at {faster} its speed" if faster else "") + f" and {size} of its parameters"
-    else:
-        kept = f"scores {student.score:.3f} in {spoken(task.metric)}"
-        kept += (
-            f" at {faster} the teacher's speed and {size} of its parameters"
-            if faster
-            else f" with {size} of the teacher's parameters"
-        )
-    if gain is None or verdict is None:
-        return f"The student {kept}. No baseline was trained, so whether distilling helped is open."
-    low, high = gain.interval
-    against = (
-        f"{points(gain.value, task.metric)} {unit(task.metric)} against the same student trained "
-        f"without the teacher (95 % interval {points(low, task.metric)} to "
-        f"{points(high, task.metric)})"
-    )
-    lead = {
-        "helped": "Distilling helped",
-        "hurt": "Distilling hurt",
-        "no difference": "Distilling made no difference that these data can show",
-    }[verdict]
-    return f"{lead}: {against}. The student {kept}."
 
 
 def distillation_record(
@@ -101,29 +60,44 @@ def distillation_record(
         "resamples": resamples,
     }
     student = measured_over_seeds("student", runs=outcome.students, best=outcome.best, **shared)
-    baseline = gain = verdict = None
-    if outcome.baselines:
-        matching = next(run for run in outcome.baselines if run.seed == outcome.best.seed)
-        baseline = measured_over_seeds("baseline", runs=outcome.baselines, best=matching, **shared)
-        gain, verdict = gain_of(
-            task, outcome.students, outcome.baselines, reported, resamples=resamples
+    judged = {"margin": config.evaluation.margin, "resamples": resamples}
+    baseline = compared = None
+    if outcome.best_baseline is not None:
+        baseline = measured_over_seeds(
+            "baseline", runs=outcome.baselines, best=outcome.best_baseline, **shared
+        )
+        compared = gain_of(
+            task, outcome.students, outcome.baselines, reported, seen=outcome.seen, **judged
         )
     seconds = sum(run.seconds for run in outcome.students)
     terms = [term for stage in setup.config.plan for term in stage.objective]
     soft = next((t for t in terms if isinstance(t, TermConfig) and t.kind == "soft"), None)
-    ablations = [
-        ablation_of(task, outcome, each, reported, resamples=resamples)
-        for each in outcome.ablations
-    ]
+    ablations = [ablation_of(task, outcome, each, reported, **judged) for each in outcome.ablations]
     alike = similarity(outcome)
     floor = floor_of(task, setup.splits, resamples=resamples)
-    weak = [
+    doubts = [
         *below_floor("the teacher", teacher, floor, task.metric),
         *below_floor("the student", student, floor, task.metric),
         *classes_missed("the teacher", teacher, task.choices),
         *classes_missed("the student", student, task.choices),
     ]
     stages = stage_results(outcome, out)
+    weak = weak_signs(
+        task.metric, teacher, baseline, floor,
+        unfinished=unfinished(config.teacher),
+    )  # fmt: skip
+    found = Findings(
+        metric=task.metric,
+        teacher=teacher,
+        student=student,
+        rows=f"{len(reported):,} {'test rows' if setup.splits else 'blocks of test text'}",
+        baseline=baseline,
+        gain=compared and compared.gain,
+        verdict=compared and compared.verdict,
+        reason=compared and compared.reason,
+        floor=floor,
+        weak=weak,
+    )
     return Record(
         flow="distill",
         task=task.name,
@@ -132,9 +106,13 @@ def distillation_record(
         teacher=teacher,
         student=student,
         baseline=baseline,
-        gain=gain,
-        verdict=verdict,
-        sentence=sentence(task, teacher, student, gain, verdict),
+        gain=found.gain,
+        verdict=found.verdict,
+        not_comparable=found.reason,
+        best=found.best,
+        lead=lead(found),
+        sentence=sentence(found),
+        weak_teacher=weak,
         timing=Timing(
             teacher_s=outcome.teacher_s,
             student_s=seconds,
@@ -148,7 +126,7 @@ def distillation_record(
         ),
         warnings=[
             *outcome.notes,
-            *weak,
+            *doubts,
             *(outcome.writing.doubts if outcome.writing else []),
             *int8_gains_nothing(exports, instructions=machine().int8),
             *_run_warnings(outcome.students),
@@ -157,7 +135,7 @@ def distillation_record(
         stages=stages,
         ablations=ablations,
         similarity=alike,
-        diagnosis=diagnosis(stages, ablations, alike, verdict),
+        diagnosis=diagnosis(stages, ablations, alike, found.verdict, metric=task.metric),
         **(
             {}
             if outcome.writing is None

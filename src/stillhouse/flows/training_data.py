@@ -45,10 +45,7 @@ def write_training_data(
 def seen_before(models: Iterable[tuple[str, str]], data: Splits | Corpus) -> list[str]:
     """A warning for each model (what it is, and its folder or name) that has seen data to report
     on, if it says what it has seen. Raises DataError for a file that is damaged."""
-    if isinstance(data, Corpus):
-        reported_N2, unit = data.lines_N2["reported"], "lines"
-    else:
-        reported_N2, unit = data.reported.folded_N2, "rows"
+    reported_N2, unit = _reported(data)
     notes: list[str] = []
     for what, name in models:
         folder = resolve(name)
@@ -58,6 +55,23 @@ def seen_before(models: Iterable[tuple[str, str]], data: Splits | Corpus) -> lis
                 found = f"{count} of the {len(reported_N2)} {unit} to report on"
                 notes += [f"{what} {sentence.format(found=found)}"] if count else []
     return notes
+
+
+def seen_share(models: Iterable[tuple[str, str]], data: Splits | Corpus) -> float:
+    """The largest share of the data to report on that one of the models was trained on, if it says
+    so; `models` as for `seen_before`."""
+    reported_N2, _ = _reported(data)
+    folders = [found for _, name in models if isinstance(found := resolve(name), Path)]
+    known = [folder / TRAINED_ON for folder in folders if (folder / TRAINED_ON).is_file()]
+    shares = [float(shared(reported_N2, _keys(path)).mean()) for path in known]
+    return max(shares, default=0.0) if len(reported_N2) else 0.0
+
+
+def _reported(data: Splits | Corpus) -> tuple[np.ndarray, str]:
+    """Folded keys of what is reported on, and what each is of."""
+    if isinstance(data, Corpus):
+        return data.lines_N2["reported"], "lines"
+    return data.reported.folded_N2, "rows"
 
 
 def _keys(path: Path) -> np.ndarray:

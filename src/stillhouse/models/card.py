@@ -1,6 +1,8 @@
-"""The README.md of a student's folder: what it is, how good, how it was made."""
+"""The README.md of a student's folder, or its baseline's: what it is, how good, how it was made."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from stillhouse.core.results import Record
 
@@ -10,7 +12,7 @@ pipeline_tag: {pipeline}
 tags: [distillation, stillhouse]
 ---
 
-# A distilled student of {teacher}
+# {title}
 
 {sentence}
 
@@ -23,7 +25,7 @@ tags: [distillation, stillhouse]
 
 {made}
 
-The student was trained by [Stillhouse](https://pypi.org/project/stillhouse/). The run's
+It was trained by [Stillhouse](https://pypi.org/project/stillhouse/). The run's
 record.json, config.yaml and manifest.json hold every setting, version and seed.
 """
 
@@ -68,36 +70,51 @@ def _latency(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f} ms"
 
 
-def model_card(record: Record, *, teacher: str) -> str:
-    """Markdown for the student of `record`."""
+TITLES = {
+    "student": "A distilled student of {teacher}",
+    "baseline": "The baseline of a distilled student of {teacher}",
+}
+MADE = {
+    "student": "",
+    "baseline": "It has the student's shape and starting weights, and learnt from gold answers "
+    "only, without the teacher.\n\n",
+}
+
+
+def model_card(
+    record: Record, *, teacher: str, role: Literal["student", "baseline"] = "student"
+) -> str:
+    """Markdown for the student of `record`, or for its baseline, which there must be."""
     found = [m for m in (record.teacher, record.student, record.baseline) if m is not None]
     rows = "\n".join(
         f"| {m.name} | {m.score:.4f} | {m.interval[0]:.4f} to {m.interval[1]:.4f} | "
         f"{m.parameters:,} | {_latency(m.latency_ms)} |"
         for m in found
     )
-    data, student = record.data, record.student
+    data, model = record.data, record.baseline if role == "baseline" else record.student
+    assert model is not None, "only a baseline that was trained has a card"
     shipped = ""
-    if len(student.seeds) > 1 and student.shipped_score is not None:
+    if len(model.seeds) > 1 and model.shipped_score is not None:
         shipped = (
-            f"Scores are means over {len(student.seeds)} seeds. These weights are of seed "
-            f"{student.shipped_seed}, the best on held-out rows: {student.shipped_score:.4f}.\n\n"
+            f"Scores are means over {len(model.seeds)} seeds, on the test rows. These weights are "
+            f"of seed {model.shipped_seed}, which was the best on the held-out rows; on the test "
+            f"rows it scores {model.shipped_score:.4f}.\n\n"
         )
     masked = record.task == "masked_lm"
     facts = data.model_dump()
     if masked:
-        made = BLOCKS.format(**facts, perplexity=student.metrics["perplexity"])
+        made = BLOCKS.format(**facts, perplexity=model.metrics["perplexity"])
     else:
         made = ROWS.format(**facts)
         if data.labels:
             made += f"\nLabels: {', '.join(data.labels)}."
     return TEMPLATE.format(
         pipeline=PIPELINES.get(record.task, "text-classification"),
-        teacher=teacher,
+        title=TITLES[role].format(teacher=teacher),
         sentence=record.sentence,
         metric=record.metric,
         rows=rows,
         shipped=shipped,
         usage={"masked_lm": MASKED_USAGE, "span": SPAN_USAGE}.get(record.task, USAGE),
-        made=made,
+        made=MADE[role] + made,
     )

@@ -11,17 +11,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from stillhouse.core.results import Ablation, Record
+from stillhouse.core.verdicts import in_words
 from stillhouse.report import canvas, parts, terms, view
 from stillhouse.report.canvas import PAINT
 from stillhouse.report.format import interval, shorten, signed
 
 WORDS = {
     "helped": "the term helped",
-    "no difference": "no difference that these data can show",
+    "no difference": "no difference",
+    "can't tell": "can't tell",
+    "not comparable": "not comparable",
     "hurt": "the term hurt",
 }
-PAINTS = {"helped": PAINT["helped"], "no difference": PAINT["none"], "hurt": PAINT["hurt"]}
-SHORT = {**WORDS, "no difference": "no difference"}
+PAINTS = {"helped": PAINT["helped"], "hurt": PAINT["hurt"]}  # the others: none
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,17 @@ def _left_out(each: Ablation) -> str:
     return terms.name(each.without) + (" (gold answers instead)" if each.gold_instead else "")
 
 
+def _words(each: Ablation) -> str:
+    return in_words(WORDS[each.verdict], each.gain.seeds)
+
+
 def rows(record: Record) -> list[Row]:
     """The most useful term first."""
     lower = record.metric in view.LOWER_IS_BETTER
     found = sorted(record.ablations, key=lambda each: each.gain.value * (1 if lower else -1))
     several = len(record.stages) > 1 or len({each.stage for each in found}) > 1
     return [
-        Row(_left_out(each), each.stage if several else "", WORDS[each.verdict], each)
-        for each in found
+        Row(_left_out(each), each.stage if several else "", _words(each), each) for each in found
     ]
 
 
@@ -95,20 +100,20 @@ def _label(row: Row) -> str:
 
 
 def _line(ax: Axes, place: int, result: Ablation) -> None:
-    """An open marker is one that these data can't tell from zero."""
-    paint = PAINTS[result.verdict]
+    """A filled marker is a term that is seen to help or hurt."""
+    paint = PAINTS.get(result.verdict, PAINT["none"])
     ax.hlines(place, *result.gain.interval, colors=paint, linewidth=2)
     (marker,) = ax.plot(result.gain.value, place, "o", color=paint, markersize=7)
-    if result.verdict == "no difference":
+    if result.verdict not in PAINTS:
         marker.set_markerfacecolor(PAINT["paper"])
 
 
 def _key(figure: Figure, found: Sequence[Row]) -> None:
-    seen = {row.result.verdict for row in found}
+    seen = {row.result.verdict: row.result.gain.seeds for row in found}
     handles: list[Line2D] = []
-    for verdict in (verdict for verdict in SHORT if verdict in seen):
-        paint = PAINTS[verdict]
-        fill = PAINT["paper"] if verdict == "no difference" else paint
+    for verdict in (verdict for verdict in WORDS if verdict in seen):
+        paint = PAINTS.get(verdict, PAINT["none"])
+        fill = paint if verdict in PAINTS else PAINT["paper"]
         style = {"color": paint, "marker": "o", "markersize": 6, "markerfacecolor": fill}
-        handles.append(Line2D([], [], label=SHORT[verdict], **style))
+        handles.append(Line2D([], [], label=in_words(WORDS[verdict], seen[verdict]), **style))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.8, borderpad=0)

@@ -108,7 +108,7 @@ def _change(change: Change, record: AuditRecord) -> ChangeRow:
     gain = change.gain
     return ChangeRow(
         change.view,
-        fmt.DASH if gain is None else f"{fmt.signed(gain.value)} ({fmt.interval(gain.interval)})",
+        fmt.DASH if gain is None else view.gain_in_words(gain, change.verdict, record.metric),
         "not within these budgets"
         if change.price is None
         else ("at most " if change.at_most else "") + money(change.price, record.currency),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jinja2
 
+from stillhouse.core import verdicts
 from stillhouse.report import format as fmt
 from stillhouse.report import view
 
@@ -21,6 +22,11 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(  # pyright: ignore[reportUnknownMemberType]
-        fmt=fmt, view=view, disagreements=DISAGREEMENTS, text_limit=TEXT_LIMIT, label_limit=LABELS
+        fmt=fmt,
+        view=view,
+        verdicts=verdicts,
+        disagreements=DISAGREEMENTS,
+        text_limit=TEXT_LIMIT,
+        label_limit=LABELS,
     )
     return environment

@@ -65,7 +65,7 @@ def _row(level: Level, metric: str) -> Row:
         fmt.count(level.kept),
         fmt.score(level.score, metric),
         fmt.interval(level.interval, metric),
-        fmt.DASH if gain is None else f"{fmt.signed(gain.value)} ({fmt.interval(gain.interval)})",
+        fmt.DASH if gain is None else view.gain_in_words(gain, level.verdict, metric),
         fmt.count(_mean(level.early_steps)) if level.early_steps else fmt.DASH,
     )
 

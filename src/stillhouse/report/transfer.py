@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
 
 from stillhouse.core.ticket_results import Cell, TransferRecord
-from stillhouse.report import canvas
+from stillhouse.report import canvas, view
 from stillhouse.report import format as fmt
 from stillhouse.report.canvas import PAINT, WIDTH
 from stillhouse.report.parts import Figure, drawn
@@ -55,9 +55,7 @@ def _gain(cell: Cell) -> float:
 def _told(cell: Cell) -> tuple[str, str]:
     if cell.gain is None:
         return fmt.score(cell.score), "its own"
-    return fmt.score(
-        cell.score
-    ), f"{fmt.signed(cell.gain.value)} ({fmt.interval(cell.gain.interval)})"
+    return fmt.score(cell.score), view.gain_in_words(cell.gain, cell.verdict)
 
 
 def _heat(

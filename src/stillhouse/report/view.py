@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stillhouse.core.results import Efficiency, ExportResult, ModelResult, Record, TrainedResult
-from stillhouse.core.units import WRITTEN
+from stillhouse.core.results import (
+    Efficiency,
+    ExportResult,
+    Gain,
+    ModelResult,
+    Record,
+    TrainedResult,
+    Verdict,
+)
+from stillhouse.core.units import LOWER_IS_BETTER, WRITTEN
+from stillhouse.core.verdicts import in_words
 from stillhouse.report import format as fmt
 
 EXPORT_NAMES = {"onnx": "ONNX", "onnx-int8": "ONNX int8"}
@@ -26,7 +35,6 @@ TASKS = {
     "causal_lm": "language model",
     "seq2seq": "sequence to sequence",
 }
-LOWER_IS_BETTER = ("perplexity",)
 Model = ModelResult | ExportResult
 
 
@@ -72,6 +80,30 @@ class Confusion:
     answer: str
     rows: int
     share: str
+
+
+SIGNS = {
+    "helped": "▲",
+    "hurt": "▼",
+    "no difference": "=",
+    "can't tell": "?",
+    "not comparable": "≠",
+}
+
+
+def sign(verdict: str) -> str:
+    return SIGNS[verdict]
+
+
+def slug(verdict: str) -> str:
+    """A verdict as the name of a style."""
+    return verdict.replace("'", "").replace(" ", "-")
+
+
+def gain_in_words(gain: Gain, verdict: Verdict | None, metric: str = "") -> str:
+    """A gain with its interval, and what it amounts to."""
+    told = f"{fmt.signed(gain.value, metric)} ({fmt.interval(gain.interval, metric)})"
+    return told if verdict is None else f"{told}, {in_words(verdict, gain.seeds)}"
 
 
 def role_names(record: Record) -> dict[str, str]:
@@ -215,15 +247,16 @@ COSTS: Sequence[tuple[str, Callable[[Model], Cell]]] = (
 
 
 def headlines(record: Record) -> list[Headline]:
-    """Three numbers: quality kept, size, speed; against the teacher where there is one."""
-    student, teacher = record.student, record.teacher
+    """Three numbers of the model to take: quality kept, size, speed; against the teacher where
+    there is one."""
+    student, teacher = best(record), record.teacher
     metric = lowered(record.metric)
     if teacher is None:
         detail = fmt.interval(student.interval, record.metric)
         quality = Headline(fmt.score(student.score, record.metric), metric, detail)
         return [quality, _own_size(student), _own_speed(student)]
     return [
-        _kept(student, teacher, record.metric),
+        _kept(record),
         _ratio(
             teacher.bytes,
             student.bytes,
@@ -251,13 +284,33 @@ def _own_speed(model: Efficiency) -> Headline:
     return Headline(fmt.milliseconds(model.latency_ms), "median latency")
 
 
-def _kept(student: TrainedResult, teacher: ModelResult, metric: str) -> Headline:
-    name, own = lowered(metric), fmt.score(student.score, metric)
-    detail = f"{own} against {fmt.score(teacher.score, metric)}"
-    # A share of what is better the lower it is says nothing about what was kept.
-    if student.retention is None or metric in LOWER_IS_BETTER:
-        return Headline(own, name, detail)
-    return Headline(fmt.percent(student.retention), f"of the teacher's {name}", detail)
+def best(record: Record) -> TrainedResult:
+    """The model to take: the student, or a baseline that is better."""
+    if record.best == "baseline" and record.baseline is not None:
+        return record.baseline
+    return record.student
+
+
+def retention(record: Record, model: TrainedResult) -> float | None:
+    """The share of the teacher's quality that a model keeps, where it says something: not where
+    lower is better, where the teacher is weak, or where its score is not to be compared."""
+    doubtful = bool(record.weak_teacher) or record.verdict == "not comparable"
+    if doubtful or record.metric in LOWER_IS_BETTER:
+        return None
+    return model.retention
+
+
+def _kept(record: Record) -> Headline:
+    assert record.teacher is not None
+    model, metric = best(record), record.metric
+    by = " (the baseline)" if model is record.baseline else ""
+    name, own = lowered(metric), fmt.score(model.score, metric)
+    weak = "a weak teacher's " if record.weak_teacher else ""
+    detail = f"{own} against {weak}{fmt.score(record.teacher.score, metric)}"
+    kept = retention(record, model)
+    if kept is None:
+        return Headline(own, f"{name}{by}", detail)
+    return Headline(fmt.percent(kept), f"of the teacher's {name}{by}", detail)
 
 
 def _ratio(

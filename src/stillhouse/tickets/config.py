@@ -11,6 +11,7 @@ from stillhouse.core.config import (
     DataConfig,
     DistillConfig,
     GoldConfig,
+    Margin,
     Metric,
     TrainingConfig,
 )
@@ -72,12 +73,14 @@ class PruneConfig(Config):
 
 class TicketEvaluationConfig(Config):
     """What tickets are compared with. controls: random masks of the same density in each layer,
-    and the ticket's mask on fresh weights; the dense model is always one."""
+    and the ticket's mask on fresh weights; the dense model is always one. margin: as a
+    distillation's."""
 
     metric: Metric | None = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2])
     controls: tuple[Control, ...] = ("random", "reinitialised")
     controls_at: Literal["last", "all"] = "last"
+    margin: Margin = None
     resamples: Annotated[int, Field(ge=2)] = 2000
 
     @model_validator(mode="after")
@@ -101,11 +104,13 @@ class TicketsConfig(GoldConfig):
 
 
 class TransferConfig(Config):
-    """`runs`: finished searches, each a source and a target. Axes of the matrix in their order."""
+    """`runs`: finished searches, each a source and a target. Axes of the matrix in their order.
+    margin: as a distillation's."""
 
     flow: Literal["transfer"] = "transfer"
     runs: tuple[str, ...]
     seeds: list[int] | None = None
+    margin: Margin = None
     resamples: Annotated[int, Field(ge=2)] = 2000
 
     @field_validator("runs")

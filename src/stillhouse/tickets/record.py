@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stillhouse.core.results import Gain
 from stillhouse.core.seeding import generator
 from stillhouse.core.ticket_results import (
     Level,
@@ -20,6 +19,9 @@ from stillhouse.core.ticket_results import (
     TicketsRecord,
     TicketTiming,
 )
+from stillhouse.core.units import points, spoken, unit
+from stillhouse.core.verdicts import in_words
+from stillhouse.evaluation.comparison import Comparison
 from stillhouse.evaluation.evaluate import groups_of, interval
 from stillhouse.flows.measured import gain_of, summary
 from stillhouse.models.student import parameters
@@ -42,7 +44,14 @@ def tickets_record(found: Found, out: Path, storage: Storage) -> TicketsRecord:
     dense = kinds["dense", 0]
     ordered = sorted(kinds, key=lambda key: (key[1], KINDS.index(key[0])))
     levels = [
-        level(task, kinds[key], dense, found.reported, resamples=config.evaluation.resamples)
+        level(
+            task,
+            kinds[key],
+            dense,
+            found.reported,
+            margin=config.evaluation.margin,
+            resamples=config.evaluation.resamples,
+        )
         for key in ordered
     ]
     model = gold.make(config.evaluation.seeds[0])
@@ -85,6 +94,7 @@ def level(
     dense: Sequence[Rung],
     data: Data,
     *,
+    margin: float | None,
     resamples: int,
 ) -> Level:
     """One kind at one round, over the seeds; its gain over the dense model."""
@@ -93,10 +103,10 @@ def level(
     scored = [task.score(each) for each in predictions]
     metrics = {key: float(np.mean([s[key] for s in scored])) for key in scored[0]}
     fits = [r.trained.fit for r in rungs]
-    gain: Gain | None = None
+    compared: Comparison | None = None
     if first.kind != "dense":
         mine, theirs = [r.trained for r in rungs], [r.trained for r in dense]
-        gain = gain_of(task, mine, theirs, data, resamples=resamples)[0]
+        compared = gain_of(task, mine, theirs, data, margin=margin, resamples=resamples)
     return Level(
         kind=first.kind,
         round=first.round,
@@ -115,7 +125,8 @@ def level(
         metrics=metrics,
         early_steps=[fit.peak_step for fit in fits if fit.peak_step is not None],
         early_losses=[-fit.peak for fit in fits if fit.peak is not None],
-        gain=gain,
+        gain=compared and compared.gain,
+        verdict=compared and compared.verdict,
     )
 
 
@@ -134,23 +145,22 @@ def overlaps(found: Found, out: Path) -> list[Overlap]:
 
 def sentence(levels: Sequence[Level], metric: str, last: int) -> str:
     """The result in words: the last ticket beside the dense model and a random mask, and if it is
-    worse, the smallest ticket that the data can't tell from the dense model."""
+    worse, the smallest ticket that isn't seen to be worse than the dense model."""
     dense = next(each for each in levels if each.kind == "dense")
     tickets = {each.round: each for each in levels if each.kind == "ticket"}
     asked = tickets[last]
-    assert asked.gain is not None
     said = (
         f"With {_share(asked)} of the prunable weights the ticket scores {asked.score:.3f} in "
-        f"{metric}, the dense model {dense.score:.3f}: {_against(asked.gain)}"
+        f"{spoken(metric)}, the dense model {dense.score:.3f}: {_against(asked, metric)}"
     )
-    if asked.gain.interval[1] < 0:
-        alike = [t for t in tickets.values() if t.gain is not None and t.gain.interval[1] >= 0]
+    if asked.verdict == "hurt":
+        alike = [t for t in tickets.values() if t.verdict != "hurt"]
         small = min(alike, key=lambda t: t.remaining, default=None)
         said += (
             ". No larger ticket reaches it either"
             if small is None
-            else f". The smallest that these data can't tell from it has {_share(small)} "
-            f"({small.score:.3f})"
+            else f". The smallest that is not seen to be worse has {_share(small)} "
+            f"({small.score:.3f}, {_word(small)})"
         )
     random = next((each for each in levels if each.kind == "random" and each.round == last), None)
     if random is not None:
@@ -164,12 +174,16 @@ def _share(level: Level) -> str:
     return f"{100 * level.remaining:.1f} %"
 
 
-def _against(gain: Gain) -> str:
-    low, high = (100 * end for end in gain.interval)
-    told = f"{100 * gain.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
-    if low > 0 or high < 0:
-        return f"{'better' if low > 0 else 'worse'} ({told})"
-    return f"no difference that these data can show ({told})"
+def _word(level: Level) -> str:
+    assert level.verdict is not None
+    better = {"helped": "better", "hurt": "worse"}
+    return in_words(better.get(level.verdict, level.verdict), len(level.seeds))
+
+
+def _against(level: Level, metric: str) -> str:
+    assert level.gain is not None
+    value, low, high = (points(x, metric) for x in (level.gain.value, *level.gain.interval))
+    return f"{_word(level)}: {value} {unit(metric)}, 95 % interval {low} to {high}"
 
 
 def doubts(found: Found, densities: Mapping[str, Sequence[float]]) -> list[str]:

@@ -24,15 +24,14 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.manifest import manifest
 from stillhouse.core.precision import Auto
 from stillhouse.core.progress import Progress, Silent
-from stillhouse.core.results import Gain
 from stillhouse.core.rundir import claim, write_json
 from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse, read_yaml
 from stillhouse.core.ticket_results import Cell, TicketTiming, TransferRecord
+from stillhouse.evaluation.comparison import Comparison, compare
 from stillhouse.evaluation.evaluate import groups_of, interval
 from stillhouse.flows.gold import Gold, prepare_gold
 from stillhouse.numerics import masks as numerics
-from stillhouse.numerics import stats
 from stillhouse.tickets.config import TicketsConfig, TransferConfig
 from stillhouse.tickets.search import Search, masks_path
 from stillhouse.training.sparse import fitting, load_masks
@@ -97,7 +96,8 @@ def transfer(
                     trained = target.search.train_masked(title, seed, masks)
                     found[seed] = trained.scores_NK
                     steps += trained.fit.steps
-            cells.append(_cell(source, target, found, own, seeds, config.resamples))
+            judged = {"margin": config.margin, "resamples": config.resamples}
+            cells.append(_cell(source, target, found, own, seeds, **judged))
     dense = [_score(run, run.answers("dense", 0, seeds)) for run in runs]
     means = [float(np.mean(each)) for each in dense]
     return TransferRecord(
@@ -221,22 +221,24 @@ def _cell(
     found: Answers,
     own: Answers,
     seeds: Sequence[int],
+    *,
+    margin: float | None,
     resamples: int,
 ) -> Cell:
     task, data = target.gold.task, target.search.reported
     mine, theirs = ([task.predictions(each[seed], data) for seed in seeds] for each in (found, own))
-    gain: Gain | None = None
+    compared: Comparison | None = None
     if source is not target:
-        paired = stats.paired_gain(
-            lambda a, g: task.metric_of(a, g, task.metric),
+        compared = compare(
+            task,
             [p.answers_N for p in mine],
             [p.answers_N for p in theirs],
             mine[0].gold_N,
+            margin=margin,
             resamples=resamples,
             rng=generator(0, "transfer", source.name, target.name),
             groups=groups_of(data),
         )
-        gain = Gain(value=paired.value, interval=paired.interval, p_value=paired.p_value)
     scores = [task.score(p)[task.metric] for p in mine]
     return Cell(
         source=source.name,
@@ -252,7 +254,8 @@ def _cell(
             groups=groups_of(data),
         ),
         seeds=scores,
-        gain=gain,
+        gain=compared and compared.gain,
+        verdict=compared and compared.verdict,
     )
 
 

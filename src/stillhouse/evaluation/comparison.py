@@ -1,0 +1,90 @@
+"""One model's answers against another's: the gain, and the verdict in one of five words.
+
+Axes: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillhouse.core.results import Gain, Needed, Verdict
+from stillhouse.core.units import margin_of, span_of
+from stillhouse.numerics import stats
+from stillhouse.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`reason`: why two sides are not comparable, where they are not."""
+
+    gain: Gain
+    verdict: Verdict
+    reason: str | None = None
+
+
+def compare(
+    task: Task,
+    mine: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    gold_N: np.ndarray,
+    *,
+    margin: float | None,
+    resamples: int,
+    rng: np.random.Generator,
+    groups: np.ndarray | None = None,
+    seen: float = 0.0,
+) -> Comparison:
+    """The gain of my answers over theirs, one array a seed, and what it amounts to.
+
+    margin: in points, as a setting has it; None is the metric's own. seen: the share of the rows
+    that the teacher, or what the sides are made of, was trained on. groups: see
+    `evaluate.groups_of`. Raises ValueError as `stats.paired_gain` does.
+    """
+    found = stats.paired_gain(
+        lambda a, g: task.metric_of(a, g, task.metric),
+        mine,
+        theirs,
+        gold_N,
+        resamples=resamples,
+        rng=rng,
+        groups=groups,
+    )
+    wide = margin_of(task.metric, margin)
+    reason = _seen(seen, wide, task.metric) or _nothing_learnt([*mine, *theirs])
+    word: Verdict = "not comparable" if reason else stats.verdict(found, wide)
+    needed = None
+    if word == "can't tell" and found.spread is not None:
+        more = stats.what_would_decide(found.spread, wide)
+        needed = Needed(more_seeds=more.seeds, more_rows=more.rows)
+    gain = Gain(
+        value=found.value,
+        interval=found.interval,
+        p_value=found.p_value,
+        margin=wide,
+        seeds=len(mine),
+        needed=needed,
+    )
+    return Comparison(gain, word, reason)
+
+
+def _seen(share: float, margin: float, metric: str) -> str | None:
+    """A model that knows rows by heart can move a score by as much as they are of all rows."""
+    if not share or share * span_of(metric) < margin:
+        return None
+    rows = f"{100 * share:.1f} % of the test rows"
+    return f"the teacher, or what the student is made of, was trained on {rows}"
+
+
+def _nothing_learnt(sides: Sequence[np.ndarray]) -> str | None:
+    """Two sides that each give every row one answer differ by which answer it is, and no more."""
+    if not all(_constant(answers_N) for answers_N in sides):
+        return None
+    return "neither learned the task: both give every test row the same answer"
+
+
+def _constant(answers_N: np.ndarray) -> bool:
+    values = answers_N.tolist()
+    return len(values) > 1 and all(value == values[0] for value in values[1:])

@@ -1,0 +1,97 @@
+"""A run's folder: the better of the two small models is in it, and loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import tiny
+from stillhouse.core.progress import Silent
+from stillhouse.core.results import Record
+from stillhouse.evaluation.evaluate import score_rows
+from stillhouse.flows.prepare import prepare
+from stillhouse.runs import Run, run_distill
+
+
+def distilled(root: Path, data: Path, **evaluation: object) -> Run:
+    """From a teacher that was never trained, whose answers are worth nothing."""
+    teacher = tiny.save(root / "teacher", "bert", layers=2, labels=["negative", "positive"])
+    config = tiny.config(
+        teacher,
+        data,
+        root / "cache",
+        student={"layers": 1},
+        training={"steps": 80, "lr": 3e-3, "dropout": 0.0},
+        evaluation={"seeds": [0, 1], "efficiency": False, "resamples": 50, **evaluation},
+        export={"onnx": False},
+        keep_checkpoints=True,
+    )
+    return run_distill(config, root / "run", progress=Silent())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("untaught")
+    return distilled(root, tiny.reviews(root / "reviews.csv", 500), baseline=True)
+
+
+def test_a_better_baseline_is_named_and_kept(run: Run) -> None:
+    record = run.record
+    baseline = record.baseline
+    assert baseline is not None
+    assert baseline.score > record.student.score
+    assert record.best == "baseline"
+    assert record.sentence.startswith(record.lead)
+    assert "The baseline is kept in baseline/." in record.sentence
+    assert any("beats it" in sign for sign in record.weak_teacher)
+    assert "weak" in record.lead
+    assert "keeps" not in record.sentence
+    assert record.gain is not None
+    assert (record.gain.margin, record.gain.seeds) == (0.01, 2)
+
+
+def test_the_kept_baseline_answers_as_it_was_measured(run: Run) -> None:
+    folder = run.out / "baseline"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("a fine film")["input_ids"]
+    config = tiny.config(
+        run.out.parent / "teacher", run.out.parent / "reviews.csv", run.out.parent / "cache",
+        student={"layers": 1},
+    )  # fmt: skip
+    setup = prepare(config, progress=Silent())
+    from stillhouse.flows.plan import Plan
+
+    reported = Plan(setup, Silent()).reported
+    right_N = score_rows(model, reported).argmax(-1) == reported.gold_N.numpy()
+    baseline = run.record.baseline
+    assert baseline is not None
+    assert float(np.mean(right_N)) == pytest.approx(baseline.shipped_score)
+    assert baseline.shipped_seed in (0, 1)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "# The baseline of a distilled student of teacher" in card
+    assert "without the teacher" in card
+
+
+def test_a_card_says_which_score_is_whose(run: Run) -> None:
+    card = (run.out / "student" / "README.md").read_text(encoding="utf-8")
+    student = run.record.student
+    assert (
+        f"These weights are of seed {student.shipped_seed}, which was the best on the held-out "
+        f"rows; on the test rows it scores {student.shipped_score:.4f}."
+    ) in card
+    assert run.record.sentence in card
+
+
+def test_a_run_killed_after_its_trainings_ends_the_same(run: Run) -> None:
+    (run.out / "record.json").unlink()
+    (run.out / "baseline" / "model.safetensors").unlink()
+    again = distilled(run.out.parent, run.out.parent / "reviews.csv", baseline=True)
+    assert (run.out / "baseline" / "model.safetensors").is_file()
+    same = ("gain", "verdict", "best", "lead", "sentence", "weak_teacher")
+    for name in same:
+        assert getattr(again.record, name) == getattr(run.record, name)
+    assert Record.open(run.out, "run") == again.record
