@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         load_masks,
         load_sparse,
         new,
+        predict,
         reading,
         remove,
         to_onnx,
@@ -54,6 +55,7 @@ __all__ = [
     "load_masks",
     "load_sparse",
     "new",
+    "predict",
     "reading",
     "remove",
     "to_onnx",
@@ -63,6 +65,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "predict":  # an ONNX file needs no torch, which the others load
+        from stillhouse.prediction.run import predict
+
+        return predict
     if name in __all__:
         from stillhouse import api
 

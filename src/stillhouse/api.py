@@ -41,6 +41,7 @@ from stillhouse.flows.new import run_new
 from stillhouse.measure import bench, evaluate, to_onnx
 from stillhouse.models.load import load_classifier, load_tokenizer
 from stillhouse.models.taps import reading
+from stillhouse.prediction.run import predict
 from stillhouse.removal import RemovalRun, run_removal
 from stillhouse.report import render
 from stillhouse.runs import Run, run_distill, run_finetune
@@ -353,6 +354,7 @@ __all__ = [
     "load_masks",
     "load_sparse",
     "new",
+    "predict",
     "reading",
     "remove",
     "to_onnx",

@@ -188,11 +188,13 @@ def onnx_runner(path: Path) -> Callable[[Mapping[str, Tensor]], np.ndarray]:
 
 
 def onnx_scores(
-    run: Callable[[Mapping[str, Tensor]], np.ndarray], data: Data, task: Task
+    run: Callable[[Mapping[str, Tensor]], np.ndarray], data: Data, task: Task, *, size: int = 64
 ) -> np.ndarray:
-    """What the task keeps of the scores of every row of `data`, in the data's order."""
+    """What the task keeps of the scores of every row of `data`, in the data's order. `size`: rows
+    together, on which an int8 file's scores depend: activations are quantised by what is largest
+    in the whole batch."""
     out: np.ndarray | None = None
-    for rows in sorted_batches(data.lengths, size=64, max_tokens=16_384):
+    for rows in sorted_batches(data.lengths, size=size, max_tokens=16_384):
         batch = data.batch(rows)
         found = torch.from_numpy(run(batch.inputs))
         if batch.answerable_BT is not None:

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import WRITING, DataConfig
 from stillhouse.core.console import Terminal
-from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.errors import ModelError, RunError, UsageError
+from stillhouse.core.inference import Inference
 from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Advance, Progress
-from stillhouse.core.results import Efficiency
+from stillhouse.core.results import BatchResult, Efficiency
 from stillhouse.core.settings import model_path, parse
 from stillhouse.core.types import Predictions
 from stillhouse.core.verdicts import ONE_SEED
 from stillhouse.data.memory import data_section
 from stillhouse.data.sources import load
 from stillhouse.evaluation import efficiency
+from stillhouse.evaluation.batches import batch_result
 from stillhouse.evaluation.comparison import compare
 from stillhouse.evaluation.evaluate import calibration, groups_of, interval, predict
 from stillhouse.evaluation.writing import mean_tokens, writing_runner
-from stillhouse.export import check_parity, export_onnx, onnx_runner, quantize_int8, scored
+from stillhouse.export import (
+    check_parity,
+    export_onnx,
+    onnx_runner,
+    onnx_scores,
+    quantize_int8,
+    scored,
+)
 from stillhouse.flows.common import (
     dataset,
     kind_of,
@@ -33,12 +43,16 @@ from stillhouse.flows.common import (
     row_task,
     store_root,
     teacher_task,
+    trained_length,
 )
 from stillhouse.flows.labelling import label_rule
 from stillhouse.flows.training_data import seen_before
 from stillhouse.flows.writers import load_any, reported_by_writer
 from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import load_tokenizer, model_folder
+from stillhouse.prediction.facts import complete_export, inference_of
+from stillhouse.prediction.onnx_model import facts_beside, onnx_file
+from stillhouse.prediction.reported import has_rows, write_predictions
 from stillhouse.tasks.base import Data, Task
 
 
@@ -50,24 +64,27 @@ def evaluate(
     precision: str = "auto",
     margin: float | None = None,
     resamples: int = 2000,
+    predictions: str | Path | None = None,
     cache: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """A model's metrics on `data`'s reported rows, with an interval; with `against`, also the
     paired gain over that model, their agreement, and the verdict: on these two models only.
-    margin: the largest difference that counts as none, in points; left out, one."""
+    margin: the largest difference that counts as none, in points; left out, one. Either may be an
+    ONNX file with its tokenizer beside it, float32 or int8. `predictions`: a JSONL file for the
+    rows with their answers."""
     progress = progress or Terminal()
     settled, store = precision_of(precision, "cpu"), store_root(cache)
     model = model_path(model, "model")
     config = parse(DataConfig, data_section(data, store))
-    first, task, rows = model_and_rows(model, config, store, progress)
-    answers = _answers(first, rows, task, settled, f"answering reported rows, {model}", progress)
+    mine = answered(model, config, store, settled, progress)
+    task, rows, answers = mine.task, mine.rows, mine.predictions
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {
         "model": str(model),
         "rows": len(answers.gold_N),
         "metric": task.metric,
-        "precision": settled,
+        "precision": mine.precision,
         **task.score(answers),
         "interval": interval(
             task,
@@ -78,14 +95,13 @@ def evaluate(
             groups=groups_of(rows),
         ),
         "calibration_error": calibration(answers)[0],
+        **({} if mine.batches is None else {"batches": mine.batches.model_dump()}),
     }
+    named = {"model": answers}
     if against is not None:
         against = model_path(against, "against")
-        second, other, their_rows = model_and_rows(str(against), config, store, progress)
-        if sorted(other.choices) != sorted(task.choices):
-            raise UsageError(f"{against} has other labels: {', '.join(other.choices)}")
-        title = f"answering reported rows, {against}"
-        theirs = _answers(second, their_rows, other, settled, title, progress)
+        second = answered(against, config, store, settled, progress, like=task)
+        other, theirs = second.task, second.predictions
         moved = _same_choices(theirs.answers_N, other, task)
         with progress.stage("comparing", 1, "models") as advance:
             compared = compare(
@@ -107,14 +123,114 @@ def evaluate(
             "more_rows": needed and needed.more_rows,
             "agreement": task.agreement(answers.answers_N, moved),
         }
+        named["against"] = _in_order(theirs, other, task)
+    if predictions is not None:
+        _write(Path(predictions), mine, named, config, store, progress)
     return found
 
 
-def _answers(
-    model: PreTrainedModel, rows: Data, task: Task, precision: str, title: str, progress: Progress
-) -> Predictions:
-    with progress.stage(title, len(rows), "rows") as advance:
-        return predict(model, rows, task, precision=precision, progress=advance)
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers to the reported rows. `batches`: what an int8 file's answers owe to the
+    rows beside them."""
+
+    task: Task
+    rows: Data
+    predictions: Predictions
+    precision: str
+    batches: BatchResult | None = None
+
+
+def answered(
+    name: str, config: DataConfig, store: Path, precision: str, progress: Progress,
+    *, like: Task | None = None,
+) -> Answered:  # fmt: skip
+    """The answers of a folder's model, or of an ONNX file. `like`: the task of the model that it
+    is compared with. Raises UsageError where its labels are others, before it answers."""
+    path = onnx_file(name)
+    if path is None:
+        model, task, rows = model_and_rows(name, config, store, progress)
+        _check_labels(name, task, like)
+        with progress.stage(f"answering reported rows, {name}", len(rows), "rows") as advance:
+            made = predict(model, rows, task, precision=precision, progress=advance)
+        return Answered(task, rows, made, precision)
+    task, rows = _onnx_rows(path, config, store, progress)
+    _check_labels(name, task, like)
+    run = onnx_runner(path)
+    with progress.stage(f"answering reported rows, {name}", len(rows), "rows") as advance:
+        made = task.predictions(onnx_scores(run, rows, task), rows)
+        found = batch_result(lambda data, size: onnx_scores(run, data, task, size=size), rows, task)
+        advance(len(rows))
+    exact = found is None or not found.changed
+    return Answered(task, rows, made, "as in the file", None if exact else found)
+
+
+def _check_labels(name: str, task: Task, like: Task | None) -> None:
+    if like is not None and sorted(task.choices) != sorted(like.choices):
+        raise UsageError(f"{name} has other labels: {', '.join(task.choices)}")
+
+
+def _onnx_rows(
+    path: Path, config: DataConfig, store: Path, progress: Progress
+) -> tuple[Task, Data]:
+    """The reported rows as an ONNX file takes them. Raises ModelError, DataError."""
+    facts = facts_beside(path)
+    splits = load(config, store / "rows", progress=progress)
+    asked = "span" if facts.task == "span" else "auto"
+    task = teacher_task(
+        _head(facts), [splits.reported], asked=asked, label_map=config.label_map, metric=None
+    )
+    rows = dataset(
+        task, splits.reported, _tokenizer_beside(path), store,
+        max_length=config.max_length or facts.max_length, progress=progress, title="reported rows",
+    )  # fmt: skip
+    return task, rows
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What `teacher_task` asks of a model's config."""
+
+    id2label: Mapping[int, str]
+    num_labels: int
+
+
+def _head(facts: Inference) -> _Head:
+    labels = facts.labels or [""]
+    return _Head(dict(enumerate(labels)), len(labels))
+
+
+def _tokenizer_beside(path: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path.parent)
+    except (OSError, ValueError, KeyError):
+        raise ModelError(
+            f"{path} has no tokenizer beside it: export the model again, or copy its tokenizer's "
+            "files there"
+        ) from None
+
+
+def _write(
+    path: Path, mine: Answered, named: dict[str, Predictions], config: DataConfig, store: Path,
+    progress: Progress,
+) -> None:  # fmt: skip
+    if not has_rows(mine.task):
+        raise UsageError("its tokens are scored, not its answers to rows: leave predictions out")
+    texts = mine.task.judges_texts
+    pool = load(config, store / "rows", texts=texts, progress=progress).reported
+    write_predictions(path, pool, mine.task, mine.rows, named)
+
+
+def _in_order(predictions: Predictions, other: Task, task: Task) -> Predictions:
+    """Another model's predictions with this task's order of choices."""
+    if task.name != "classification" or predictions.probabilities_NK is None:
+        return predictions
+    order = [other.choices.index(name) for name in task.choices]
+    return replace(
+        predictions,
+        answers_N=_same_choices(predictions.answers_N, other, task),
+        probabilities_NK=predictions.probabilities_NK[:, order],
+    )
 
 
 def _same_choices(answers: np.ndarray, other: Task, task: Task) -> np.ndarray:
@@ -140,7 +256,7 @@ def model_and_rows(
     task = teacher_task(
         model.config, [splits.reported], asked=asked, label_map=config.label_map, metric=None
     )
-    length = max_tokens(model, config.tokens(task.name))
+    length = max_tokens(model, config.max_length or trained_length(name, task.name))
     tokenizer = load_tokenizer(name)
     check_tokenizer(model, tokenizer)
     rows = dataset(
@@ -235,8 +351,11 @@ def _exported(
     texts = ["A first sentence.", "And another one, which is a little longer than the first was."]
     sample = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     path = export_onnx(loaded, sample, Path(out) / "model.onnx")
-    tokenizer.save_pretrained(out)
-    loaded.config.save_pretrained(out)
+    heads = loaded.config.num_labels
+    task = "span" if kind == "span" else "regression" if heads == 1 else "classification"
+    complete_export(
+        Path(out), loaded, tokenizer, inference_of(loaded, tokenizer, task, name=str(model))
+    )
     with torch.no_grad():
         original = scored(loaded)(**sample).numpy()
     try:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from stillhouse.core.config import DistillConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import UsageError
+from stillhouse.core.inference import write_inference
 from stillhouse.core.manifest import manifest
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import KeptLayer, Removed
@@ -28,6 +29,7 @@ from stillhouse.flows.training_data import write_training_data
 from stillhouse.models.save import save_model
 from stillhouse.models.student import parameters
 from stillhouse.models.surgery import sizes
+from stillhouse.prediction.facts import inference_of
 from stillhouse.report import render
 from stillhouse.runs import Run, run_distill
 from stillhouse.tasks.base import Data
@@ -82,6 +84,9 @@ def _store(
     """The cut model's folder: a model, a run's settings, and what was removed."""
     save_model(found.model, setup.teacher_tokenizer, place)
     write_training_data(place, setup.data, before=[config.model], unlabelled=True)
+    asked = config.data.tokens(setup.task.name)
+    facts = inference_of(found.model, setup.teacher_tokenizer, setup.task.name, max_length=asked)
+    write_inference(place, facts)
     write_json(place / "manifest.json", manifest(content=setup.content))
     write_yaml(place / "config.yaml", json.loads(json.dumps(settings)))
     write_json(place / "kept.json", [asdict(each) for each in found.kept])

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stillhouse.core.config import WRITING, DistillConfig, ExportConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import RunError
+from stillhouse.core.inference import write_inference
 from stillhouse.core.progress import Progress
-from stillhouse.core.results import Efficiency, ExportResult, Record
+from stillhouse.core.results import BatchResult, Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
 from stillhouse.evaluation import efficiency
+from stillhouse.evaluation.batches import batch_result
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.evaluation.writing import keep_as_judged, mean_tokens, writing_runner
 from stillhouse.export import (
@@ -39,6 +41,9 @@ from stillhouse.flows.training_data import write_training_data
 from stillhouse.models.card import model_card
 from stillhouse.models.load import model_folder
 from stillhouse.models.save import save_model
+from stillhouse.prediction.facts import complete_export, facts_of
+from stillhouse.prediction.reported import FILE as PREDICTIONS
+from stillhouse.prediction.reported import has_rows, write_distilled, write_predictions
 from stillhouse.report import render
 from stillhouse.tasks.base import Task
 from stillhouse.training.sparse import MASKS, save_masks
@@ -48,7 +53,15 @@ NO_EXPORT = {
     "masked_lm": "a masked language model is made to be trained on: no ONNX is written",
     "seq2seq": "models that write are not exported to ONNX: take the student's folder",
 }
-Exported = tuple[ExportFormat, Path, np.ndarray]  # its file, and its scores on the reported rows
+
+
+class Exported(NamedTuple):
+    """An exported file, its scores on the test rows, and what its answers owe to a batch."""
+
+    format: ExportFormat
+    path: Path
+    scores: np.ndarray
+    batches: BatchResult | None = None
 
 
 @dataclass
@@ -84,7 +97,12 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     save_model(student, setup.tokenizer, folder)
     before = [name for _, name in distilling.starts(config)]
     write_training_data(folder, setup.data, before=before, unlabelled=True)
+    facts = facts_of(student, setup, config)
+    if facts is not None:
+        write_inference(folder, facts)
     exported = _export(student, outcome, export, out, progress)
+    if exported and facts is not None:
+        complete_export(exported[0].path.parent, student, setup.tokenizer, facts)
     costs, timings = _costs(
         outcome, folder, exported, progress, efficient=config.evaluation.efficiency
     )
@@ -93,9 +111,15 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
         record = distillation_record(outcome, costs, exports, out)
         advance(1)
     teacher = Path(config.teacher).name
-    write_text(folder / "README.md", model_card(record, teacher=teacher))
+    card = model_card(record, teacher=teacher, inference=facts)
+    write_text(folder / "README.md", card)
     if record.best == "baseline":
         _keep_baseline(outcome, record, out / "baseline", teacher)
+        if facts is not None:
+            write_inference(out / "baseline", facts)
+    kept = {each.format for each in exports}
+    found = {each.format: each.scores for each in exported if each.format in kept}
+    write_distilled(outcome, found, out)
     _finish(out, record, keep=config.keep_checkpoints)
     return Run(out, record, student)  # pyright: ignore[reportArgumentType]
 
@@ -118,6 +142,9 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
     done = finetuning.finetune(config, out, progress=progress)
     keep_as_judged(done.model, done.gold.task)
     save_model(done.model, done.gold.tokenizer, out)
+    facts = facts_of(done.model, done.gold, config)
+    if facts is not None:
+        write_inference(out, facts)
     if done.masks:
         save_masks(out / MASKS, done.masks)
     one, many = efficiency.samples(done.reported)
@@ -133,6 +160,10 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
     with progress.stage("comparing", 1, "records") as advance:
         record = finetune_record(done, cost)
         advance(1)
+    task, splits = done.gold.task, done.gold.splits
+    if splits is not None and has_rows(task):
+        answers = {"model": task.predictions(done.trained.scores_NK, done.reported)}
+        write_predictions(out / PREDICTIONS, splits.reported, task, done.reported, answers)
     _finish(out, record, keep=config.keep_checkpoints)
     return Run(out, record, done.model)  # pyright: ignore[reportArgumentType]
 
@@ -167,8 +198,7 @@ def _export(
     model: nn.Module, outcome: distilling.Outcome, config: ExportConfig, out: Path,
     progress: Progress,
 ) -> list[Exported]:  # fmt: skip
-    """The asked exports: name, file, and their scores on the reported rows. One that fails is a
-    warning: what was trained is not lost for it."""
+    """The asked exports. One that fails is a warning: what was trained is not lost for it."""
     if not config.onnx:
         return []
     made: list[Exported] = []
@@ -178,11 +208,16 @@ def _export(
             sample = reported.batch(np.arange(min(4, len(reported)))).inputs
             plain = export_onnx(model, sample, out / "onnx" / "model.onnx")
             scores = onnx_scores(onnx_runner(plain), reported, task)
-            made.append(("onnx", plain, scores))
+            made.append(Exported("onnx", plain, scores))
             advance(1)
             if config.int8:
                 small = quantize_int8(plain, out / "onnx" / "model-int8.onnx")
-                made.append(("onnx-int8", small, onnx_scores(onnx_runner(small), reported, task)))
+                run = onnx_runner(small)
+                batches = batch_result(
+                    lambda data, size: onnx_scores(run, data, task, size=size), reported, task
+                )
+                scores = onnx_scores(run, reported, task)
+                made.append(Exported("onnx-int8", small, scores, batches))
                 advance(1)
         except RunError as error:
             _warn(str(error), outcome, progress)
@@ -196,14 +231,12 @@ def _export_results(
     """What the exports are worth. Where the float32 file's scores are not the student's, none is
     kept."""
     found: list[ExportResult] = []
-    for name, path, scores in exported:
+    for each in exported:
         try:
-            result = _export_result(
-                name, path, scores, timings.get(name), outcome, outcome.setup.task
-            )
+            result = _export_result(each, timings.get(each.format), outcome, outcome.setup.task)
         except RunError as error:
             _warn(str(error), outcome, progress)
-            shutil.rmtree(path.parent)
+            shutil.rmtree(each.path.parent)
             return []
         found.append(result)
     return found
@@ -240,8 +273,8 @@ def _costs(
                 model, tokenizers[name], inputs[name][1], writes=setup.writes
             )
             runners[name] = (runner, *inputs[name])
-        for name, path, _ in exported:
-            runners[name] = (onnx_runner(path), *inputs["student"])
+        for each in exported:
+            runners[each.format] = (onnx_runner(each.path), *inputs["student"])
         with progress.stage("measuring speed", len(runners), "models") as advance:
             timings = efficiency.time_all(runners)
             advance(len(runners))
@@ -282,14 +315,13 @@ def _in_float32(outcome: distilling.Outcome) -> np.ndarray:
 
 
 def _export_result(
-    name: ExportFormat,
-    path: Path,
-    scores: np.ndarray,
+    exported: Exported,
     timing: efficiency.Timing | None,
     outcome: distilling.Outcome,
     task: Task,
 ) -> ExportResult:
     """Raises RunError where the fp32 export's scores are not the student's."""
+    name, path, scores, batches = exported
     original = _in_float32(outcome)
     compared = slice(1, None) if task.name == "span" else slice(None)  # a span's score, not places
     difference = np.abs(scores - original)[:, compared].max()
@@ -306,4 +338,8 @@ def _export_result(
         score=task.score(mine)[task.metric],
         agreement=task.agreement(mine.answers_N, theirs.answers_N),
         max_difference=float(difference),
+        tokens=timing.tokens if timing else None,
+        batch=timing.batch if timing else None,
+        batch_tokens=timing.batch_tokens if timing else None,
+        batches=batches,
     )

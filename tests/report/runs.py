@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stillhouse.core.results import (
+    BatchResult,
     Bin,
+    ClassResult,
     DataSummary,
     Disagreement,
     ExportResult,
@@ -42,6 +44,34 @@ def bins(bias: float) -> list[Bin]:
     ]
 
 
+COSTED: dict[str, Any] = {"tokens": 24, "batch": 32, "batch_tokens": 28, "memory_batch": 32}
+
+
+def classes() -> list[ClassResult]:
+    """Of five labels one that is never answered, and one that no row has."""
+    shares = [
+        (350, 356, 0.902, 0.917, 0.909),
+        (350, 355, 0.93, 0.943, 0.936),
+        (12, 0, None, 0.0, 0.0),
+        (350, 335, 0.866, 0.829, 0.847),
+        (0, 0, None, None, None),
+    ]
+    names = ["world", "sport", "weather", "technology", "obituaries"]
+    return [
+        ClassResult(
+            label=name,
+            rows=rows,
+            answered=answered,
+            precision=precision,
+            recall=recall,
+            f1=f1,
+            confused_with="sport" if name == "weather" else None,
+            confused_rows=12 if name == "weather" else 0,
+        )
+        for name, (rows, answered, precision, recall, f1) in zip(names, shares, strict=True)
+    ]
+
+
 def models() -> dict[str, Any]:
     """Teacher, student and baseline of a classifier with four labels."""
     small = {
@@ -52,6 +82,9 @@ def models() -> dict[str, Any]:
         "latency_p95_ms": 5.02,
         "throughput_per_s": 912.0,
         "peak_memory_bytes": 231_000_000,
+        **COSTED,
+        "classes": classes(),
+        "never_predicted": ["weather"],
         "confusion": [[321, 12, 9, 8], [10, 330, 6, 4], [14, 5, 298, 33], [11, 8, 41, 290]],
     }
     return {
@@ -69,6 +102,7 @@ def models() -> dict[str, Any]:
             latency_p95_ms=24.9,
             throughput_per_s=164.0,
             peak_memory_bytes=702_000_000,
+            **COSTED,
         ),
         "student": TrainedResult(
             name="bert-base-news, 3 layers",
@@ -109,6 +143,9 @@ def exports() -> list[ExportResult]:
             latency_p95_ms=3.3,
             throughput_per_s=1320.0,
             max_difference=2.4e-6,
+            tokens=24,
+            batch=32,
+            batch_tokens=28,
             **common,  # type: ignore[arg-type]
         ),
         ExportResult(
@@ -118,6 +155,10 @@ def exports() -> list[ExportResult]:
             latency_p95_ms=1.9,
             throughput_per_s=2410.0,
             max_difference=0.18,
+            tokens=24,
+            batch=32,
+            batch_tokens=28,
+            batches=BatchResult(rows=500, batch=32, alone=0.916, together=0.91, changed=13),
             **{**common, "score": 0.915, "agreement": 0.988},  # type: ignore[arg-type]
         ),
     ]

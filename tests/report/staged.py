@@ -138,7 +138,13 @@ def staged(**changes: object) -> Record:
 
 def masked_lm(**changes: object) -> Record:
     """A masked language model: tokens for rows, no labels, nothing to disagree on."""
-    plain: dict[str, object] = {"confusion": None, "reliability": [], "calibration_error": None}
+    plain: dict[str, object] = {
+        "confusion": None,
+        "classes": [],
+        "never_predicted": [],
+        "reliability": [],
+    }
+    plain |= {"calibration_error": None}
     measured = {"teacher": (0.671, 5.23), "student": (0.602, 8.749), "baseline": (0.571, 10.96)}
     rows: dict[str, Any] = {}
     for role, (accuracy, perplexity) in measured.items():

@@ -119,3 +119,21 @@ def test_dark_page_prints_on_white(browser: Browser, pages: dict[str, Path]) -> 
     assert luminance(page, "html", "backgroundColor") > 0.9
     assert luminance(page, "h1", "color") < 0.2
     page.close()
+
+
+@pytest.mark.parametrize("which", ["one", "several"])
+def test_the_models_are_whole_on_a_phone(
+    browser: Browser, pages: dict[str, Path], which: str
+) -> None:
+    """Every cell is on the screen, and says whose it is; nothing is scrolled sideways to."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(pages[which].as_uri())
+    script = """[...document.querySelectorAll('.models tbody td:not(.empty)')].map(cell => {
+        const box = cell.getBoundingClientRect();
+        return [box.left >= 0 && box.right <= innerWidth && cell.scrollWidth <= box.width + 1,
+                getComputedStyle(cell, '::before').content]; })"""
+    found = page.evaluate(script)
+    assert found
+    assert all(inside for inside, _ in found)
+    assert all(label not in ("none", '""') for _, label in found)
+    page.close()

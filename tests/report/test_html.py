@@ -58,9 +58,10 @@ def test_verdict_comes_first(write_run: WriteRun) -> None:
         "98.4\u2009%",
         "4.82\u00d7",
         "5.13\u00d7",
+        "The models",
         "Seed 1",
     ]
-    order += ["The models", "How it learned", "What it answers", "The data", "How it was made"]
+    order += ["How it learned", "What it answers", "The data", "How it was made"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
 
@@ -149,7 +150,13 @@ def unmeasured() -> Record:
 
 def regression() -> Record:
     parts = models()
-    change: dict[str, object] = {"confusion": None, "reliability": [], "calibration_error": None}
+    change: dict[str, object] = {
+        "confusion": None,
+        "classes": [],
+        "never_predicted": [],
+        "reliability": [],
+    }
+    change |= {"calibration_error": None}
     change["metrics"] = {"pearson": 0.81, "rmse": 0.4}
     rows = {role: model.model_copy(update=change) for role, model in parts.items()}
     data = DataSummary(train=9, labelled=9, unlabelled=0, held_out=3, reported=4, labels=[])
@@ -351,3 +358,51 @@ def test_disagreements_are_cut_at_thirty(write_run: WriteRun) -> None:
 
 def test_all_is_what_is_public() -> None:
     assert stillhouse.report.__all__ == ["render"]
+
+
+def test_each_figure_says_on_which_rows_it_was_measured(write_run: WriteRun) -> None:
+    """Once where all models were measured alike; in each cell where they weren't."""
+    text = page(write_run()).text
+    for figure, rows in [
+        ("FLOPs per example", "1 row of 24 tokens"),
+        ("Latency, median", "1 row of 24 tokens"),
+        ("Rows per second", "32 rows of 28 tokens"),
+        ("Peak memory", "32 rows of 24 tokens"),
+    ]:
+        assert figure + rows in text.replace("\n", "")
+    teacher = models()["teacher"].model_copy(update={"tokens": 31})
+    apart = page(write_run("apart", record=make_record(teacher=teacher))).text.replace("\n", "")
+    assert "21.6\u2009ms1 row of 31 tokens4.21\u2009ms1 row of 24 tokens" in apart
+
+
+def test_int8_says_that_its_answers_depend_on_the_batch(write_run: WriteRun) -> None:
+    text = page(write_run()).text.replace("\n", "")
+    assert "Accuracy, rows one by one0.916500 rows" in text
+    assert "0.91032 a batch: 13 of 500 answers change" in text
+
+
+def test_labels_stand_in_a_table_with_what_they_are_taken_for(write_run: WriteRun) -> None:
+    text = page(write_run()).text.replace("\n", "")
+    assert "weather never answered12–0.0000.000sport (12)technology" in text
+    assert "Never answered: weather." in text
+    assert "mean over the 4 labels that are gold or answered in some row; 1 that" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "cached", "told"),
+    [
+        (900, 0, "Teacher took41.2\u2009s for 900 rows"),
+        (100, 800, "Teacher took41.2\u2009s for 100 rows; 800 from the cache"),
+        (0, 900, "Teacher's answers900 rows, all from the cache"),
+        (None, None, "Teacher took41.2\u2009s"),
+    ],
+)
+def test_what_came_from_the_cache_took_the_teacher_no_time(
+    write_run: WriteRun, asked: int | None, cached: int | None, told: str
+) -> None:
+    record = make_record()
+    counts = {"teacher_asked": asked, "teacher_cached": cached, "teacher_s": 41.2}
+    timing = record.timing.model_copy(update=counts)
+    text = page(write_run(record=make_record(timing=timing))).text.replace("\n", "")
+    assert told in text
+    assert ("41.2\u2009s" in text) == (asked != 0)

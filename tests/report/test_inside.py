@@ -89,7 +89,7 @@ def test_many_layers_take_the_whole_width() -> None:
 def test_reader_is_told_what_cka_is_and_what_the_run_thinks(write_run: WriteRun) -> None:
     text = page(write_run(record=staged())).text
     assert "Linear CKA says how alike two layers arrange the same 8,192 tokens" in text
-    places = [text.index(part) for part in ("Helped", *DIAGNOSIS, "The models")]
+    places = [text.index(part) for part in ("Helped", "The models", *DIAGNOSIS, "Stages")]
     assert places == sorted(places)
 
 

@@ -69,7 +69,7 @@ def test_table_tells_each_stage(write_run: WriteRun) -> None:
 
 def test_parts_come_in_their_order(write_run: WriteRun) -> None:
     found = headings(write_run, staged(), stage_lines([INTERMEDIATE, PREDICTION]))
-    order = ["Why, as far as the run can tell", "Before you rely on this", "The models", "Stages"]
+    order = ["The models", "Why, as far as the run can tell", "Before you rely on this", "Stages"]
     order += ["Without each term", "What is inside", "What it answers", "The data"]
     assert [each for each in found if each in order] == order
 

@@ -92,6 +92,8 @@ def record_table(record: Record) -> None:
         "rows/s",
     )
     table(["model", *columns[1:]], rows)
+    for line in _measured_on(record):
+        say(line)
     for each in record.ablations:
         low, high = each.gain.interval
         instead = ", gold answers instead" if each.gold_instead else ""
@@ -103,6 +105,19 @@ def record_table(record: Record) -> None:
     for line in _writing(record):
         say(line)
     say(f"\n{record.sentence}")
+
+
+def _measured_on(record: Record) -> list[str]:
+    """What speeds were measured on, and what int8 answers owe to a batch."""
+    from stillhouse.core.units import batches_told, cost_told
+
+    student = record.student
+    told = cost_told(student.tokens, student.batch, student.batch_tokens)
+    lines = [told] if told and student.latency_ms is not None else []
+    for each in record.exports:
+        if each.batches is not None and each.batches.changed:
+            lines.append(batches_told(**each.batches.model_dump(), metric=record.metric))
+    return lines
 
 
 def _writing(record: Record) -> list[str]:
@@ -137,3 +152,12 @@ def efficiency_table(found: dict[str, Efficiency]) -> None:
     ]
     columns = ("model", "params", "FLOPs", "size", "p50 ms", "rows/s", "memory")
     table(columns, rows)
+    from stillhouse.core.units import cost_told, rows_told
+
+    for told in dict.fromkeys(
+        f"{cost_told(cost.tokens, cost.batch, cost.batch_tokens)}; FLOPs: "
+        f"{rows_told(1, cost.tokens)}; memory: {rows_told(cost.memory_batch, cost.tokens) or '-'}"
+        for cost in found.values()
+        if cost.tokens is not None
+    ):
+        say(told)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from stillhouse.cli import audit, clients, guard, models, new, recipes, runs, tickets
+from stillhouse.cli import audit, clients, guard, models, new, predict, recipes, runs, tickets
 from stillhouse.core import trouble
 from stillhouse.core.errors import StillhouseError
 
@@ -31,6 +31,7 @@ for command in (
     runs.label,
     new.new,
     models.augment,
+    predict.predict,
     models.evaluate,
     models.bench,
     models.export,

@@ -12,7 +12,9 @@ from stillhouse.core.errors import UsageError, unknown
 
 
 def evaluate(
-    model: Annotated[str, typer.Option("--model", help="a model's folder, a run's, or a hub name")],
+    model: Annotated[
+        str, typer.Option("--model", help="a model's folder, a run's, a hub name, or an .onnx file")
+    ],
     data: Annotated[
         str, typer.Option("--data", help="as for distill; its reported rows are scored")
     ],
@@ -22,6 +24,10 @@ def evaluate(
     margin: Annotated[
         float | None,
         typer.Option("--margin", min=0, help="points that count as no difference (left out: 1)"),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", help="a JSONL file for the rows with their answers"),
     ] = None,
     precision: options.Precision = None,
     text_column: options.Text = None,
@@ -49,19 +55,23 @@ def evaluate(
         against=against,
         precision=precision or "auto",
         margin=margin,
+        predictions=predictions,
         cache=cache,
     )
     if json:
         console.print_json(found)
         return
-    other = found.pop("against", None)
+    other, batches = found.pop("against", None), found.pop("batches", None)
     low, high = found["interval"]
     for name, value in found.items():
         if isinstance(value, float):
             more = f"  ({low:.4f} to {high:.4f})" if name == found["metric"] else ""
             console.say(f"{name:<18} {value:.4f}{more}")
+    if batches:
+        from stillhouse.core.units import batches_told
+
+        console.say(f"\n{batches_told(**batches, metric=found['metric'])}")
     if other:
-        low, high = other["interval"]
         metric = found["metric"]
         gain, low, high = (points(x, metric, 2) for x in (other["gain"], *other["interval"]))
         word = f"{other['verdict']}, {other['caveat']}"

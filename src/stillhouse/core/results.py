@@ -45,7 +45,10 @@ class Bin(Result):
 
 class Efficiency(Result):
     """What running a model costs. None means it was not measured. Of a model that writes, latency
-    and throughput are of whole texts written greedily, and so are tokens."""
+    and throughput are of whole texts written greedily, and so are tokens.
+
+    Latency and FLOPs are of one row of `tokens` tokens; throughput is of `batch` rows together, of
+    `batch_tokens` tokens each; peak memory of `memory_batch` rows of `tokens` tokens."""
 
     parameters: int
     bytes: int
@@ -55,6 +58,24 @@ class Efficiency(Result):
     throughput_per_s: float | None = None
     tokens_per_s: float | None = None
     peak_memory_bytes: int | None = None
+    tokens: int | None = None
+    batch: int | None = None
+    batch_tokens: int | None = None
+    memory_batch: int | None = None
+
+
+class ClassResult(Result):
+    """One label's rows among those reported. None: no row has that gold label (recall), or that
+    answer (precision), or either (f1). `confused_with`: the answer most often given instead."""
+
+    label: str
+    rows: int
+    answered: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    confused_with: str | None = None
+    confused_rows: int = 0
 
 
 class ModelResult(Efficiency):
@@ -70,6 +91,7 @@ class ModelResult(Efficiency):
     reliability: list[Bin] = []
     confusion: list[list[int]] | None = None
     never_predicted: list[str] = []
+    classes: list[ClassResult] = []
 
 
 class FloorResult(Result):
@@ -120,8 +142,20 @@ class Gain(Result):
     needed: Needed | None = None
 
 
+class BatchResult(Result):
+    """The same file on the same `rows`, each alone and in batches of `batch`: the metric of both,
+    and how many answers differ."""
+
+    rows: int
+    batch: int
+    alone: float
+    together: float
+    changed: int
+
+
 class ExportResult(Result):
-    """An exported model: its parity with the PyTorch student and its own cost."""
+    """An exported model: its parity with the PyTorch student and its own cost, on rows as in
+    `Efficiency`. `batches`: of int8, whose answers depend on the rows beside them."""
 
     format: Literal["onnx", "onnx-int8"]
     path: str
@@ -132,6 +166,10 @@ class ExportResult(Result):
     score: float
     agreement: float
     max_difference: float
+    tokens: int | None = None
+    batch: int | None = None
+    batch_tokens: int | None = None
+    batches: BatchResult | None = None
 
 
 class Disagreement(Result):
@@ -256,13 +294,17 @@ class DataSummary(Result):
 
 
 class Timing(Result):
-    """Wall seconds. `examples_per_s` is the student's training rate over all its epochs."""
+    """Wall seconds. `examples_per_s` is the student's training rate over all its epochs. The
+    teacher was asked about `teacher_asked` rows in `teacher_s`; it had answered `teacher_cached`
+    before this run, in no time. None: its answers were not kept."""
 
     teacher_s: float
     student_s: float
     baseline_s: float | None = None
     total_s: float
     examples_per_s: float
+    teacher_asked: int | None = None
+    teacher_cached: int | None = None
 
 
 class KeptLayer(Result):

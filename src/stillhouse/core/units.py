@@ -48,3 +48,31 @@ def unit(metric: str) -> str:
 def spoken(metric: str) -> str:
     """A metric's name inside a sentence."""
     return WRITTEN.get(metric, metric.replace("_", "-"))
+
+
+def batches_told(
+    *, rows: int, batch: int, alone: float, together: float, changed: int, metric: str
+) -> str:
+    """What an int8 file's answers owe to the rows beside them, in words."""
+    if not changed:
+        return f"int8 answers to {rows:,} test rows are the same alone and in batches of {batch}"
+    digits = 1 if metric in OF_HUNDRED else 4
+    return (
+        f"int8 answers depend on the rows beside them: {spoken(metric)} {alone:.{digits}f} each "
+        f"alone, {together:.{digits}f} in batches of {batch}; {changed:,} of {rows:,} answers "
+        "differ"
+    )
+
+
+def rows_told(batch: int | None, tokens: int | None) -> str:
+    """So many rows together, of so many tokens; empty where it is not known."""
+    if batch is None or tokens is None:
+        return ""
+    return f"{batch} row{'' if batch == 1 else 's'} of {tokens} tokens"
+
+
+def cost_told(tokens: int | None, batch: int | None, batch_tokens: int | None) -> str:
+    """What latency and throughput were measured on; empty where it is not known."""
+    one, many = rows_told(1, tokens), rows_told(batch, batch_tokens)
+    parts = [f"latency: {one}" if one else "", f"throughput: batches of {many}" if many else ""]
+    return "; ".join(filter(None, parts))

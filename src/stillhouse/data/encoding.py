@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
+from stillhouse.data.padding import padded_arrays
 from stillhouse.data.sources import Pool
 
 CHUNK = 4096
-WIDTHS = 4
 PROBE = ("Stillhouse: 1,234.5 naïve cafés — don't \U0001f943", "second part, ünïcode 中文")
 
 
@@ -56,19 +56,8 @@ class Encoded:
 def padded(
     ids: Sequence[np.ndarray], seconds: np.ndarray, *, pad: int, types: bool, max_length: int
 ) -> dict[str, Tensor]:
-    """Rows of token ids padded on the right: input_ids, attention_mask, and with `types`
-    token_type_ids; each long, B x T. T is a multiple of 4 (or the most tokens a row may have): few
-    shapes, for which kernels are made once, and which they are good at."""
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    longest = int(lengths.max())
-    width = max(longest, min(-(-longest // WIDTHS) * WIDTHS, max_length))
-    inside = np.arange(width)[None, :] < lengths[:, None]
-    held = np.full(inside.shape, pad, dtype=np.int64)
-    held[inside] = np.concatenate(ids)
-    found = {"input_ids": held, "attention_mask": inside.astype(np.int64)}
-    if types:
-        second = np.arange(width)[None, :] >= seconds[:, None]
-        found["token_type_ids"] = (second & inside).astype(np.int64)
+    """`padded_arrays` as tensors."""
+    found = padded_arrays(ids, seconds, pad=pad, types=types, max_length=max_length)
     return {name: torch.from_numpy(array) for name, array in found.items()}
 
 

@@ -60,7 +60,8 @@ def _folded_keys(text: str, pair: str | None) -> tuple[bytes, bytes]:
 
 
 class Rows:
-    """A checked file of rows, memory-mapped. `kept` are the usable ones: first of each content."""
+    """A checked file of rows, memory-mapped. `kept` are the usable ones: first of each content;
+    `lines`: where each row stands in the file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -70,6 +71,7 @@ class Rows:
         self.folded = np.load(folder / "folded.npy", mmap_mode="r")
         self.ordered = np.load(folder / "ordered.npy", mmap_mode="r")  # folded; a pair as it stands
         self.kept = np.load(folder / "kept.npy")
+        self.lines = np.load(folder / "lines.npy", mmap_mode="r")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.dropped: dict[str, int] = summary["dropped"]
         self.notes: list[str] = summary["notes"]
@@ -79,7 +81,7 @@ class Rows:
 
     def place(self, row: int) -> str:
         """File and line of a row, to be named."""
-        return f"{self.where} line {np.load(self.folder / 'lines.npy', mmap_mode='r')[row]}"
+        return f"{self.where} line {self.lines[row]}"
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -191,9 +193,10 @@ def _write(
     np.save(folder / "keys.npy", keys_N2)
     for name, found in (("folded", free), ("ordered", ordered)):
         np.save(folder / f"{name}.npy", np.frombuffer(bytes(found), dtype="<u8").reshape(-1, 2))
-    kept = _first_of_each(folder, keys_N2, np.asarray(lines, dtype=np.int64), problems)
+    lines_N = np.asarray(lines, dtype=np.int64)
+    np.save(folder / "lines.npy", lines_N)
+    kept = _first_of_each(folder, keys_N2, lines_N, problems)
     np.save(folder / "kept.npy", kept)
-    np.save(folder / "lines.npy", np.asarray(lines, dtype=np.int64))
     notes = [*problems.notes(where), *header.notes]
     summary = {
         "dropped": problems.counts,

@@ -93,6 +93,12 @@ class Pool:
             position -= len(part)
         raise IndexError(position)
 
+    @property
+    def lines(self) -> np.ndarray:
+        """Where each row stands in its file: its line, or its number where there are no lines."""
+        found = [np.asarray(part.rows.lines[part.indices]) for part in self.parts]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
     def at(self, positions: np.ndarray) -> list[Example]:
         """The rows at `positions`, in that order."""
         starts = np.cumsum([0, *map(len, self.parts)])

@@ -200,6 +200,16 @@ def _pairs(
         yield source, target, [1] * len(target), long
 
 
+def prompts_of(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, rules: Rules
+) -> Iterator[tuple[Ids, bool]]:
+    """What is written to, of rows without answers: sources or prompts, and whether each was cut."""
+    make = _pairs if rules.kind == "seq2seq" else _continued
+    where: Where = lambda row: f"row {row + 1}"  # noqa: E731
+    for before, _, _, long in make(examples, [None] * len(examples), tokenizer, rules, where):
+        yield before, long
+
+
 def _plain(text: str) -> str:
     if turns_of(text) is not None:
         raise DataError("conversations are for language models: distil them with --task causal_lm")

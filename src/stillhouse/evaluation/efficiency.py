@@ -29,9 +29,23 @@ FEWEST, LONGEST_S = 8, 30.0  # slow models get fewer rounds
 
 @dataclass(frozen=True)
 class Timing:
+    """Latency of one row of `tokens` tokens; throughput of `batch` rows of `batch_tokens` each."""
+
     latency_ms: float
     latency_p95_ms: float
     throughput_per_s: float
+    tokens: int | None = None
+    batch: int | None = None
+    batch_tokens: int | None = None
+
+
+def tokens_of(inputs: Mapping[str, Tensor]) -> int | None:
+    """Tokens of each row, padding included; None where rows are no texts."""
+    return inputs["input_ids"].shape[1] if "input_ids" in inputs else None
+
+
+def rows_of(inputs: Mapping[str, Tensor]) -> int:
+    return len(next(iter(inputs.values())))
 
 
 def samples(data: Data) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -65,14 +79,17 @@ def time_all(
             for _ in range(BURST):
                 single[name].append(_timed(run, one))
             if round_number % 4 == 0:
-                many[name].append(_timed(run, batch) / len(next(iter(batch.values()))))
+                many[name].append(_timed(run, batch) / rows_of(batch))
     return {
         name: Timing(
             latency_ms=float(np.median(single[name]) * 1e3),
             latency_p95_ms=float(np.quantile(single[name], 0.95) * 1e3),
             throughput_per_s=float(1 / np.median(many[name])),
+            tokens=tokens_of(one),
+            batch=rows_of(batch),
+            batch_tokens=tokens_of(batch),
         )
-        for name in runners
+        for name, (_, one, batch) in runners.items()
     }
 
 
@@ -135,7 +152,7 @@ def answer(folder):
     name = AutoConfig.from_pretrained(folder).architectures[0]
     kind = getattr(transformers, name, None) or getattr(slim, name)
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-    ids = torch.ones(32, int(sys.argv[2]), dtype=torch.long)
+    ids = torch.ones(int(sys.argv[3]), int(sys.argv[2]), dtype=torch.long)
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
         model(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
@@ -155,7 +172,7 @@ print(status("VmHWM") - before)
 def peak_memory(folder: Path, tokens: int) -> int | None:
     """Bytes a fresh process needs beyond its libraries to load the model and answer 32 rows of
     `tokens` tokens. None where it can't be measured."""
-    command = [sys.executable, "-c", PROBE, str(folder), str(tokens)]
+    command = [sys.executable, "-c", PROBE, str(folder), str(tokens), str(BATCH)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return None
@@ -183,4 +200,8 @@ def measure(
         throughput_per_s=timing.throughput_per_s if timing else None,
         tokens_per_s=timing.throughput_per_s * written if timing and written else None,
         peak_memory_bytes=peak_memory(folder, tokens) if memory else None,
+        tokens=tokens_of(one),
+        batch=timing.batch if timing else None,
+        batch_tokens=timing.batch_tokens if timing else None,
+        memory_batch=BATCH if memory else None,
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stillhouse.core.head import Factored
 from stillhouse.core.precision import precision_of
 from stillhouse.core.progress import Advance
-from stillhouse.core.results import Bin, Interval
+from stillhouse.core.results import Bin, ClassResult, Interval
 from stillhouse.core.types import Predictions, StudentOutput
 from stillhouse.data.batching import sorted_batches
 from stillhouse.evaluation.writing import PART, written_rows
@@ -157,3 +157,29 @@ def never_predicted(counts_KK: list[list[int]] | None, task: Task) -> list[str]:
     table_KK = np.array(counts_KK)
     missed_K = (table_KK.sum(1) > 0) & (table_KK.sum(0) == 0)
     return [name for name, missed in zip(task.choices, missed_K, strict=True) if missed]
+
+
+def classes(table: list[list[int]] | None, task: Task) -> list[ClassResult]:
+    """Each label's precision, recall and F1, and what it is taken for most often."""
+    if table is None:
+        return []
+    table_KK = np.array(table)
+    wrong_KK = table_KK - np.diag(np.diag(table_KK))
+    found: list[ClassResult] = []
+    for i, shares in enumerate(zip(*metrics.per_class(table_KK), strict=True)):
+        precision, recall, f1 = shares
+        most = int(wrong_KK[i].argmax())
+        count = int(wrong_KK[i, most])
+        found.append(
+            ClassResult(
+                label=task.choices[i],
+                rows=int(table_KK[i].sum()),
+                answered=int(table_KK[:, i].sum()),
+                precision=precision,
+                recall=recall,
+                f1=f1,
+                confused_with=task.choices[most] if count else None,
+                confused_rows=count,
+            )
+        )
+    return found

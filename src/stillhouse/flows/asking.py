@@ -24,11 +24,14 @@ from stillhouse.training.objective import Objective
 
 @dataclass
 class Asking:
-    """The run's teacher, as its stages ask it. `seconds`: what that took."""
+    """The run's teacher, as its stages ask it. `seconds`: what that took; `rows` and `cached`: how
+    many rows needed an answer, and how many of them had one before."""
 
     setup: Setup
     progress: Progress
     seconds: float = 0.0
+    rows: int = 0
+    cached: int = 0
     _asked: dict[str, tuple[CachedTeacher, Dataset]] = field(default_factory=dict)
 
     @property
@@ -50,6 +53,8 @@ class Asking:
         cache = AnswerCache(setup.store, identity)
         precision = config.precision
         live = LiveTeacher(setup.teacher, data, fingerprint=cache.fingerprint, precision=precision)
+        self.rows += len(data)
+        self.cached += int((cache.positions(data.keys_N2) >= 0).sum())
         if len(cache.pending(data.keys_N2)):
             with self.progress.stage("asking the teacher", len(data), "rows") as advance:
                 label(live, cache, config, progress=advance)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stillhouse.core.config import CorpusConfig, DataConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.inference import default_length, read_inference
 from stillhouse.core.progress import Progress
 from stillhouse.data.cells import SEVERAL_LABELS
 from stillhouse.data.encoding import encode
@@ -25,6 +26,7 @@ from stillhouse.models.load import (
     load_classifier,
     load_config,
     load_span_model,
+    resolve,
 )
 from stillhouse.models.one_logit import as_two_classes, is_one_logit
 from stillhouse.tasks.base import Dataset, Task
@@ -180,6 +182,13 @@ def corpus_of(data: DataConfig) -> CorpusConfig:
     return CorpusConfig(
         path=data.path, length=data.tokens("masked_lm"), packed=data.packed, rows=data.labelled_rows
     )
+
+
+def trained_length(name: str, task: str) -> int:
+    """The most tokens of a row that a stored model was trained on, else what is usual."""
+    source = resolve(name)
+    held = read_inference(source) if isinstance(source, Path) else None
+    return held.max_length if held is not None else default_length(task)
 
 
 DROPOUTS = (

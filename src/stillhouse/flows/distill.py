@@ -65,6 +65,7 @@ class Outcome:
     teacher_reported: Data
     teacher_s: float
     total_s: float
+    teacher_rows: tuple[int, int] = (0, 0)  # that needed an answer, and that had one before
     notes: list[str] = field(default_factory=list)
     writing: Writing | None = None
     best_baseline: Trained | None = None
@@ -142,6 +143,7 @@ def distill(config: DistillConfig, out: Path, *, progress: Progress | None = Non
         teacher_reported=plan.teacher_reported,
         teacher_s=plan.teacher.seconds,
         total_s=time.perf_counter() - started,
+        teacher_rows=(plan.teacher.rows, plan.teacher.cached),
         notes=[*setup.notes, *plan.notes, *doubts],
         writing=plan.writing if setup.writes else None,
         best_baseline=best_of(baselines, _deciding(alone)) if baselines else None,

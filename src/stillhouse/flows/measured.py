@@ -22,6 +22,7 @@ from stillhouse.data.sources import Splits
 from stillhouse.evaluation.comparison import Comparison, compare
 from stillhouse.evaluation.evaluate import (
     calibration,
+    classes,
     confusion,
     groups_of,
     interval,
@@ -89,6 +90,7 @@ def measured(
         reliability=bins,
         confusion=table,
         never_predicted=never_predicted(table, task),
+        classes=classes(table, task),
     )
 
 
@@ -134,6 +136,7 @@ def measured_over_seeds(
         reliability=bins,
         confusion=table,
         never_predicted=never_predicted(table, task),
+        classes=classes(table, task),
         seeds=[s[task.metric] for s in scored],
         shipped_seed=best.seed,
         shipped_score=task.score(shipped)[task.metric],

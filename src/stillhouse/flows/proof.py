@@ -81,6 +81,7 @@ def distillation_record(
         *classes_missed("the teacher", teacher, task.choices),
         *classes_missed("the student", student, task.choices),
     ]
+    rows, cached = outcome.teacher_rows
     stages = stage_results(outcome, out)
     weak = weak_signs(
         task.metric, teacher, baseline, floor,
@@ -119,6 +120,8 @@ def distillation_record(
             baseline_s=sum(r.seconds for r in outcome.baselines) if outcome.baselines else None,
             total_s=outcome.total_s,
             examples_per_s=sum(run.examples for run in outcome.students) / max(seconds, 1e-9),
+            teacher_asked=rows - cached if rows else None,
+            teacher_cached=cached if rows else None,
         ),
         exports=exports,
         disagreements=disagreements(

@@ -21,7 +21,7 @@ from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
 from stillhouse.data.written import Kind, Rules, gold_texts, tokens_of
-from stillhouse.flows.common import corpus_of, kind_of, load_answering
+from stillhouse.flows.common import corpus_of, kind_of, load_answering, trained_length
 from stillhouse.flows.conversations import check_rows, forms_of
 from stillhouse.flows.training_data import seen_before
 from stillhouse.models.decode import Decoding, decode
@@ -220,7 +220,8 @@ def reported_by_writer(
     splits = splits_of(config, store, progress)
     _say_seen(name, splits, progress)
     check_writers(splits, kind, [(tokenizer, model)], progress)
-    pool, length = splits.reported, max_tokens(model, config.tokens(kind))
+    pool = splits.reported
+    length = max_tokens(model, config.max_length or trained_length(name, kind))
     rows = written_data(
         pool, tokenizer, config, kind, store, progress, "reported rows",
         length=length, start=start_of(model),

@@ -22,7 +22,7 @@ from stillhouse.core.types import Batch, Example, Tap
 from stillhouse.data.batching import sorted_batches
 from stillhouse.data.encoding import encode_now, pad_id, padded
 from stillhouse.data.windows import Window, cut
-from stillhouse.flows.common import kind_of, load_answering
+from stillhouse.flows.common import kind_of, load_answering, trained_length
 from stillhouse.flows.dry_run import Trial, precision_for, two_rows
 from stillhouse.guard.membership import Head
 from stillhouse.models.forward import fast_weights, has_fast_path, run
@@ -76,9 +76,8 @@ class ServedModel:
             "span" if asked == "span" else "regression" if labels == 1 else "classification"
         )
         self.choices = label_names(self.model.config) if self.task == "classification" else []
-        self.max_length = max_tokens(
-            self.model, max_length or (384 if self.task == "span" else 128)
-        )
+        length = max_length or trained_length(str(name), self.task)
+        self.max_length = max_tokens(self.model, length)
         self.fingerprint = fingerprint(self.model)
         self.head = head
         if head is not None:

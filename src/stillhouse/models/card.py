@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from stillhouse.core.inference import Inference
 from stillhouse.core.results import Record
+from stillhouse.core.units import batches_told, cost_told
 
 TEMPLATE = """---
 library_name: transformers
@@ -16,12 +18,11 @@ tags: [distillation, stillhouse]
 
 {sentence}
 
-| | {metric} | 95 % interval | parameters | latency, batch 1 |
+| | {metric} | 95 % interval | parameters | latency |
 |---|---|---|---|---|
 {rows}
 
-{shipped}{usage}
-## How it was made
+{cost}{shipped}{usage}{onnx}## How it was made
 
 {made}
 
@@ -63,6 +64,28 @@ print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))
 ```
 
 """
+ONNX_USAGE = """With the ONNX file, and neither torch nor transformers:
+
+```python
+import json, numpy, onnxruntime, pathlib, tokenizers
+
+facts = json.loads(pathlib.Path("onnx/inference.json").read_text("utf-8"))
+session = onnxruntime.InferenceSession("onnx/model.onnx")
+tokenizer = tokenizers.Tokenizer.from_file("onnx/tokenizer.json")
+tokenizer.enable_truncation(facts["max_length"])
+coded = tokenizer.encode({texts})
+ids = {{"input_ids": coded.ids, "attention_mask": coded.attention_mask,
+       "token_type_ids": coded.type_ids}}
+inputs = {{each.name: numpy.array([ids[each.name]]) for each in session.get_inputs()}}
+scores = session.run(None, inputs)[0][0]
+print({answer})
+```
+
+`stillhouse predict onnx/model.onnx rows.csv` answers many rows.
+
+"""
+INT8 = "The file's {told}.\n\n"
+APART = ": ask it about one row at a time where an answer must not depend on others"
 PIPELINES = {"masked_lm": "fill-mask", "span": "question-answering"}
 
 
@@ -81,10 +104,39 @@ MADE = {
 }
 
 
+def _cost(record: Record) -> str:
+    told = cost_told(record.student.tokens, record.student.batch, record.student.batch_tokens)
+    known = told and record.student.latency_ms is not None
+    return f"{told[:1].upper()}{told[1:]}.\n\n" if known else ""
+
+
+def onnx_usage(record: Record, inference: Inference | None) -> str:
+    """How to use the ONNX file, with what int8 owes to a batch; nothing where there is none, and
+    no code for answers in passages, whose windows take more than ten lines."""
+    if inference is None or not record.exports:
+        return ""
+    found = ""
+    if inference.task in ("classification", "regression"):
+        texts = '"...", "..."' if inference.pair else '"..."'
+        value = inference.task == "regression"
+        answer = "scores[0]" if value else 'facts["labels"][scores.argmax()]'
+        found = ONNX_USAGE.format(texts=texts, answer=answer)
+    for each in record.exports:
+        if each.batches is not None:
+            told = batches_told(**each.batches.model_dump(), metric=record.metric)
+            found += INT8.format(told=told + (APART if each.batches.changed else ""))
+    return found
+
+
 def model_card(
-    record: Record, *, teacher: str, role: Literal["student", "baseline"] = "student"
+    record: Record,
+    *,
+    teacher: str,
+    role: Literal["student", "baseline"] = "student",
+    inference: Inference | None = None,
 ) -> str:
-    """Markdown for the student of `record`, or for its baseline, which there must be."""
+    """Markdown for the student of `record`, or for its baseline, which there must be. `inference`:
+    what stands beside the student's ONNX files."""
     found = [m for m in (record.teacher, record.student, record.baseline) if m is not None]
     rows = "\n".join(
         f"| {m.name} | {m.score:.4f} | {m.interval[0]:.4f} to {m.interval[1]:.4f} | "
@@ -114,7 +166,9 @@ def model_card(
         sentence=record.sentence,
         metric=record.metric,
         rows=rows,
+        cost=_cost(record),
         shipped=shipped,
+        onnx=onnx_usage(record, inference),
         usage={"masked_lm": MASKED_USAGE, "span": SPAN_USAGE}.get(record.task, USAGE),
         made=MADE[role] + made,
     )

@@ -34,14 +34,30 @@ def confusion(
 def macro_f1(
     pred_N: Int[np.ndarray, " N"], gold_N: Int[np.ndarray, " N"], *, classes: int
 ) -> float:
-    """Mean over classes of 2 TP / (2 TP + FP + FN), in [0, 1].
+    """Mean over classes of 2 TP / (2 TP + FP + FN), in [0, 1], as scikit-learn's f1_score.
 
-    A class that is neither gold nor predicted in any row is left out of the mean.
+    A class that is neither gold nor predicted in any row is left out of the mean: its F1 is 0 / 0.
+    One that is never predicted, and is gold somewhere, counts as 0.
     """
     table_KK = confusion(pred_N, gold_N, classes=classes)
     seen_K = table_KK.sum(0) + table_KK.sum(1)
     present_K = seen_K > 0
     return float(np.mean(2 * np.diag(table_KK)[present_K] / seen_K[present_K]))
+
+
+def per_class(
+    table_KK: Int[np.ndarray, "K K"],
+) -> tuple[list[float | None], list[float | None], list[float | None]]:
+    """Precision, recall and F1 of each class of a confusion table, in [0, 1]. None where it is
+    0 / 0: never predicted, never gold, or neither."""
+
+    def shares(over_K: Int[np.ndarray, " K"], parts: int = 1) -> list[float | None]:
+        right_K = np.diag(table_KK)
+        pairs = zip(right_K.tolist(), over_K.tolist(), strict=True)
+        return [parts * right / over if over else None for right, over in pairs]
+
+    gold_K, pred_K = table_KK.sum(1), table_KK.sum(0)
+    return shares(pred_K), shares(gold_K), shares(gold_K + pred_K, 2)
 
 
 def matthews(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jinja2
 
 from stillhouse.core import verdicts
+from stillhouse.report import classes, view
 from stillhouse.report import format as fmt
-from stillhouse.report import view
 
 DISAGREEMENTS = 30
 TEXT_LIMIT = 600
@@ -25,6 +25,7 @@ def environment() -> jinja2.Environment:
         fmt=fmt,
         view=view,
         verdicts=verdicts,
+        classes=classes,
         disagreements=DISAGREEMENTS,
         text_limit=TEXT_LIMIT,
         label_limit=LABELS,

@@ -11,12 +11,14 @@ from stillhouse.core.results import (
     Gain,
     ModelResult,
     Record,
+    Timing,
     TrainedResult,
     Verdict,
 )
 from stillhouse.core.units import LOWER_IS_BETTER, WRITTEN
 from stillhouse.core.verdicts import in_words
 from stillhouse.report import format as fmt
+from stillhouse.report.cells import COSTS, Cell, Model, alone, size, together
 
 EXPORT_NAMES = {"onnx": "ONNX", "onnx-int8": "ONNX int8"}
 ACRONYMS = {
@@ -35,7 +37,6 @@ TASKS = {
     "causal_lm": "language model",
     "seq2seq": "sequence to sequence",
 }
-Model = ModelResult | ExportResult
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """`text` None: it was not measured. An empty text: it has no meaning for this model."""
-
-    text: str | None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
 class Row:
+    """`detail`: what all of its cells have in common."""
+
     label: str
     cells: Sequence[Cell]
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,11 +128,21 @@ def groups(record: Record) -> list[Group]:
         ("Calibration error (ECE)", _calibration),
         ("Agreement with its PyTorch model", _parity),
         ("Largest difference from it", _difference),
+        (f"{_row_name(record.metric)}, rows one by one", alone(record.metric)),
+        (f"{_row_name(record.metric)}, the same rows in batches", together(record.metric)),
     ]
     return [
         Group("Quality", _rows(quality, models)),
-        Group("Cost", _rows(COSTS, models)),
+        Group("Cost", [_shared(row) for row in _rows(COSTS, models)]),
     ]
+
+
+def _shared(row: Row) -> Row:
+    """A row whose cells all say what they were measured on, and the same: it says so once."""
+    details = {cell.detail for cell in row.cells if cell.text}
+    if len(details) != 1:
+        return row
+    return Row(row.label, [Cell(cell.text) for cell in row.cells], details.pop())
 
 
 def _rows(
@@ -218,32 +224,6 @@ def _calibration(model: Model) -> Cell:
 
 def _difference(model: Model) -> Cell:
     return Cell(fmt.tiny(model.max_difference) if isinstance(model, ExportResult) else "")
-
-
-def _cost(field: str, show: Callable[[float], str]) -> Callable[[Model], Cell]:
-    def cell(model: Model) -> Cell:
-        if isinstance(model, ExportResult) and field not in ExportResult.model_fields:
-            return Cell("")
-        value: float | None = getattr(model, field)
-        return Cell(None if value is None else show(value))
-
-    return cell
-
-
-def size(value: float) -> str:
-    return fmt.scaled(value, "B")
-
-
-COSTS: Sequence[tuple[str, Callable[[Model], Cell]]] = (
-    ("Parameters", _cost("parameters", fmt.scaled)),
-    ("Size", _cost("bytes", size)),
-    ("FLOPs per example", _cost("flops", fmt.scaled)),
-    ("Latency, median", _cost("latency_ms", fmt.milliseconds)),
-    ("Latency, 95th percentile", _cost("latency_p95_ms", fmt.milliseconds)),
-    ("Throughput per second", _cost("throughput_per_s", fmt.scaled)),
-    ("Tokens per second", _cost("tokens_per_s", fmt.scaled)),
-    ("Peak memory", _cost("peak_memory_bytes", size)),
-)
 
 
 def headlines(record: Record) -> list[Headline]:
@@ -349,3 +329,14 @@ def label_names(record: Record, matrix: Sequence[Sequence[int]]) -> list[str]:
     """The labels' names, or their numbers where there aren't as many names as rows."""
     labels = record.data.labels
     return list(labels) if len(labels) == len(matrix) else [str(i) for i in range(len(matrix))]
+
+
+def teacher_told(timing: Timing) -> tuple[str, str] | None:
+    """What asking the teacher took; answers that were kept before took nothing."""
+    asked, kept = timing.teacher_asked, timing.teacher_cached
+    if asked is None or kept is None:
+        return ("Teacher took", fmt.seconds(timing.teacher_s)) if timing.teacher_s else None
+    if not asked:
+        return "Teacher's answers", f"{fmt.count(kept)} rows, all from the cache"
+    told = f"{fmt.seconds(timing.teacher_s)} for {fmt.count(asked)} rows"
+    return "Teacher took", f"{told}; {fmt.count(kept)} from the cache" if kept else told

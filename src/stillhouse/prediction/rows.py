@@ -1,0 +1,162 @@
+"""The rows that are asked about, one at a time, from a file, standard input or memory.
+
+A row that can't be asked about keeps its place, with why.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stillhouse.core.errors import DataError, UsageError
+from stillhouse.core.inference import Inference
+from stillhouse.data.cells import is_utf8, text_of, value_at
+from stillhouse.data.columns import Columns
+from stillhouse.data.delimited import BROKEN
+from stillhouse.data.readers import Row, read
+from stillhouse.data.turns import conversation_in
+from stillhouse.data.usable import Header
+
+STDIN = "-"
+EMPTY, NO_PAIR, NOT_UTF8, NOT_JSON = (
+    "it has no text",
+    "it has no second text",
+    "it is not UTF-8",
+    "it is not a JSON object",
+)
+
+
+@dataclass(frozen=True)
+class AskedRow:
+    """A row with what is asked of it, or the error that keeps it from being asked."""
+
+    line: int
+    columns: Mapping[str, Any]
+    text: str = ""
+    pair: str | None = None
+    error: str | None = None
+
+
+def source_of(data: Any, *, lines: BinaryIO | None = None) -> tuple[Iterable[Row], str, bool]:
+    """The rows of a path, of standard input ("-") or of a list; what to call them; whether a
+    row that is but a text may hold two, with a tab between. Raises DataError, UsageError."""
+    if isinstance(data, str | Path) and str(data) == STDIN:
+        return *_piped(lines or sys.stdin.buffer), True
+    if isinstance(data, str | Path):
+        path = Path(data).expanduser()
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: name the file whose rows are to be answered")
+        if not path.exists():
+            raise DataError(f"there is no file {path}")
+        return read(path), path.name, path.suffix.lower() == ".txt"
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a data frame
+        data = data.to_dict("records")
+    if not isinstance(data, Iterable) or isinstance(data, Mapping | bytes):
+        raise UsageError("data is a file, or a list of texts, of pairs, or of rows as dicts")
+    return enumerate(map(_row, data), 1), "the rows", True
+
+
+def _row(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple) and len(value) == 2:
+        return {"text": value[0], "pair": value[1]}
+    return {"text": value}
+
+
+def _piped(lines: Iterable[bytes]) -> tuple[Iterator[Row], str]:
+    """A text a line; a JSON object a line where the first one is that."""
+    return _told_apart(lines), "standard input"
+
+
+def _told_apart(lines: Iterable[bytes]) -> Iterator[Row]:
+    objects: bool | None = None
+    for number, raw in enumerate(lines, 1):
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+        line = line.rstrip("\r\n")
+        if objects is None and line.strip():
+            objects = line.lstrip().startswith("{")
+        if not objects:
+            yield number, {"text": line}
+        elif line.strip():
+            yield number, _object(line)
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {BROKEN: NOT_JSON}
+
+
+def asked_rows(
+    source: Iterable[Row], where: str, columns: Columns, facts: Inference, *, plain: bool
+) -> Iterator[AskedRow]:
+    """Every row of `source`, in its order. Raises DataError where the columns that the model needs
+    are not there."""
+    header = Header(source, where, columns, labelled=False)
+    found: Columns | None = None
+    for line, row in header.rows:
+        held = {name: value for name, value in row.items() if name != BROKEN}
+        if found is None:
+            found = _columns(header, columns, facts, plain=plain)
+        text, pair, error = _texts(row, found, facts)
+        yield AskedRow(line, held, text or "", pair, error)
+
+
+def _columns(header: Header, asked: Columns, facts: Inference, *, plain: bool) -> Columns:
+    found = header.found
+    if asked.pair is None and facts.pair is False:
+        return replace(found, pair=None)  # the model has never seen a second text
+    tabbed = plain and header.names == ["text"]
+    if _needs_pair(facts) and found.pair is None and not tabbed:
+        what = "passages" if facts.task == "span" else "second texts"
+        raise DataError(
+            f"the model answers on {what}, and {header.where} has none (its columns: "
+            f"{', '.join(header.names)}): say which column holds them with --pair-column"
+        )
+    return found
+
+
+def _needs_pair(facts: Inference) -> bool:
+    return facts.task == "span" or bool(facts.pair)
+
+
+def _texts(
+    row: dict[str, Any], found: Columns, facts: Inference
+) -> tuple[str | None, str | None, str | None]:
+    """What is asked of a row: text, second text; and the error that keeps it from being asked."""
+    if BROKEN in row:
+        return None, None, row[BROKEN] if row[BROKEN] == NOT_JSON else f"it is {row[BROKEN]}"
+    needs, pair = _needs_pair(facts), None
+    try:
+        text = _said(row, found)
+        if needs and found.pair is None and text is not None and "\t" in text:
+            first, _, second = text.partition("\t")
+            text, pair = first.strip() or None, second.strip() or None
+        elif found.pair is not None:
+            pair = text_of(value_at(row, found.pair), found.pair, "--pair-column")
+    except DataError as error:
+        return None, None, str(error)
+    if not is_utf8(text, pair):
+        return None, None, NOT_UTF8
+    if text is None:
+        return None, None, EMPTY
+    if pair is None and (needs or found.pair is not None):
+        return None, None, NO_PAIR
+    return text, pair, None
+
+
+def _said(row: dict[str, Any], found: Columns) -> str | None:
+    """A row's text; a conversation as it is stored. Raises DataError."""
+    assert found.text is not None, "columns without a text are refused"
+    if found.texts:
+        said = conversation_in(row, found.text, None, lambda note: None)
+        if said is not None:
+            return said[0]
+    return text_of(value_at(row, found.text), found.text, "--text-column")
