@@ -6,6 +6,7 @@ Axes: N rows, K choices.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import shutil
@@ -73,15 +74,17 @@ def require_onnx() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporter's notes about its own inside off the user's screen."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")
+    names = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "root")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        # a graph that can't be exported is printed, hundreds of lines of it
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

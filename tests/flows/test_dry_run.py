@@ -77,6 +77,22 @@ def test_a_model_that_does_not_is_none_the_worse(
     distill(tiny.config(folder, reviews, cache), tmp_path / "run")
 
 
+def test_a_family_that_does_not_leave_padding_out_can_learn_but_not_teach(
+    reviews: Path, cache: Path, tmp_path: Path
+) -> None:
+    folder = zoo.save(tmp_path / "fnet", "fnet")
+    with pytest.raises(ModelError, match=r"a fnet doesn't leave padding out: .*another teacher"):
+        distill(tiny.config(folder, reviews, cache), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    values = tiny.settings(folder, reviews, cache)
+    given = {name: values[name] for name in ("data", "training", "cache")}
+    notes = Notes()
+    finetune(
+        parse(FinetuneConfig, {**given, "model": str(folder)}), tmp_path / "tuned", progress=notes
+    )
+    assert [text for text in notes.said if text.startswith("a fnet doesn't leave padding out")]
+
+
 def trial(model: nn.Module, **changes: Any) -> Trial:
     return Trial(model, two_rows("classification", tiny.tokenizer(), 20), "float32", **changes)
 

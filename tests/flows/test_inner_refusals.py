@@ -10,6 +10,7 @@ import pytest
 from transformers import FNetConfig, FNetForSequenceClassification
 
 import tiny
+from families import zoo
 from stillhouse.core.errors import UsageError
 from stillhouse.flows.distill import distill
 from stillhouse.flows.prepare import prepare
@@ -86,8 +87,11 @@ def test_a_teacher_without_attention(kind: str, distil: Distil, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-def test_its_hidden_states_can_be_had(distil: Distil, tmp_path: Path) -> None:
-    config = distil(of=fnet(tmp_path / "fnet"), objective=[{"kind": "hidden"}, SOFT])
+def test_hidden_states_can_be_had_where_attention_cannot(distil: Distil, tmp_path: Path) -> None:
+    teacher = zoo.save(tmp_path / "megatron", "megatron-bert", num_hidden_layers=2)
+    with pytest.raises(UsageError, match="attention of megatron-bert can't be read"):
+        prepare(distil(of=teacher, objective=[{"kind": "attention"}, SOFT]))
+    config = distil(of=teacher, objective=[{"kind": "hidden"}, SOFT])
     taps = prepare(config).objectives["distil"].teacher_taps
     assert {(tap.what, tap.layer) for tap in taps} == {("hidden", 2)}
 

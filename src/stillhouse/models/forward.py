@@ -27,6 +27,7 @@ from stillhouse.models.families import Random, family_of, known_family
 from stillhouse.models.generator import head_of, own_rows, states_of_rows, writes
 from stillhouse.models.limits import takes_token_types
 from stillhouse.models.masked import vocabulary_scores
+from stillhouse.models.shapes import encoder_decoder
 from stillhouse.models.taps import reading
 from stillhouse.models.weights import Joined, Pair, joined
 
@@ -112,6 +113,11 @@ def run(
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         with reading(model, reads) if reads else contextlib.nullcontext({}) as found:
             scores_NK = _own_scores(model, batch) if scored else _unscored(model, batch)
+    if missed := sorted(frozenset(reads) - found.keys()):  # SqueezeBERT calls its blocks unseen
+        raise ModelError(
+            f"{missed[0].what} of layer {missed[0].layer} can't be read in a "
+            f"{type(model).__name__}: use terms of the answers, or another model"
+        )
     return StudentOutput(scores_NK.float(), _states(found, inputs) if reads else None)
 
 
@@ -183,7 +189,9 @@ def span_scores(scores_B2T: Tensor, batch: Batch) -> Tensor:
 
 
 def _unscored(model: Any, batch: Batch) -> Tensor:
-    model.base_model(**batch.inputs)
+    # T5's classifier makes what its decoder reads, and only it knows how
+    inside = model if encoder_decoder(model) else model.base_model
+    inside(**batch.inputs)
     return torch.zeros(len(batch.rows), 0)
 
 
