@@ -88,6 +88,7 @@ def test_a_run_leaves_what_the_contract_says(small: Path) -> None:
             "config.yaml",
             "manifest.json",
             "metrics.jsonl",
+            "predictions.jsonl",
             "record.json",
             "report.html",
             "student",
@@ -452,7 +453,8 @@ def test_ctrl_c_is_one_line(
 def test_a_folder_of_exports_and_a_torn_record_are_one_line(
     call: Call, small: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    code, _, err = call("evaluate", "--model", small / "onnx", "--data", reviews)
+    words = ["distill", "--teacher", small / "onnx", "--data", reviews, "--out", tmp_path / "out"]
+    code, _, err = call(*words)
     assert (code, "exported ONNX model" in err) == (2, True)
     torn = shutil.copytree(small, tmp_path / "torn")
     (torn / "record.json").write_text((small / "record.json").read_text()[:500])
