@@ -221,7 +221,7 @@ def _export(
                 advance(1)
         except RunError as error:
             _warn(str(error), outcome, progress)
-            good = {path for _, path, _ in made}
+            good = {each.path for each in made}
             for path in (out / "onnx").glob("*.onnx"):
                 if path not in good:  # written, and then found not to run
                     path.unlink()

@@ -17,6 +17,7 @@ from stillhouse.core.config import FinetuneConfig
 from stillhouse.core.errors import ModelError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
+from stillhouse.flows.common import set_dropout, state_of
 from stillhouse.flows.distill import distill
 from stillhouse.flows.dry_run import Trial, failure, precision_for, two_rows
 from stillhouse.flows.finetune import finetune
@@ -144,3 +145,14 @@ def test_where_a_model_is_asked_alone_auto_follows_it_too(
     assert precision_for(Trial(tiny.model(), batch, "auto"), "cpu") == "bf16"
     with pytest.raises(ModelError, match="can't compute in bf16"):
         precision_for(Trial(zoo.model("deberta"), batch, "bf16"), "cpu")
+
+
+def test_dropouts_that_are_modules_are_set_as_such() -> None:
+    """Funnel has a dropout of activations that is a module; other families' is a number."""
+    model = zoo.model("funnel")
+    made = state_of(model)
+    set_dropout(model, 0.3)
+    shares = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    assert shares == {0.3}
+    made.restore()
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.0, 0.1}

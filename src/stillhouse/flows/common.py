@@ -228,7 +228,8 @@ def _dropouts(model: nn.Module) -> list[tuple[Any, str]]:
             if isinstance(child, nn.Identity) and "drop" in name:
                 setattr(module, name, nn.Dropout(0.0))
         numbers = [name for name in NUMBERS if isinstance(getattr(module, name, None), float)]
-        if getattr(module, "activation_dropout", None):
+        of_activations = getattr(module, "activation_dropout", None)
+        if isinstance(of_activations, float) and of_activations:  # Funnel's is a module
             numbers.append("activation_dropout")
         found += [(module, name) for name in numbers]
     return found + [(module, "p") for module in model.modules() if isinstance(module, nn.Dropout)]
