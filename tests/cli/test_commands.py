@@ -276,12 +276,17 @@ def test_selfcheck_passes_on_a_sound_pair_and_names_what_is_not(
     assert all(check["passed"] for check in found)
     broken = AutoModelForSequenceClassification.from_pretrained(teacher)
     with torch.no_grad():
-        broken.classifier.weight.fill_(float("nan"))
+        broken.classifier.weight.mul_(1e25)  # finite scores, whose differences are not
     broken.save_pretrained(tmp_path / "broken")
     AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "broken")
     code, out, _ = call(*words, "--teacher", tmp_path / "broken", "--json")
     assert code == 1
     assert not all(check["passed"] for check in json.loads(out))
+    with torch.no_grad():
+        broken.classifier.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    code, _, err = call(*words, "--teacher", tmp_path / "broken", "--json")
+    assert (code, "its scores are not finite numbers" in err) == (2, True)
 
 
 def test_recipes_are_listed_shown_and_refused_by_name(call: Call, monkeypatch) -> None:
