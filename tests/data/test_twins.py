@@ -15,6 +15,7 @@ import pytest
 from stillhouse.core.config import CorpusConfig, DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Example
+from stillhouse.data.chat import Conversation
 from stillhouse.data.documents import documents, text_files
 from stillhouse.data.sources import Pool, Splits, load
 
@@ -217,6 +218,30 @@ def test_no_pair_is_in_two_splits_in_either_order(
     twins: list[Row] = [(change(str(pair)), change(text)) for text, pair in rows]
     found = load(layout(tmp_path / "data", rows, twins), tmp_path / "store")
     check(found, rows, twins)
+
+
+@pytest.mark.parametrize("kind", [*TWINS, "weights"])
+def test_no_conversation_is_in_two_splits(tmp_path: Path, kind: str) -> None:
+    """JSON writes line ends, tabs and control characters in letters, which no folding sees."""
+    path, change = tmp_path / "rows.jsonl", TWINS.get(kind, str)
+    more = {"weight": 0} if kind == "weights" else {}
+    number: dict[str, str] = {}
+    with path.open("w", encoding="ascii") as file:
+        for text in originals():
+            for told, said in ((text, {}), (change(text), more)):
+                turns = [
+                    {"role": "user", "content": told},
+                    {"role": "assistant", "content": "which one?", **said},
+                    {"role": "user", "content": "that one"},
+                ]
+                number[Conversation(tuple(turns)).stored] = text
+                turns.append({"role": "assistant", "content": f"answer {len(number)}"})
+                file.write(json.dumps({"messages": turns}) + "\n")
+    assert len(number) == 2 * COUNT
+    config = DataConfig(path=str(path), dev_share=0.3, held_out=0.3)
+    found = pools(load(config, tmp_path / "store", texts=True))
+    own = [{number[each.text] for each in pool} for pool in found.values()]
+    assert sum(map(len, own)) == len(set().union(*own)) == COUNT
 
 
 def test_a_pair_turned_round_is_another_question_to_a_teacher(tmp_path: Path) -> None:

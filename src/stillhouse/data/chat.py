@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.core.folding import folded
+
 Turn = dict[str, Any]
 ASSISTANT = "assistant"
 CHAT_TEMPLATE = (  # of tokenizers made here: a turn is its role, its words, and the end token
@@ -92,6 +94,26 @@ def answer_turn(answer: str) -> Turn:
         except ValueError:  # a model's own text may begin so
             pass
     return {"role": ASSISTANT, "content": answer}
+
+
+def folded_text(text: str) -> str:
+    """A row's text, folded; of a conversation each of its texts for itself, as JSON writes line
+    ends and other marks in letters, and its weights left out, as they are no words of it."""
+    held = turns_of(text)
+    if held is None:
+        return folded(text)
+    turns = tuple({k: v for k, v in turn.items() if k != WEIGHT} for turn in held.turns)
+    plain = Conversation(_each_folded(turns), _each_folded(held.tools))
+    return folded(plain.stored)
+
+
+def _each_folded(value: Any) -> Any:
+    """A value of JSON with each text in it folded; the names of members stay."""
+    if isinstance(value, dict):
+        return {name: _each_folded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_each_folded(each) for each in value)
+    return folded(value) if isinstance(value, str) else value
 
 
 def _first(turn: Turn) -> Turn:

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stillhouse.core.errors import DataError
-from stillhouse.core.folding import folded
 from stillhouse.core.progress import Advance, Progress, Silent
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
 from stillhouse.data.cells import fold_label
+from stillhouse.data.chat import folded_text
 from stillhouse.data.columns import Columns
 from stillhouse.data.readers import Row
 from stillhouse.data.usable import HINTS, NOT_UTF8, Header, Problems, usable
@@ -34,7 +34,7 @@ from stillhouse.data.usable import HINTS, NOT_UTF8, Header, Problems, usable
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
-FORMAT = 8  # of what is stored: rows of another one are read anew
+FORMAT = 9  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:
@@ -52,10 +52,10 @@ def folded_key(text: str, pair: str | None) -> bytes:
 
 def _folded_keys(text: str, pair: str | None) -> tuple[bytes, bytes]:
     """The folded key of a row, and the one that tells a pair from the same pair turned round."""
-    first = folded(text)
+    first = folded_text(text)
     if pair is None:
         return (key := content_key(first, None)), key
-    second = folded(pair)
+    second = folded_text(pair)
     return content_key(*sorted((first, second))), content_key(first, second)
 
 
