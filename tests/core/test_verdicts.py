@@ -31,8 +31,9 @@ def test_seeds_are_counted() -> None:
         (2, None, 1001, "About 1,100 more test rows would decide, if the gain stays the same."),
         (2, None, None, "Neither more seeds alone nor more test rows alone (up to 50 seeds, or a "
                         "million test rows) would decide, if the gain stays the same."),
-        (1, None, 640, "About 640 more test rows would decide between these two models. Of the "
-                       "recipe only more seeds can tell: train three or more."),
+        (1, None, 640, "About 640 more test rows would decide between these two models, if the "
+                       "gain stays the same. Of the recipe only more seeds can tell: train three "
+                       "or more."),
         (1, None, None, "Of the recipe only more seeds can tell: train three or more."),
     ],
 )  # fmt: skip
@@ -40,3 +41,10 @@ def test_what_would_decide(
     seeds: int, more_seeds: int | None, more_rows: int | None, said: str
 ) -> None:
     assert what_decides(Needed(more_seeds=more_seeds, more_rows=more_rows), seeds) == said
+
+
+def test_one_row_is_counted_as_one() -> None:
+    needed = Needed(more_seeds=None, more_rows=1)
+    assert what_decides(needed, 2).startswith("About 1 more test row would decide")
+    of_text = what_decides(needed, 2, rows="blocks of test text")
+    assert of_text.startswith("About 1 more block of test text would decide")

@@ -16,6 +16,7 @@ from stillhouse.core.results import (
     TrainedResult,
     Verdict,
 )
+from stillhouse.evaluation.comparison import trained_on
 from stillhouse.flows.conclusion import Findings, lead, sentence, weak_signs
 from stillhouse.flows.unfinished import unfinished
 
@@ -118,6 +119,16 @@ def test_without_a_baseline_it_is_open() -> None:
     said = sentence(found(None, 0.88, None, seeds=1))
     assert said.startswith("The student scores 0.880 in accuracy (one seed), and no baseline was "
                            "trained, so whether distilling helped is open. ")  # fmt: skip
+
+
+def test_without_a_baseline_a_teacher_that_knows_the_test_rows_is_no_yardstick() -> None:
+    why = trained_on(0.4, 0.01, "accuracy")
+    said = sentence(found(None, 0.88, None, reason=why))
+    assert "helped is open; the teacher, or what the student is made of, was trained on 40.0 %" in (
+        lead(found(None, 0.88, None, reason=why))
+    )
+    assert said.endswith("The student scores 0.880 in accuracy at 5.0 times the teacher's speed "
+                         "and 25 % of its parameters.")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from stillhouse.data.windows import cut
 from stillhouse.models.forward import span_scores
 from stillhouse.prediction.answers import best_spans, likeliest
 from stillhouse.prediction.encoding import Encoder
+from stillhouse.prediction.onnx_model import facts_beside
 from stillhouse.prediction.run import CHUNK, Predictor
 from stillhouse.tasks.span import Span
 
@@ -276,6 +277,45 @@ def test_an_export_made_elsewhere_is_read_by_its_config(
         (tmp_path / name).write_bytes((onnx / name).read_bytes())
     mine = sh.predict(tmp_path / "model.onnx", ["good film"])[0]
     assert mine["answer"] == sh.predict(folder, ["good film"])[0]["answer"]
+
+
+def _made_elsewhere(onnx: Path, folder: Path, **changes: Any) -> Path:
+    """An ONNX file with a config.json of other members; None takes one out."""
+    config = json.loads((onnx / "config.json").read_text()) | changes
+    held = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(held))
+    for name in ("model.onnx", "tokenizer.json"):
+        (folder / name).write_bytes((onnx / name).read_bytes())
+    return folder / "model.onnx"
+
+
+def test_labels_that_no_config_names_are_those_of_transformers(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """It writes the names of two classes only where they are not LABEL_0 and LABEL_1."""
+    path = _made_elsewhere(exported("classification")[1], tmp_path, id2label=None, label2id=None)
+    facts = facts_beside(path)
+    assert (facts.task, facts.labels) == ("classification", ["LABEL_0", "LABEL_1"])
+
+
+def test_a_file_of_several_labels_is_refused_as_its_folder_is(
+    exported: Exported, tmp_path: Path
+) -> None:
+    problem = {"problem_type": "multi_label_classification"}
+    path = _made_elsewhere(exported("classification")[1], tmp_path, **problem)
+    with pytest.raises(ModelError, match="several labels a row"):
+        sh.predict(path, ["good"])
+
+
+def test_a_file_of_one_sigmoid_answers_with_two_classes(
+    exported: Exported, tmp_path: Path, in_float32: None
+) -> None:
+    onnx = exported("regression")[1]
+    plain = sh.predict(onnx / "model.onnx", ["good film"])[0]
+    problem = {"problem_type": "multi_label_classification"}
+    found = sh.predict(_made_elsewhere(onnx, tmp_path, **problem), ["good film"])[0]
+    share = 1 / (1 + np.exp(-plain["answer"]))
+    assert found["probabilities"] == pytest.approx({"0": 1 - share, "1": share}, abs=1e-6)
 
 
 def test_data_that_is_no_rows_is_refused(exported: Exported) -> None:

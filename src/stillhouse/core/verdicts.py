@@ -23,12 +23,13 @@ def what_decides(needed: Needed, seeds: int, *, rows: str = "test rows") -> str:
     """A sentence on how an open verdict could be decided. rows: what the test data consist of."""
     more_rows = None
     if needed.more_rows is not None:
-        more_rows = f"{_rounded_up(needed.more_rows):,} more {rows}"
+        more_rows = f"{_rounded_up(needed.more_rows):,} more {_counted(needed.more_rows, rows)}"
     if seeds == 1:
         alone = "Of the recipe only more seeds can tell: train three or more."
         if more_rows is None:
             return alone
-        return f"About {more_rows} would decide between these two models. {alone}"
+        between = f"About {more_rows} would decide between these two models"
+        return f"{between}, if the gain stays the same. {alone}"
     more_seeds = None
     if needed.more_seeds is not None:
         more_seeds = f"{needed.more_seeds} more seed{'' if needed.more_seeds == 1 else 's'}"
@@ -40,6 +41,12 @@ def what_decides(needed: Needed, seeds: int, *, rows: str = "test rows") -> str:
     if more_seeds is not None and more_rows is not None:
         return f"About {more_seeds}, or {more_rows}, would decide, if the gain stays the same."
     return f"About {more_seeds or more_rows} would decide, if the gain stays the same."
+
+
+def _counted(count: int, rows: str) -> str:
+    """Test rows, or blocks of test text; of one the singular."""
+    first, *more = rows.split(" of ", 1)
+    return " of ".join([first.removesuffix("s"), *more]) if count == 1 else rows
 
 
 def _rounded_up(count: int) -> int:

@@ -53,7 +53,7 @@ def compare(
         groups=groups,
     )
     wide = margin_of(task.metric, margin)
-    reason = _seen(seen, wide, task.metric) or _nothing_learnt([*mine, *theirs])
+    reason = trained_on(seen, wide, task.metric) or _nothing_learnt([*mine, *theirs])
     word: Verdict = "not comparable" if reason else stats.verdict(found, wide)
     needed = None
     if word == "can't tell" and found.spread is not None:
@@ -70,8 +70,9 @@ def compare(
     return Comparison(gain, word, reason)
 
 
-def _seen(share: float, margin: float, metric: str) -> str | None:
-    """A model that knows rows by heart can move a score by as much as they are of all rows."""
+def trained_on(share: float, margin: float, metric: str) -> str | None:
+    """Why scores say little where a model was trained on such a share of the test rows; None where
+    they do. One that knows rows by heart can move a score by as much as they are of all rows."""
     if not share or share * span_of(metric) < margin:
         return None
     rows = f"{100 * share:.1f} % of the test rows"

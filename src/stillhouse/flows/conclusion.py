@@ -22,7 +22,7 @@ NAMED = 3  # classes that are never answered, by name in a sentence
 @dataclass(frozen=True)
 class Findings:
     """What is concluded from. `gain` and `verdict` are None without a baseline; `reason`: why the
-    two are not comparable; `rows`: what was scored, as "200 test rows"."""
+    two are not comparable, or without a baseline the student and its teacher; `rows`: what was scored, as "200 test rows"."""
 
     metric: str
     teacher: ModelResult
@@ -103,9 +103,10 @@ def _lead(found: Findings) -> str:
     metric, gain, baseline = found.metric, found.gain, found.baseline
     mine, seeds = found.student.score, seeds_in_words(len(found.student.seeds))
     if gain is None or baseline is None:
+        known = "" if found.reason is None else f"; {found.reason}"
         return (
             f"The student scores {mine:.3f} in {spoken(metric)} ({seeds}), and no baseline was "
-            "trained, so whether distilling helped is open"
+            f"trained, so whether distilling helped is open{known}"
         )
     scores = f"{spoken(metric)} {mine:.3f} and {baseline.score:.3f}"
     if found.verdict == "not comparable":
@@ -149,7 +150,7 @@ def _kept(found: Findings) -> str:
     faster = None
     if model.latency_ms and teacher.latency_ms:
         faster = f"{teacher.latency_ms / model.latency_ms:.1f} times"
-    yardstick = not found.weak and found.verdict != "not comparable"
+    yardstick = not found.weak and found.reason is None
     if yardstick and model.retention and model.retention > 0 and model.score >= 0:
         kept = f"keeps {100 * model.retention:.1f} % of the teacher's {spoken(metric)}"
         kept += (f" at {faster} its speed" if faster else "") + f" and {size} of its parameters"

@@ -16,7 +16,8 @@ from stillhouse.core.results import (
     Timing,
 )
 from stillhouse.core.terms import TermConfig
-from stillhouse.core.units import spoken
+from stillhouse.core.units import margin_of, spoken
+from stillhouse.evaluation.comparison import trained_on
 from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.evaluation.floor import floor_of
 from stillhouse.flows.conclusion import Findings, lead, sentence, weak_signs
@@ -95,7 +96,11 @@ def distillation_record(
         baseline=baseline,
         gain=compared and compared.gain,
         verdict=compared and compared.verdict,
-        reason=compared and compared.reason,
+        reason=compared.reason
+        if compared
+        else trained_on(
+            outcome.seen, margin_of(task.metric, config.evaluation.margin), task.metric
+        ),
         floor=floor,
         weak=weak,
     )

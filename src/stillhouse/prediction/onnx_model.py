@@ -15,8 +15,11 @@ import numpy as np
 
 from stillhouse.core.errors import ModelError, RunError, UsageError
 from stillhouse.core.inference import ANSWERING, Inference, default_length, read_inference
+from stillhouse.data.cells import SEVERAL_LABELS
 
 NAMES = ("model.onnx", "model-int8.onnx")
+UNNAMED = ["LABEL_0", "LABEL_1"]  # of a config.json that names none: transformers' default
+ONE_LOGIT = ["0", "1"]  # classes of a file that gives the logit of the second
 
 
 def onnx_file(name: str) -> Path | None:
@@ -48,7 +51,11 @@ def facts_beside(path: Path) -> Inference:
         ) from None
     spans = any(each.endswith("ForQuestionAnswering") for each in config.get("architectures") or [])
     named = config.get("id2label") or {}
-    labels = [str(named[key]) for key in sorted(named, key=int)]
+    labels = [str(named[key]) for key in sorted(named, key=int)] or UNNAMED
+    if config.get("problem_type") == "multi_label_classification" and not spans:
+        if len(labels) > 1:
+            raise ModelError(f"{path} gives {SEVERAL_LABELS}")
+        labels = ONE_LOGIT
     task = "span" if spans else "regression" if len(labels) == 1 else "classification"
     length = min(default_length(task), config.get("max_position_embeddings") or 1 << 30)
     return Inference(
@@ -87,7 +94,12 @@ class OnnxModel:
         except Exception as error:  # onnxruntime's errors share no public class
             first = str(error).strip().splitlines()[0][:200]
             raise RunError(f"{self._path} can't be run: {first}") from error
-        return np.stack(found[:2], 1) if self.facts.task == "span" and len(found) > 1 else found[0]
+        if self.facts.task == "span" and len(found) > 1:
+            return np.stack(found[:2], 1)
+        scores: np.ndarray = found[0]
+        if self.facts.task == "classification" and scores.shape[-1] == 1:
+            return np.concatenate([np.zeros_like(scores), scores], -1)  # sigmoid as softmax
+        return scores
 
 
 def _session(path: Path) -> Any:

@@ -274,7 +274,7 @@ def best(record: Record) -> TrainedResult:
 def retention(record: Record, model: TrainedResult) -> float | None:
     """The share of the teacher's quality that a model keeps, where it says something: not where
     lower is better, where the teacher is weak, or where its score is not to be compared."""
-    doubtful = bool(record.weak_teacher) or record.verdict == "not comparable"
+    doubtful = bool(record.weak_teacher) or record.not_comparable is not None
     if doubtful or record.metric in LOWER_IS_BETTER:
         return None
     return model.retention
