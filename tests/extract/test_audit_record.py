@@ -66,7 +66,9 @@ def test_what_chance_may_have_made_dearer_is_not_called_dearer() -> None:
     said = told(change("probabilities", 1.0), change("label", None, dearer=True),
                 change("top:1", 5.0, dearer=True))  # fmt: skip
     assert "Of wiki queries' good copies, showing label raises the price most: $1.00 before, then "\
-           "none within these budgets" in said  # fmt: skip
+           "none within these budgets." in said  # fmt: skip
+    said = told(change("probabilities", 1.0), change("label", 5.0, dearer=True, seeds=1))
+    assert said.endswith("$1.00 before, then $5.00, these two models only.")
 
 
 @pytest.mark.parametrize(

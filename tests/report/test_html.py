@@ -316,6 +316,8 @@ def test_a_better_baseline_leads_and_a_weak_teacher_is_no_yardstick(write_run: W
     assert "accuracy (the baseline)" in found.text
     assert "0.901 against a weak teacher's 0.934" in found.text
     assert "of the teacher's accuracy" not in found.text
+    known = make_record(not_comparable="it was trained on these rows", sentence="It is open.")
+    assert "of the teacher's accuracy" not in page(write_run("c", record=known)).text
     kept = page(write_run("b", record=make_record(best="baseline"))).text
     assert "96.5\u2009%" in kept
     assert "of the teacher's accuracy (the baseline)" in kept

@@ -21,7 +21,7 @@ from stillhouse.core.audit_results import (
 from stillhouse.core.seeding import generator
 from stillhouse.core.types import Example
 from stillhouse.core.units import points, unit
-from stillhouse.core.verdicts import in_words
+from stillhouse.core.verdicts import ONE_SEED, in_words
 from stillhouse.evaluation.comparison import Comparison, compare
 from stillhouse.evaluation.evaluate import BOUNDS, interval
 from stillhouse.extract.answers import Answers
@@ -267,7 +267,9 @@ def _dearest(changes: Sequence[Change], kind: str, currency: str) -> str:
     most = max(dearer, key=lambda c: float("inf") if c.price is None else c.price)
     then = "none within these budgets" if most.price is None else f"{currency}{most.price:,.2f}"
     before = f"{'at most ' if first.at_most else ''}{currency}{first.price:,.2f}"
-    return (
+    told = (
         f"Of {kind} queries' good copies, showing {most.view} raises the price most: {before} "
         f"before, then {then}"
     )
+    one = most.gain is not None and most.gain.seeds == 1
+    return f"{told}, {ONE_SEED}" if one else told

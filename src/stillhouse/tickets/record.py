@@ -166,7 +166,7 @@ def sentence(levels: Sequence[Level], metric: str, last: int) -> str:
     if random is not None:
         said += f". A random mask of that size scores {random.score:.3f}"
         if random.score >= asked.score:
-            said += ", so the ticket's own is worth nothing here"
+            said += ", no less, so these data don't show that the ticket's own is worth anything"
     return said + "."
 
 
