@@ -335,8 +335,8 @@ class Removed(Result):
 class Record(Result):
     """A distillation's result. Stable: new fields may come, these stay. `best`: which model to
     take, by its mean score; `lead`: the sentence's first part, which says so; `weak_teacher`: each
-    sign that the teacher is weak; `not_comparable`: why, where the verdict is that; without a baseline, why
-    the teacher's score is no yardstick."""
+    sign that the teacher is weak; `not_comparable`: why, where the verdict is that; without a
+    baseline, why the teacher's score is no yardstick."""
 
     version: Literal[2] = Field(default=SCHEMA, alias="schema")
     flow: Literal["distill", "finetune"]

@@ -22,7 +22,8 @@ NAMED = 3  # classes that are never answered, by name in a sentence
 @dataclass(frozen=True)
 class Findings:
     """What is concluded from. `gain` and `verdict` are None without a baseline; `reason`: why the
-    two are not comparable, or without a baseline the student and its teacher; `rows`: what was scored, as "200 test rows"."""
+    two are not comparable, or without a baseline the student and its teacher;
+    `rows`: what was scored, as "200 test rows"."""
 
     metric: str
     teacher: ModelResult
