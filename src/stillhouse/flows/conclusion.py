@@ -15,7 +15,7 @@ from stillhouse.core.results import FloorResult, Gain, ModelResult, TrainedResul
 from stillhouse.core.units import amount, better, points, spoken, unit
 from stillhouse.core.verdicts import ONE_SEED, seeds_in_words, what_decides
 
-ALONE = "the same student trained without the teacher"
+ALONE = "the same student trained without the teacher's answers"
 NAMED = 3  # classes that are never answered, by name in a sentence
 
 
@@ -54,16 +54,24 @@ def weak_signs(
     baseline: TrainedResult | None,
     floor: FloorResult | None,
     *,
+    margin: float,
     unfinished: str | None,
 ) -> list[str]:
     """Each sign that the teacher has little to teach, as it stands after "the teacher is weak:".
 
-    unfinished: what its own training's log says against it.
+    margin: the largest difference that counts as none, in the metric's values. unfinished: what
+    its own training's log says against it.
     """
+
+    def beaten(by: float) -> bool:
+        return better(by, teacher.score, metric) and abs(by - teacher.score) > margin
+
     signs: list[str] = []
-    if baseline is not None and better(baseline.score, teacher.score, metric):
-        signs.append(f"the baseline, which learnt without it, beats it ({baseline.score:.3f})")
-    if floor is not None and better(floor.score, teacher.score, metric):
+    if baseline is not None and beaten(baseline.score):
+        signs.append(
+            f"the baseline, which had none of its answers, beats it ({baseline.score:.3f})"
+        )
+    if floor is not None and beaten(floor.score):
         signs.append(f"a bag of words beats it ({floor.name}, {floor.score:.3f})")
     if unfinished is not None:
         signs.append(unfinished)
@@ -76,16 +84,21 @@ def weak_signs(
 
 def lead(found: Findings) -> str:
     """The first sentence: the model to take, the verdict with its seeds, and each doubt."""
-    parts = [_lead(found)]
     floor, small = found.floor, found.best_result
-    if floor is not None and not better(small.score, floor.score, found.metric):
+    below = floor is not None and better(floor.score, small.score, found.metric)
+    first = ""
+    if floor is not None and below:
+        first = f"Use the bag of words ({floor.name}): it scores {floor.score:.3f}, better than "
+        first += f"the {found.best}'s {small.score:.3f}. "
+    parts = [_lead(found, among="Of the small models, use" if below else "Use")]
+    if not below and floor is not None and not better(small.score, floor.score, found.metric):
         none = "neither is" if found.baseline is not None else "it is not"
         parts.append(f"{none} better than a bag of words ({floor.name}, {floor.score:.3f})")
     if found.weak:
         signs = list(found.weak)
         listed = signs[0] if len(signs) == 1 else f"{', '.join(signs[:-1])}, and {signs[-1]}"
         parts.append(f"the teacher ({found.teacher.score:.3f}) is weak: {listed}")
-    return "; ".join(parts) + "."
+    return first + "; ".join(parts) + "."
 
 
 def sentence(found: Findings) -> str:
@@ -100,7 +113,8 @@ def sentence(found: Findings) -> str:
     return " ".join(said)
 
 
-def _lead(found: Findings) -> str:
+def _lead(found: Findings, *, among: str) -> str:
+    """The verdict and the model to take; `among`: "Use", or that another is better than these."""
     metric, gain, baseline = found.metric, found.gain, found.baseline
     mine, seeds = found.student.score, seeds_in_words(len(found.student.seeds))
     if gain is None or baseline is None:
@@ -117,9 +131,9 @@ def _lead(found: Findings) -> str:
     gained, interval = f"{value} {unit(metric)}", f"95 % interval {low} to {high}"
     by = f"{gained} against its baseline, {ALONE} ({interval}, {seeds})"
     if found.verdict == "helped":
-        return f"Use the student: distilling helped{only}, {by}"
+        return f"{among} the student: distilling helped{only}, {by}"
     if found.verdict == "hurt":
-        return f"Use the baseline, not the student: distilling hurt{only}, {by}"
+        return f"{among} the baseline, not the student: distilling hurt{only}, {by}"
     if found.verdict == "no difference":
         equal = f"Student and baseline are equally good{only} ({scores})"
         return f"{equal}: {by}, {_within(gain, metric)}"

@@ -86,6 +86,7 @@ def distillation_record(
     stages = stage_results(outcome, out)
     weak = weak_signs(
         task.metric, teacher, baseline, floor,
+        margin=margin_of(task.metric, config.evaluation.margin),
         unfinished=unfinished(config.teacher),
     )  # fmt: skip
     found = Findings(
