@@ -107,3 +107,17 @@ def test_the_fingerprint_follows_what_a_tokenizer_does() -> None:
     other = tiny.tokenizer("roberta")  # as many words, other ids
     assert len(other) == len(tiny.tokenizer())
     assert tokenizer_fingerprint(other) != plain
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
+def test_rows_that_are_cut_are_counted_and_those_that_fit_exactly_are_not(
+    tmp_path: Path, pairs: bool
+) -> None:
+    rows, tokenizer = pool(tmp_path, pairs=pairs), tiny.tokenizer()
+    whole = encode(rows, tokenizer, tmp_path / "t", max_length=512)
+    assert whole.cut == 0
+    length = int(np.median(whole.lengths))
+    assert (whole.lengths == length).any(), "some rows fit exactly"
+    for _ in range(2):  # made, and read from disk
+        found = encode(rows, tokenizer, tmp_path / "t", max_length=length)
+        assert found.cut == (whole.lengths > length).sum() > 0

@@ -23,12 +23,13 @@ from stillhouse.data.padding import padded_arrays
 from stillhouse.data.sources import Pool
 
 CHUNK = 4096
+FORMAT = 2  # of what is stored: tokens of another one are made anew
 PROBE = ("Stillhouse: 1,234.5 naïve cafés — don't \U0001f943", "second part, ünïcode 中文")
 
 
 class Encoded:
     """A pool's token ids. `lengths` counts each row's tokens; `seconds` where its second segment
-    begins (its length where there is none)."""
+    begins (its length where there is none); `cut` the rows that were too long."""
 
     def __init__(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int
@@ -36,6 +37,7 @@ class Encoded:
         self.offsets = np.load(folder / "offsets.npy")
         self.seconds = np.load(folder / "seconds.npy")
         self.lengths = np.diff(self.offsets)
+        self.cut = int(np.load(folder / "cut.npy")) if (folder / "cut.npy").exists() else 0
         empty = not len(self.lengths)  # which can't be mapped
         self.ids = np.empty(0, "<i4") if empty else np.memmap(folder / "ids.bin", "<i4", mode="r")
         self.pad, self.max_length = pad_id(tokenizer), max_length
@@ -65,7 +67,7 @@ def encode_now(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> dict[str, Tensor]:
     """A few examples as a model's inputs, nothing kept of them. All have a pair, or none has."""
-    ids, types = _tokens(examples, tokenizer, max_length)
+    ids, types, _ = _tokens(examples, tokenizer, max_length)
     return padded(
         [np.asarray(row) for row in ids], np.array([_zeros(row) for row in types]),
         pad=pad_id(tokenizer), types="token_type_ids" in tokenizer.model_input_names,
@@ -113,7 +115,7 @@ def encode(
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Encoded:
     """The pool's token ids, from disk if they were made before. Longest-first truncation."""
-    name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{max_length}"
+    name = f"{pool.fingerprint}-{tokenizer_fingerprint(tokenizer)}-{max_length}-{FORMAT}"
     folder = stored(_write, store / name, pool, tokenizer, max_length, progress)
     return Encoded(folder, tokenizer, max_length=max_length)
 
@@ -145,22 +147,24 @@ def _write(
     max_length: int,
     progress: Callable[[int], None],
 ) -> None:
-    lengths, seconds = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
+    lengths, seconds, cut = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)], 0
     with (folder / "ids.bin").open("wb") as file:
         for chunk in _chunks(pool):
-            ids, types = _tokens(chunk, tokenizer, max_length)
+            ids, types, longer = _tokens(chunk, tokenizer, max_length)
+            cut += longer
             file.write(np.fromiter((i for row in ids for i in row), dtype="<i4").tobytes())
             lengths.append(np.fromiter(map(len, ids), dtype=np.int64))
             seconds.append(np.fromiter((_zeros(row) for row in types), dtype=np.int32))
             progress(len(chunk))
     np.save(folder / "offsets.npy", np.cumsum(np.concatenate(lengths)))
     np.save(folder / "seconds.npy", np.concatenate(seconds))
+    np.save(folder / "cut.npy", cut)
 
 
 def _tokens(
     chunk: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids and token types of examples, cut to so many tokens."""
+) -> tuple[list[list[int]], list[list[int]], int]:
+    """Ids and token types of examples, cut to so many tokens, and how many were longer."""
     pairs = [each.pair or "" for each in chunk] if chunk[0].pair is not None else None
     coded: Any = tokenizer(
         [each.text for each in chunk],
@@ -170,7 +174,12 @@ def _tokens(
         return_token_type_ids=True,
         return_attention_mask=False,
     )
-    return coded["input_ids"], coded["token_type_ids"]
+    ids = coded["input_ids"]
+    if coded.encodings is None:  # a tokenizer in Python doesn't say; one that fits exactly counts
+        longer = sum(len(row) >= max_length for row in ids)
+    else:
+        longer = sum(bool(each.overflowing) for each in coded.encodings)
+    return ids, coded["token_type_ids"], longer
 
 
 def _zeros(types: list[int]) -> int:

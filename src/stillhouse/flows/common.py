@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.inference import default_length, read_inference
 from stillhouse.core.progress import Progress
 from stillhouse.data.cells import SEVERAL_LABELS
-from stillhouse.data.encoding import encode
+from stillhouse.data.encoding import Encoded, encode
 from stillhouse.data.sources import Pool
 from stillhouse.models.kinds import refuse_inputs
 from stillhouse.models.load import (
@@ -174,7 +175,18 @@ def dataset(
         return found
     with progress.stage(f"reading {title}", len(pool), "rows") as advance:
         encoded = encode(pool, tokenizer, store / "tokens", max_length=max_length, progress=advance)
+    for note in cut_notes({title: encoded}):
+        progress.note(note)
     return Dataset(encoded, pool.keys_N2, task.gold(pool.labels))
+
+
+def cut_notes(read: Mapping[str, object]) -> list[str]:
+    """A note for each set of texts, by title, of which some were cut."""
+    return [
+        f"{source.cut:,} {title} are cut: longer than {source.max_length} tokens"
+        for title, source in read.items()
+        if isinstance(source, Encoded) and source.cut
+    ]
 
 
 def corpus_of(data: DataConfig) -> CorpusConfig:

@@ -22,6 +22,7 @@ from stillhouse.data.sources import Splits, load
 from stillhouse.data.written import Kind
 from stillhouse.flows.common import (
     corpus_of,
+    cut_notes,
     dataset,
     gold_task,
     store_root,
@@ -53,7 +54,7 @@ from stillhouse.models.load import (
     load_tokenizer,
 )
 from stillhouse.models.masked import load_masked_lm
-from stillhouse.tasks.base import Data, Task
+from stillhouse.tasks.base import Data, Dataset, Task
 from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
 from stillhouse.tasks.written import RunningText
 from stillhouse.training import objective as objectives
@@ -74,6 +75,7 @@ class Gold:
     corpus: Corpus | None
     auto: Auto  # what `precision: auto` is in `config`
     doubts: list[str] = field(default_factory=list)  # found in the dry run
+    cut: list[str] = field(default_factory=list)  # found as rows were read
 
     @property
     def content(self) -> dict[str, str]:
@@ -90,7 +92,7 @@ class Gold:
     @property
     def notes(self) -> list[str]:
         own = ("the pretrained model", self.config.model)
-        return [*self.data.notes, *seen_before([own], self.data), *self.doubts]
+        return [*self.data.notes, *seen_before([own], self.data), *self.doubts, *self.cut]
 
     @property
     def described(self) -> str:
@@ -183,22 +185,26 @@ class Gold:
             store_root(config.cache),
             max_tokens(self.make(0), config.data.tokens(self.task.name)),
         )
-        train, held_out, reported = (
-            dataset(
+        pools = {
+            "training rows": self.splits.labelled,
+            "held-out rows": self.splits.held_out,
+            "reported rows": self.splits.reported,
+        }
+        read = {
+            title: dataset(
                 self.task,
                 pool,
                 self.tokenizer,
                 store,
                 max_length=length,
                 progress=progress,
-                title=name,
+                title=title,
             )
-            for name, pool in (
-                ("training rows", self.splits.labelled),
-                ("held-out rows", self.splits.held_out),
-                ("reported rows", self.splits.reported),
-            )
-        )
+            for title, pool in pools.items()
+        }
+        texts = {title: data.source for title, data in read.items() if isinstance(data, Dataset)}
+        self.cut = cut_notes(texts)
+        train, held_out, reported = read.values()
         return train, held_out, reported
 
     def _writing(self, progress: Progress) -> tuple[Data, Data, Data]:

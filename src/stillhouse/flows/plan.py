@@ -22,7 +22,7 @@ from stillhouse.data.sources import Part, Pool
 from stillhouse.flows.ablation import GOLD
 from stillhouse.flows.asking import Asking
 from stillhouse.flows.augment import augmented
-from stillhouse.flows.common import dataset
+from stillhouse.flows.common import cut_notes, dataset
 from stillhouse.flows.objectives import build_objective, stage_teacher
 from stillhouse.flows.prepare import read_corpus
 from stillhouse.flows.setup import Setup
@@ -32,7 +32,7 @@ from stillhouse.models.limits import max_tokens
 from stillhouse.models.masked import around
 from stillhouse.signals.cache import CachedTeacher
 from stillhouse.signals.teacher import LiveTeacher, WithStates
-from stillhouse.tasks.base import Data, Dataset
+from stillhouse.tasks.base import Data, Dataset, Inputs
 from stillhouse.tasks.masked_lm import MaskedBlocks, MaskedLM
 from stillhouse.tasks.span import Spans
 from stillhouse.training.objective import Objective
@@ -47,11 +47,13 @@ class Plan:
     progress: Progress
     _read: dict[tuple[object, ...], Data] = field(default_factory=dict)
     _corpora: dict[str, Corpus] = field(default_factory=dict)
+    _texts: dict[str, Inputs] = field(default_factory=dict)  # by title
 
     @property
     def notes(self) -> list[str]:
-        """What reading the stages' own texts showed."""
-        return [note for corpus in self._corpora.values() for note in corpus.notes]
+        """What reading the rows and the stages' own texts showed."""
+        own = [note for corpus in self._corpora.values() for note in corpus.notes]
+        return [*cut_notes(self._texts), *own]
 
     @cached_property
     def teacher(self) -> Asking:
@@ -99,6 +101,7 @@ class Plan:
         setup = self.setup
         of_teacher = of_teacher and not setup.same_inputs
         key = (pool.fingerprint, len(pool.labels), title, of_teacher)
+        title = f"{title} for the teacher" if of_teacher else title
         if key not in self._read:
             self._read[key] = dataset(
                 setup.task,
@@ -106,11 +109,13 @@ class Plan:
                 setup.teacher_tokenizer if of_teacher else setup.tokenizer,
                 setup.store,
                 progress=self.progress,
-                title=f"{title} for the teacher" if of_teacher else title,
+                title=title,
                 max_length=setup.teacher_length if of_teacher else setup.length,
             )
         found = self._read[key]
         assert isinstance(found, Dataset | Spans)
+        if isinstance(found, Dataset):
+            self._texts.setdefault(title, found.source)
         return found
 
     def stages(self, configs: Sequence[StageConfig]) -> list[Stage]:

@@ -100,11 +100,13 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, dict | list):
         return json.dumps(json_value(value), ensure_ascii=False, default=str)
-    return str(value)
+    return str(json_value(value) if isinstance(value, bytes) else value)
 
 
 def json_value(value: Any) -> Any:
-    """A value that JSON has: NaN and infinities are null."""
+    """A value that JSON has: NaN and infinities are null, bytes (Parquet's binary) are text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
