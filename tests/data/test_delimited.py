@@ -58,6 +58,11 @@ def test_rows_swallowed_by_a_quote_that_closes_by_the_rules_are_refused(
     assert "line 22: a quote opens here and closes in line 43, and each of these lines" in said
 
 
+def test_commas_part_the_columns_of_a_header_that_has_other_signs_too(tmp_path: Path) -> None:
+    content = "text,label,a;b|c;d\n" + "".join(f"film; {i},pos,x\n" for i in range(3))
+    assert table(tmp_path, content) == [(f"film; {i}", "pos") for i in range(3)]
+
+
 def test_rows_swallowed_where_no_column_is_like_a_label_are_refused(tmp_path: Path) -> None:
     pairs = "".join(f"source {i},target {i}\n" for i in range(20))
     content = f'text,label\n{pairs}"5 inch,of it\nab,cd\nef,gh\nit is 5",all\n'

@@ -9,6 +9,7 @@ import pytest
 
 from stillhouse.core.results import Needed
 from stillhouse.core.units import amount, better, margin_of, span_of
+from stillhouse.evaluation import comparison
 from stillhouse.evaluation.comparison import Comparison, compare
 from stillhouse.tasks.classification import Classification
 from stillhouse.tasks.regression import Regression
@@ -126,3 +127,10 @@ def test_needed_is_none_where_nothing_is_open() -> None:
     assert same.verdict in ("no difference", "can't tell")
     assert (same.gain.needed is None) == (same.verdict == "no difference")
     assert Needed(more_seeds=None, more_rows=None).more_rows is None
+
+
+@pytest.mark.parametrize(("metric", "margin"), [("accuracy", 0.01), ("bleu", 1.0)])
+def test_rows_that_were_known_count_in_the_metrics_own_range(metric: str, margin: float) -> None:
+    """One in a hundred can move BLEU by a point, as it moves a share by 0.01."""
+    assert comparison._seen(0.005, margin, metric) is None
+    assert comparison._seen(0.012, margin, metric) is not None

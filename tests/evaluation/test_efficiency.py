@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +101,15 @@ def test_models_are_timed_in_turns() -> None:
     for timing in timings.values():
         assert 0 < timing.latency_ms <= timing.latency_p95_ms
         assert timing.throughput_per_s > 0
+
+
+def test_throughput_counts_the_rows_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which a run takes a second, whatever it is given."""
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    one, many = ({"vectors": torch.zeros(rows, 5)} for rows in (1, BATCH))
+    found = time_all({"a": (lambda inputs: None, one, many)}, rounds=3)["a"]
+    assert (found.latency_ms, found.throughput_per_s) == (1e3, BATCH)
 
 
 def test_a_measurement_counts_the_saved_model(tmp_path: Path) -> None:

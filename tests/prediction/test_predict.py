@@ -318,6 +318,25 @@ def test_a_file_of_one_sigmoid_answers_with_two_classes(
     assert found["probabilities"] == pytest.approx({"0": 1 - share, "1": share}, abs=1e-6)
 
 
+def test_labels_of_an_export_made_elsewhere_stand_in_the_order_of_their_numbers(
+    tmp_path: Path,
+) -> None:
+    """10 comes after 2, however config.json orders its texts."""
+    named = {str(i): f"class {i}" for i in (10, 2, 0, 11, 1, 3, 4, 5, 6, 7, 8, 9)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": named}), encoding="utf-8")
+    assert facts_beside(tmp_path / "model.onnx").labels == [f"class {i}" for i in range(12)]
+
+
+def test_a_span_has_up_to_thirty_tokens() -> None:
+    scores_W2T = np.zeros((2, 2, 40), np.float32)
+    scores_W2T[0, 0, 5] = scores_W2T[0, 1, 34] = 9.0  # thirty, both ends counted
+    scores_W2T[1, 0, 5] = scores_W2T[1, 1, 35] = 9.0  # one more
+    inside, outside = best_spans(scores_W2T, np.ones((2, 40), bool))
+    assert inside == (5, 34, 18.0)
+    assert outside[1] - outside[0] < 30
+    assert outside[2] == 9.0
+
+
 def test_data_that_is_no_rows_is_refused(exported: Exported) -> None:
     folder, _ = exported("classification")
     for data in (3, {"text": "good"}, b"good"):

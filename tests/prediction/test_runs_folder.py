@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,14 @@ import tiny
 from stillhouse.core.inference import read_inference
 from stillhouse.core.progress import Silent
 from stillhouse.core.results import Record
+from stillhouse.core.types import Predictions
+from stillhouse.data.columns import SQUAD, Columns
+from stillhouse.data.readers import read
+from stillhouse.data.rows import ingest
+from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.batches import ALONE, batch_result
 from stillhouse.evaluation.evaluate import classes, confusion
+from stillhouse.prediction.reported import write_predictions
 from stillhouse.runs import run_distill
 from stillhouse.tasks.classification import Classification
 
@@ -175,6 +182,49 @@ def test_the_sample_of_a_batch_result_is_bounded_and_counts_what_changes() -> No
     assert found is not None
     assert sizes == [(ALONE, 1), (ALONE, 32)]
     assert (found.alone, found.together, found.changed) == (1.0, 1 - 50 / ALONE, 50)
+
+
+def test_the_sample_of_a_batch_result_is_spread_over_all_rows() -> None:
+    """Of data sorted by label as many of each, not the first alone."""
+    gold_N = torch.tensor([0, 1]).repeat_interleave(ALONE)
+    task = Classification(["no", "yes"])
+
+    def answer(some, size: int) -> np.ndarray:
+        return np.eye(2, dtype=np.float32)[np.zeros(len(some), int)]
+
+    found = batch_result(answer, tiny.answered(gold_N), task)
+    assert found is not None
+    assert (found.rows, found.alone) == (ALONE, 0.5)
+
+
+def test_answers_to_questions_stand_with_their_own_row_where_others_have_no_gold(
+    tmp_path: Path,
+) -> None:
+    """A question without an answer is no row of the file, and shifts no other."""
+    passage, names = "the warm film and the cold meal", ["warm film", None, "cold meal"]
+    lines = [
+        {"question": f"what {i} ?", "context": passage, "answers": name}
+        for i, name in enumerate(names)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = ingest(
+        read(tmp_path / "rows.jsonl"), "rows.jsonl", Columns(*SQUAD), tmp_path / "store",
+        labelled=True,
+    )  # fmt: skip
+    pool = Pool([Part(rows, np.arange(3), True)])
+    data = SimpleNamespace(answers=[["warm film"], [], ["cold meal"]])
+    shown = SimpleNamespace(name="span", show=lambda answer: str(answer))
+    answers_N = np.array(["warm film", "meal"], object)
+    gold_N = np.array(["warm film", "cold meal"], object)
+    path = write_predictions(
+        tmp_path / "predictions.jsonl", pool, shown, data,  # pyright: ignore
+        {"student": Predictions(answers_N, None, gold_N)},
+    )  # fmt: skip
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(row["line"], row["text"], row["gold"], row["student"]) for row in found] == [
+        (1, "what 0 ?", "warm film", "warm film"),
+        (3, "what 2 ?", "cold meal", "meal"),
+    ]
 
 
 def test_labels_are_scored_as_scikit_learn_scores_them() -> None:

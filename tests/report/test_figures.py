@@ -71,3 +71,12 @@ def test_confusion_writes_each_count_but_zero() -> None:
     assert {"7", "3", "5"} <= set(text_of(svg))
     assert "0" not in text_of(svg)
     assert "12 of 15 rows on the diagonal" in svg
+
+
+def test_a_cell_of_the_confusion_is_as_strong_as_its_share_of_the_gold_label() -> None:
+    """Not of the answer, of which the first column has nine."""
+    svg = figures.confusion([[8, 0], [1, 3]], ["no", "yes"], key="c")
+    found = [
+        float(alpha) for alpha in re.findall(r"fill: var\(--student\); opacity: ([\d.]+)", svg)
+    ]
+    assert found == pytest.approx([0.05 + figures.SHADE * share for share in (1.0, 0.25, 0.75)])

@@ -11,6 +11,7 @@ from stillhouse.report import format as fmt
         (fmt.score(0.9186), "0.919"),
         (fmt.score(-0.0123), "\u22120.012"),
         (fmt.score(23.456), "23.5"),
+        (fmt.score(-23.456), "\u221223.5"),
         (fmt.score(math.nan), "not a number"),
         (fmt.signed(0.018), "+0.018"),
         (fmt.signed(-0.018), "\u22120.018"),

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 import stillhouse.report
-from stillhouse.core.results import DataSummary, Disagreement, FloorResult, Gain, Record
+from stillhouse.core.results import (
+    DataSummary,
+    Disagreement,
+    FloorResult,
+    Gain,
+    ModelResult,
+    Record,
+)
 from stillhouse.report import format as fmt
+from stillhouse.report import page as build_page
 from stillhouse.report import render
 
 from .runs import WriteRun, evaluation_line, make_record, metric_lines, models, step_line
@@ -342,6 +350,18 @@ def test_several_runs_are_compared_and_each_told(write_run: WriteRun) -> None:
     assert "compare their gains" not in found.text
 
 
+def test_a_teacher_is_drawn_once_only_where_all_runs_have_the_same() -> None:
+    def drawn(*teachers: ModelResult) -> int:
+        records = [(f"run {n}", make_record(teacher=each)) for n, each in enumerate(teachers)]
+        points = build_page._points(records, lambda entry: entry.model.latency_ms)
+        return sum(point.role == "teacher" for point in points)
+
+    teacher = models()["teacher"]
+    other = teacher.model_copy(update={"name": "another", "score": 0.5})
+    assert drawn(teacher, teacher) == 1
+    assert drawn(teacher, other) == drawn(teacher, other, teacher) - 1 == 2
+
+
 @pytest.mark.slow
 def test_runs_of_two_metrics_share_no_axis(write_run: WriteRun) -> None:
     text = page(write_run("a"), write_run("b", record=regression())).text
@@ -387,6 +407,9 @@ def test_labels_stand_in_a_table_with_what_they_are_taken_for(write_run: WriteRu
     text = page(write_run()).text.replace("\n", "")
     assert "weather never answered12–0.0000.000sport (12)technology" in text
     assert "Never answered: weather." in text
+    worst_first = ["weather", "technology", "world", "sport", "obituaries"]
+    labels = re.search("(" + ").*?(".join(worst_first) + ")", text[text.index("taken for") :])
+    assert labels is not None
     assert "mean over the 4 labels that are gold or answered in some row; 1 that" in text
 
 

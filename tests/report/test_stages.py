@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.core.results import Record, StageResult
-from stillhouse.report import html, metrics, stages, terms
+from stillhouse.report import curves, html, metrics, stages, terms
 
 from .runs import WriteRun, make_record, metric_lines
 from .staged import DISTIL, FINE_TUNE, INTERMEDIATE, PREDICTION, PRETRAIN, stage_lines, staged
@@ -81,6 +81,16 @@ def test_steps_go_on_from_stage_to_stage(write_run: WriteRun) -> None:
     )
     # A stage without a score has no panel of its own; the next one's begins where it does.
     assert "Stages: prediction from step 600." in found["Accuracy on held-out rows"]
+
+
+def test_a_stage_that_no_value_reaches_is_not_said_to_begin() -> None:
+    """A run that ended with its first stage: its curve is as long as that one."""
+    series = metrics.by_seed("student", [(0, 300, 0.8), (0, 600, 0.9)])
+    assert series is not None
+    marks = [curves.Mark(0, "intermediate"), curves.Mark(600, "prediction")]
+    svg = curves.held_out_score([series], {"student": "Student"}, key="k", marks=marks)
+    assert "Stages: intermediate from step 0." in svg
+    assert "prediction" not in svg
 
 
 def test_stages_of_two_metrics_share_no_axis(write_run: WriteRun) -> None:

@@ -80,6 +80,7 @@ def test_the_rate_falls_with_the_width_and_rises_with_the_classes(
 
 def test_the_best_weights_are_kept_where_enough_rows_judge() -> None:
     assert settle(FinetuneTraining(), FACTS).select == "best"
+    assert settle(FinetuneTraining(), replace(FACTS, validation=100)).select == "best"
     assert settle(FinetuneTraining(), replace(FACTS, validation=99)).select == "last"
 
 
