@@ -75,7 +75,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "classification": {"task": "classification", "evaluation": {"seeds": [1, 2], "baseline": True}},
     "auto": {"task": "auto", "keep_checkpoints": True},
     "accuracy": {"evaluation": {"metric": "accuracy"}},
-    "macro_f1": {"evaluation": {"metric": "macro_f1"}},
+    "macro_f1": {"evaluation": {"metric": "macro_f1", "margin": 2.0}},
     "matthews": {"evaluation": {"metric": "matthews"}},
     "soft-reference": objective(variant="reference"),
     "soft-paper": objective(variant="paper"),

@@ -132,5 +132,5 @@ def test_needed_is_none_where_nothing_is_open() -> None:
 @pytest.mark.parametrize(("metric", "margin"), [("accuracy", 0.01), ("bleu", 1.0)])
 def test_rows_that_were_known_count_in_the_metrics_own_range(metric: str, margin: float) -> None:
     """One in a hundred can move BLEU by a point, as it moves a share by 0.01."""
-    assert comparison._seen(0.005, margin, metric) is None
-    assert comparison._seen(0.012, margin, metric) is not None
+    assert comparison.trained_on(0.005, margin, metric) is None
+    assert comparison.trained_on(0.012, margin, metric) is not None

@@ -91,9 +91,9 @@ def test_an_open_verdict_says_who_is_ahead_and_what_would_decide() -> None:
     needed = Needed(more_seeds=4, more_rows=1_873)
     said = sentence(found("can't tell", 0.607, 0.720, -0.241, 0.017, needed=needed))
     assert said.startswith(
-        "The baseline, the same student trained without the teacher's answers, is better so far (accuracy "
-        "0.720 against 0.607), but 2 seeds and 1,069 test rows can't tell whether distilling helps "
-        "or hurts: -11.3 points (95 % interval -24.1 to +1.7). About 4 more seeds, or 1,900 more "
+        "The baseline, the same student trained without the teacher's answers, is better so far "
+        "(accuracy 0.720 against 0.607), but 2 seeds and 1,069 test rows can't tell whether "
+        "distilling helps or hurts: -11.3 points (95 % interval -24.1 to +1.7). About 4 more seeds, or 1,900 more "
         "test rows, would decide"
     )
     assert said.endswith("The baseline is kept in baseline/.")

@@ -51,8 +51,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(recipe: ModuleType, *changes: str) -> Any:
-    values = recipe.Settings().model_dump(mode="json")
-    return parse(recipe.Settings, override(values, [*SMALL, *changes]))
+    values = override(recipe.Settings().model_dump(mode="json"), SMALL)
+    return parse(recipe.Settings, override(values, changes))
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,6 @@ def test_finetune_settles_it_too(on, reviews, cache, folders, tmp_path):
     done = finetune(parse(FinetuneConfig, given), tmp_path / "run", progress=notes)
     assert isinstance(done.trained, Trained)
     assert done.config.training.precision == "bf16"
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["auto"] == {
-        "precision": "bf16"
-    }
+    facts = json.loads((tmp_path / "run" / "manifest.json").read_text())["auto"]
+    assert facts["precision"] == "bf16"
     assert any(note.startswith("precision auto is bf16") for note in notes.said)
