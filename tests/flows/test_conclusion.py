@@ -93,8 +93,8 @@ def test_an_open_verdict_says_who_is_ahead_and_what_would_decide() -> None:
     assert said.startswith(
         "The baseline, the same student trained without the teacher's answers, is better so far "
         "(accuracy 0.720 against 0.607), but 2 seeds and 1,069 test rows can't tell whether "
-        "distilling helps or hurts: -11.3 points (95 % interval -24.1 to +1.7). About 4 more seeds, or 1,900 more "
-        "test rows, would decide"
+        "distilling helps or hurts: -11.3 points (95 % interval -24.1 to +1.7). About 4 more "
+        "seeds, or 1,900 more test rows, would decide"
     )
     assert said.endswith("The baseline is kept in baseline/.")
     ahead = sentence(found("can't tell", 0.72, 0.70, -0.01, 0.05))
