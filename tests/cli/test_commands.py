@@ -499,9 +499,9 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_try_finishes(
     ]
     full = killing.run(LIMITED, str(limit), *map(str, words))
     assert full.returncode == 1
-    assert full.stderr.strip().splitlines()[-1].startswith("stillhouse: can't ")
+    assert full.stderr.strip().splitlines()[-1].startswith("stillhouse: file too large: ")
     assert "Traceback" not in full.stderr
-    assert not (tmp_path / "run" / "record.json").exists()
+    assert not (tmp_path / "run" / "report.html").exists()
     again = killing.run(killing.COMMAND, *map(str, words))
     assert again.returncode == 0, again.stderr
     assert not list(tmp_path.rglob("*.part"))

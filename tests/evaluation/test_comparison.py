@@ -134,3 +134,14 @@ def test_rows_that_were_known_count_in_the_metrics_own_range(metric: str, margin
     """One in a hundred can move BLEU by a point, as it moves a share by 0.01."""
     assert comparison.trained_on(0.005, margin, metric) is None
     assert comparison.trained_on(0.012, margin, metric) is not None
+
+
+def test_texts_that_are_all_the_same_learnt_nothing_and_likelihoods_are_no_answers() -> None:
+    of_texts: Any = [("text", object), ("bleu", int, 2)]
+    of_sums: Any = [("log_likelihood", float), ("tokens", float)]
+    texts = np.array([("yes", [1, 2]), ("yes", [3, 4])], of_texts)
+    assert comparison._nothing_learnt([texts, texts]) is not None
+    others = np.array([("yes", [1, 2]), ("no", [1, 2])], of_texts)
+    assert comparison._nothing_learnt([texts, others]) is None
+    sums = np.array([(-1.0, 2.0), (-1.0, 2.0)], of_sums)
+    assert comparison._nothing_learnt([sums, sums]) is None

@@ -327,7 +327,7 @@ def test_live_answers_and_saved_models_agree(teacher: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_what_can_not_be_is_refused(teacher: Path, tmp_path: Path) -> None:
     place_ = {"path": str(teacher / "rows.jsonl"), "max_length": 32}
-    with pytest.raises(ModelError, match="no head for spans"):
+    with pytest.raises(ModelError, match="is a classifier of texts"):
         load_span_model(str(teacher / "model"))
     with pytest.raises(UsageError, match="fewer layers"):
         sh.remove(teacher / "teacher", place_, out=tmp_path / "a", speedup=2, progress=Silent())

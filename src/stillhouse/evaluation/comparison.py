@@ -87,5 +87,9 @@ def _nothing_learnt(sides: Sequence[np.ndarray]) -> str | None:
 
 
 def _constant(answers_N: np.ndarray) -> bool:
-    values = answers_N.tolist()
+    """Whether every row has the same answer. Texts are answers; how likely tokens are is none."""
+    names = answers_N.dtype.names
+    if names is not None and "text" not in names:
+        return False
+    values = (answers_N if names is None else answers_N["text"]).tolist()
     return len(values) > 1 and all(value == values[0] for value in values[1:])

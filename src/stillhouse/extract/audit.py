@@ -63,7 +63,7 @@ def audit(
     started = time.perf_counter()
     identity, auto = config.identity, Auto.of(out)
     told, config = auto.notes(config), auto.settle(config)
-    made = Audit(config, progress)
+    made = Audit(config, progress, service=service)
     progress.note(f"only {config.victim} is asked; it must be yours, or its owner must agree")
     with victim_of(config, made, service) as (victim, task):
         content = made.content(victim)

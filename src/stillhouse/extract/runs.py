@@ -111,7 +111,7 @@ def run_audit(
     """The audit of a checked config, to its record and report. A finished one is read."""
     progress = progress or Terminal()
     if (out / "record.json").is_file():
-        made = Audit(config, progress)
+        made = Audit(config, progress, service=service)
         with victim_of(config, made, service) as (victim, _):
             claim(out, config.identity, made.content(victim))
         progress.note(f"{out} is finished already")

@@ -57,10 +57,14 @@ def usual_form(kind: str, splits: Splits) -> Form:
 class Audit:
     """What an audit asks about, and what with."""
 
-    def __init__(self, config: AuditConfig, progress: Progress) -> None:
+    def __init__(
+        self, config: AuditConfig, progress: Progress, *, service: Service | None = None
+    ) -> None:
+        """`service`: asked instead of what the config names."""
         self.config, self.progress = config, progress
         self.store = store_root(config.cache)
-        self.splits = load(config.data, self.store / "rows", rule=self._rule(), progress=progress)
+        rule = self._rule(service)
+        self.splits = load(config.data, self.store / "rows", rule=rule, progress=progress)
         self.of = size_of(config, self.splits)
         self.most = max(1, round(config.queries.budgets[-1] * self.of))
         self.candidates = max(self.most, round(config.queries.candidates * self.most))
@@ -68,11 +72,13 @@ class Audit:
         self.corpus: QueryCorpus = read_corpus(config.queries.corpus, self.store, progress)
         self.pool, self.notes = self._own_queries()
 
-    def _rule(self) -> LabelRule:
-        """What is known of the labels: what the victim tells apart, if it is a model here."""
+    def _rule(self, service: Service | None) -> LabelRule:
+        """What is known of the labels: what the victim tells apart, if it says so or is a model
+        here."""
         config = self.config
-        if is_endpoint(config.victim):
-            return LabelRule(values=config.task == "regression")
+        if service is not None or is_endpoint(config.victim):
+            known = tuple(service.choices or ()) if service is not None else ()
+            return LabelRule(values=config.task == "regression", classes=known)
         return label_rule(
             config.task, config.victim, config.data.label_map,
             trust_remote_code=config.trust_remote_code,
