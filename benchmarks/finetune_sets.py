@@ -207,7 +207,7 @@ SETS: Sequence[Set] = (
     Set("acts", 1000, _acts, chosen=True),
     Set("sst2-skewed", 2000, _skewed("sst2", "negative", 12)),
     Set("requests-150", 3000, _requests(150, 3000)),
-    Set("mrpc", 3668, _public("mrpc"), chosen=True),
+    Set("mrpc", 3668, _public("mrpc")),
     Set("sick", 4500, _public("sick")),
     Set("requests-150-skewed", 6000, _requests(150, 6000, skew=1.0)),
     Set("emotions-28", 12_000, _emotions(28)),
