@@ -59,11 +59,11 @@ from stillhouse.core.terms import AUTO, Precision, Schedule, TermConfig
 from stillhouse.core.types import Dense, Example, SignalSource
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.evaluate import predict
-from stillhouse.flows.common import max_tokens
 from stillhouse.flows.plan import Plan
 from stillhouse.flows.prepare import prepare
 from stillhouse.flows.setup import Setup
 from stillhouse.models.forward import DTYPES
+from stillhouse.models.limits import max_tokens
 from stillhouse.tasks.base import Dataset, text_dataset
 from stillhouse.training import objective as objectives
 from stillhouse.training.loop import fit
