@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import stillhouse as sh
 import tiny
 from stillhouse.core.progress import Silent
 from stillhouse.core.results import Record
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.prepare import prepare
 from stillhouse.runs import Run, run_distill
+
+
+OTHERS = [(f"another text, number {i}", ["negative", "positive"][i % 2]) for i in range(20)]
 
 
 def distilled(root: Path, data: Path, **evaluation: object) -> Run:
@@ -95,3 +100,29 @@ def test_a_run_killed_after_its_trainings_ends_the_same(run: Run) -> None:
     for name in same:
         assert getattr(again.record, name) == getattr(run.record, name)
     assert Record.open(run.out, "run") == again.record
+
+
+def test_a_model_that_knew_the_rows_is_not_compared(run: Run, tmp_path: Path) -> None:
+    tiny.write_csv(tmp_path / "train.csv", ["text", "label"], OTHERS)
+    shutil.copy(run.out.parent / "reviews.csv", tmp_path / "test.csv")
+    baseline, teacher = run.out / "baseline", run.out.parent / "teacher"
+    for model, against in ((baseline, teacher), (teacher, baseline)):
+        found = sh.evaluate(
+            model, str(tmp_path), against=against, resamples=50,
+            cache=str(run.out.parent / "cache"), progress=Silent(),
+        )["against"]  # fmt: skip
+        assert found["verdict"] == "not comparable"
+        assert found["not_comparable"].startswith("one of the models, or what it is made of, was")
+
+
+def test_a_fine_tuning_without_speed(tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base", "bert", labels=["negative", "positive"])
+    made = sh.finetune(
+        base, str(tiny.reviews(tmp_path / "reviews.csv", 100)), out=tmp_path / "run",
+        training={"steps": 1}, resamples=50, efficiency=False, cache=str(tmp_path / "cache"),
+        progress=Silent(),
+    )  # fmt: skip
+    found = made.record.student
+    assert (found.latency_ms, found.throughput_per_s, found.peak_memory_bytes) == (None, None, None)
+    assert found.flops
+    assert (made.out / "report.html").is_file()

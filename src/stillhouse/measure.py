@@ -46,7 +46,7 @@ from stillhouse.flows.common import (
     trained_length,
 )
 from stillhouse.flows.labelling import label_rule
-from stillhouse.flows.training_data import seen_before
+from stillhouse.flows.training_data import seen_before, seen_share
 from stillhouse.flows.writers import load_any, reported_by_writer
 from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import load_tokenizer, model_folder
@@ -107,6 +107,7 @@ def evaluate(
             compared = compare(
                 task, [answers.answers_N], [moved], answers.gold_N,
                 margin=margin, resamples=resamples, rng=rng, groups=groups_of(rows),
+                seen=max(mine.seen, second.seen),
             )  # fmt: skip
             advance(1)
         gain, needed = compared.gain, compared.gain.needed
@@ -119,7 +120,7 @@ def evaluate(
             "margin": gain.margin,
             "verdict": compared.verdict,
             "caveat": ONE_SEED,
-            "not_comparable": compared.reason,
+            "not_comparable": gain.reason,
             "more_rows": needed and needed.more_rows,
             "agreement": task.agreement(answers.answers_N, moved),
         }
@@ -132,13 +133,14 @@ def evaluate(
 @dataclass(frozen=True)
 class Answered:
     """A model's answers to the reported rows. `batches`: what an int8 file's answers owe to the
-    rows beside them."""
+    rows beside them. `seen`: the share of the rows that the model says it was trained on."""
 
     task: Task
     rows: Data
     predictions: Predictions
     precision: str
     batches: BatchResult | None = None
+    seen: float = 0.0
 
 
 def answered(
@@ -149,11 +151,11 @@ def answered(
     is compared with. Raises UsageError where its labels are others, before it answers."""
     path = onnx_file(name)
     if path is None:
-        model, task, rows = model_and_rows(name, config, store, progress)
+        model, task, rows, seen = model_and_rows(name, config, store, progress)
         _check_labels(name, task, like)
         with progress.stage(f"answering reported rows, {name}", len(rows), "rows") as advance:
             made = predict(model, rows, task, precision=precision, progress=advance)
-        return Answered(task, rows, made, precision)
+        return Answered(task, rows, made, precision, seen=seen)
     task, rows = _onnx_rows(path, config, store, progress)
     _check_labels(name, task, like)
     run = onnx_runner(path)
@@ -242,8 +244,9 @@ def _same_choices(answers: np.ndarray, other: Task, task: Task) -> np.ndarray:
 
 def model_and_rows(
     name: str, config: DataConfig, store: Path, progress: Progress
-) -> tuple[PreTrainedModel, Task, Data]:
-    """A model with the reported rows in its own tokens."""
+) -> tuple[PreTrainedModel, Task, Data, float]:
+    """A model with the reported rows in its own tokens, and the share of them that it says it was
+    trained on."""
     if (kind := kind_of(name)) in WRITING:
         of = "seq2seq" if kind == "seq2seq" else "causal_lm"
         return reported_by_writer(name, of, config, store, progress)
@@ -268,7 +271,7 @@ def model_and_rows(
         progress=progress,
         title="reported rows",
     )
-    return model, task, rows
+    return model, task, rows, seen_share([(name, name)], splits)
 
 
 def bench(

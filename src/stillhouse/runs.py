@@ -147,16 +147,7 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
         write_inference(out, facts)
     if done.masks:
         save_masks(out / MASKS, done.masks)
-    one, many = efficiency.samples(done.reported)
-    writes = config.task in WRITING
-    with progress.stage("measuring speed", 1, "models") as advance:
-        runner, written = _runner(done.model, done.gold.tokenizer, many, writes=writes)
-        timing = efficiency.time_all({"model": (runner, one, many)})["model"]
-        tokens = one["input_ids"].shape[1]
-        cost = efficiency.measure(
-            done.model, out, timing, one, tokens=tokens, memory=True, written=written
-        )
-        advance(1)
+    cost = _cost(done, config, out, progress)
     with progress.stage("comparing", 1, "records") as advance:
         record = finetune_record(done, cost)
         advance(1)
@@ -166,6 +157,25 @@ def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None
         write_predictions(out / PREDICTIONS, splits.reported, task, done.reported, answers)
     _finish(out, record, keep=config.keep_checkpoints)
     return Run(out, record, done.model)  # pyright: ignore[reportArgumentType]
+
+
+def _cost(
+    done: finetuning.Finetuned, config: FinetuneConfig, out: Path, progress: Progress
+) -> Efficiency:
+    """What a fine-tuned model costs; its speed and memory where they are asked for."""
+    one, many = efficiency.samples(done.reported)
+    timing = written = None
+    if config.efficiency:
+        with progress.stage("measuring speed", 1, "models") as advance:
+            runner, written = _runner(
+                done.model, done.gold.tokenizer, many, writes=config.task in WRITING
+            )
+            timing = efficiency.time_all({"model": (runner, one, many)})["model"]
+            advance(1)
+    tokens = one["input_ids"].shape[1]
+    return efficiency.measure(
+        done.model, out, timing, one, tokens=tokens, memory=config.efficiency, written=written
+    )
 
 
 def _finished(

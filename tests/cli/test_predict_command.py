@@ -61,8 +61,26 @@ def test_rows_of_any_form_keep_order_and_columns(
     if suffix != ".txt":
         assert [row["id"] for row in found] == ["r0", "r1", "r2", "r3"]
     assert all(row["answer"] in tiny.SENTIMENT for row in found)
-    assert "1 of 4 texts are longer than the" in said
-    assert "and were cut (line" in said
+    assert "1 of 4 texts cut: longer than the" in said
+
+
+@pytest.mark.parametrize("header", ["text,label", "id;text", '"ID";"Text"'])
+def test_a_table_from_a_pipe_is_refused(
+    call: Call, teacher: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    piped(monkeypatch, f"{header}\ngood,a\n".encode())
+    code, out, said = call("predict", teacher)
+    assert (code, out) == (2, "")
+    assert f"begins with the names of columns ({header})" in said
+
+
+@pytest.mark.parametrize("first", ["text, please", "text", "good,bad"])
+def test_a_first_line_that_could_be_a_text_is_one(
+    call: Call, teacher: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    piped(monkeypatch, f"{first}\nbad\n".encode())
+    code, out, _ = call("predict", teacher)
+    assert (code, [row["text"] for row in lines(out)]) == (0, [first, "bad"])
 
 
 def test_lines_from_a_pipe(call: Call, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from stillhouse.core.results import Needed
+from stillhouse.core.results import Gain, Needed
 from stillhouse.core.verdicts import in_words, seeds_in_words, what_decides
+
+
+def gain(seeds: int, *, reason: str | None = None) -> Gain:
+    return Gain(value=0.0, interval=(-0.1, 0.1), p_value=1.0, seeds=seeds, reason=reason)
 
 
 @pytest.mark.parametrize("word", ["helped", "hurt", "no difference", "can't tell"])
 def test_one_seed_is_about_two_models(word: str) -> None:
-    assert in_words(word, 1) == f"{word}, these two models only"
-    assert in_words(word, 2) == word
-    assert in_words("not comparable", 1) == "not comparable"
+    assert in_words(word, gain(1)) == f"{word}, these two models only"
+    assert in_words(word, gain(2)) == word
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_is_not_comparable_says_why(seeds: int) -> None:
+    found = gain(seeds, reason="neither learned the task")
+    assert in_words("not comparable", found) == "not comparable: neither learned the task"
+    assert in_words("not comparable", found, why=False) == "not comparable"
 
 
 def test_seeds_are_counted() -> None:

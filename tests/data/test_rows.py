@@ -283,3 +283,30 @@ def test_renamed_labels_are_those_of_the_examples_too(tmp_path: Path) -> None:
     assert [e.label for e in other.examples(other.kept)] == ["y", None, "y", None]
     assert other.label_counts == {"y": 2}
     assert rows.labels.tolist() == ["x", "-1", "y", None]
+
+
+def test_twins_with_another_label_are_told_and_kept(tmp_path: Path) -> None:
+    """Nothing says which of two spellings of a text has the right label."""
+    content = (
+        "text,label\n"
+        "Good film,pos\n"  # 2
+        "good  film,neg\n"  # 3: another label
+        "GOOD film,POS\n"  # 4: the same one
+        "good fi\u200blm,\n"  # 5: none
+        "bad film,neg\n"  # 6
+        "Bad film,pos\n"  # 7: another label
+    )
+    rows = store(tmp_path, content.encode())
+    assert len(rows.kept) == 6
+    assert rows.notes == [
+        "data.csv: 2 rows kept whose text is an earlier one's but for case, spacing or Unicode "
+        "form, and whose label is another (line 3, 7): correct them"
+    ]
+
+
+def test_a_pair_turned_round_may_have_another_label(tmp_path: Path) -> None:
+    """That a follows from b says nothing of b from a."""
+    content = b"sentence1,sentence2,label\na,b,yes\nb,a,no\nA,b,no\n"
+    (note,) = store(tmp_path, content).notes
+    assert note.startswith("data.csv: 1 row kept whose text is an earlier one's")
+    assert "(line 4)" in note

@@ -33,7 +33,7 @@ def judged(mine: list[np.ndarray], theirs: list[np.ndarray], **changes: Any) -> 
 
 def test_a_clear_gain_is_named_with_its_margin_and_seeds() -> None:
     found = judged([answers(4), answers(5)], [answers(90), answers(91)])
-    assert (found.verdict, found.reason) == ("helped", None)
+    assert (found.verdict, found.gain.reason) == ("helped", None)
     assert found.gain.value == pytest.approx(86 / 400)
     assert (found.gain.margin, found.gain.seeds, found.gain.needed) == (0.01, 2, None)
     back = judged([answers(90), answers(91)], [answers(4), answers(5)])
@@ -76,15 +76,15 @@ def test_rows_that_the_teacher_knew_make_nothing_comparable(
     if not comparable:
         assert found.verdict == "not comparable"
         said = f"was trained on {100 * share:.1f} % of the test rows"
-        assert found.reason == f"the teacher, or what the student is made of, {said}"
+        assert found.gain.reason == f"one of the models, or what it is made of, {said}"
 
 
 def test_two_sides_that_learnt_nothing_are_not_comparable() -> None:
     zeros, ones = np.zeros(ROWS, int), np.ones(ROWS, int)
     found = judged([zeros, ones], [ones, ones])
     assert found.verdict == "not comparable"
-    assert found.reason is not None
-    assert "neither learned" in found.reason
+    assert found.gain.reason is not None
+    assert "neither learned" in found.gain.reason
     assert judged([zeros, answers(3)], [ones, ones]).verdict != "not comparable"
     assert judged([answers(3), answers(4)], [ones, ones]).verdict == "helped"
 

@@ -76,9 +76,15 @@ def test_hurt_leads_with_the_baseline_and_where_it_is() -> None:
 @pytest.mark.parametrize(
     ("ends", "says"),
     [
-        ((-0.004, 0.008), "surely within the margin of 1.0 points"),
-        ((0.001, 0.009), "a difference, but surely smaller than the margin of 1.0 points"),
-        ((-0.009, -0.001), "a difference, but surely smaller than the margin of 1.0 points"),
+        ((-0.004, 0.008), "all of it within the margin of 1.0 points"),
+        (
+            (0.001, 0.009),
+            "a difference, but all of it within the margin of 1.0 points",
+        ),
+        (
+            (-0.009, -0.001),
+            "a difference, but all of it within the margin of 1.0 points",
+        ),
     ],
 )
 def test_no_difference_names_the_margin(ends: tuple[float, float], says: str) -> None:
@@ -124,7 +130,7 @@ def test_without_a_baseline_it_is_open() -> None:
 def test_without_a_baseline_a_teacher_that_knows_the_test_rows_is_no_yardstick() -> None:
     why = trained_on(0.4, 0.01, "accuracy")
     said = sentence(found(None, 0.88, None, reason=why))
-    assert "helped is open; the teacher, or what the student is made of, was trained on 40.0 %" in (
+    assert "helped is open; one of the models, or what it is made of, was trained on 40.0 %" in (
         lead(found(None, 0.88, None, reason=why))
     )
     assert said.endswith("The student scores 0.880 in accuracy at 5.0 times the teacher's speed "

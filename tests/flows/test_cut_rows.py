@@ -18,7 +18,7 @@ class Notes(Silent):
 
 
 def cut(said: list[str]) -> list[str]:
-    return [text for text in said if "are cut" in text]
+    return [text for text in said if " cut: longer" in text]
 
 
 def told(run: sh.Run, length: int) -> list[str]:
@@ -30,7 +30,8 @@ def told(run: sh.Run, length: int) -> list[str]:
         "reported rows": data.reported,
     }
     return [
-        f"{count:,} {title} are cut: longer than {length} tokens" for title, count in counts.items()
+        f"{count:,} of {count:,} {title} cut: longer than {length} tokens"
+        for title, count in counts.items()
     ]
 
 

@@ -56,6 +56,12 @@ def test_classes_without_an_answer_are_named_with_their_rows() -> None:
     assert classes_missed("the model", model(0.5), ["a", "b", "c"]) == []
 
 
+def test_classes_that_no_reported_row_has_are_not_counted() -> None:
+    found = model(0.5, confusion=[[9, 0, 0], [3, 0, 0], [0, 0, 0]], never_predicted=["b"])
+    (said,) = classes_missed("the model", found, ["a", "b", "c"])
+    assert said.startswith("the model never answers 1 of the 2 classes that the reported rows have")
+
+
 def test_no_more_than_ten_are_named() -> None:
     names = [f"k{i:02}" for i in range(14)]
     table = [[2] + [0] * 13 for _ in names]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from stillhouse.core.results import ExportResult
-from stillhouse.flows.proof import int8_gains_nothing
+from stillhouse.flows.proof import int8_gains_nothing, int8_is_worse
 
 
-def made(name: str, latency_ms: float | None, per_s: float | None) -> ExportResult:
+def made(
+    name: str, latency_ms: float | None = None, per_s: float | None = None, score: float = 0.9
+) -> ExportResult:
     return ExportResult(
         format=name,
         path=f"onnx/{name}",
@@ -16,8 +18,8 @@ def made(name: str, latency_ms: float | None, per_s: float | None) -> ExportResu
         latency_ms=latency_ms,
         latency_p95_ms=latency_ms,
         throughput_per_s=per_s,
-        score=0.9,
-        agreement=1.0,
+        score=score,
+        agreement=0.875,
         max_difference=0.0,
     )
 
@@ -49,3 +51,29 @@ def test_the_reason_is_named():
 
 def test_one_file_alone_is_compared_with_nothing():
     assert int8_gains_nothing([made("onnx", 2.0, 400.0)], instructions=False) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "margin", "lost"),
+    [
+        ("accuracy", 0.8, None, "10.0 points"),
+        ("accuracy", 0.891, None, None),  # inside the margin of one point
+        ("accuracy", 0.891, 0.5, "0.9 points"),
+        ("accuracy", 0.95, None, None),
+        ("pearson", 0.85, None, "5.0 points"),
+    ],
+)
+def test_an_int8_file_that_is_worse_is_said(metric, score, margin, lost):
+    exports = [made("onnx"), made("onnx-int8", score=score)]
+    found = int8_is_worse(exports, metric, margin)
+    if lost is None:
+        assert found == []
+        return
+    assert found == [
+        f"the int8 file scores {score:.3f} in {metric}, {lost} less than the float32 file (0.900), "
+        "and gives the student's answer to 87.5 % of the rows: take onnx/onnx"
+    ]
+
+
+def test_an_int8_file_alone_is_worse_than_nothing():
+    assert int8_is_worse([made("onnx-int8", score=0.1)], "accuracy") == []

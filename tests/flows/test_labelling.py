@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -136,3 +137,41 @@ def test_labels_that_a_teacher_tells_apart_are_not_merged(
     assert setup.task.choices == ["us", "US"]
     assert setup.splits is not None
     assert set(setup.splits.labelled.labels) == {"us", "US"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["1", "3", "5"], " of 3 classes, whose names are numbers: if they are amounts, --task "),
+        (["-2", "0", "2"], " of 3 classes, whose names are numbers: if they are amounts, --task "),
+        (["0", "1", "2"], " of 3 classes"),  # as data sets number their classes
+        (["1", "5"], " of 2 classes"),
+        (["1", "5", "five"], " of 3 classes"),
+    ],
+)
+def test_classes_that_may_be_amounts_are_said(
+    teacher: Path, tmp_path: Path, labels: list[str], said: str
+) -> None:
+    rows = [(text, labels[i % len(labels)]) for i, (text, _) in enumerate(SENTENCES)]
+    noting = Noting()
+    data = tiny.write_csv(tmp_path / "stars.csv", ["text", "label"], rows)
+    gold(teacher, data, tmp_path, noting)
+    (guess,) = noting.notes
+    assert guess.partition("task: classification")[2].startswith(said)
+    assert guess.endswith(said) or guess.endswith("--task regression")
+
+
+def test_decimal_commas_are_no_classes(teacher: Path, tmp_path: Path) -> None:
+    rows = [(text, ["3,5", "4", "-0,25", "2.5"][i % 4]) for i, (text, _) in enumerate(SENTENCES)]
+    data = tiny.write_csv(tmp_path / "values.csv", ["text", "label"], rows)
+    for task, says in (
+        ("auto", "labels such as -0,25 are numbers with a decimal comma: write a point for it"),
+        ("regression", "got '-0,25': write its decimals behind a point"),
+    ):
+        with pytest.raises(DataError, match=re.escape(says)):
+            gold(teacher, data, tmp_path, Noting(), task=task)
+    made = gold(teacher, data, tmp_path, Noting(), task="classification")
+    assert made.task.choices == ["-0,25", "2.5", "3,5", "4"]
+    rows = [(text, ["3,5", "four"][i % 2]) for i, (text, _) in enumerate(SENTENCES)]
+    data = tiny.write_csv(tmp_path / "names.csv", ["text", "label"], rows)
+    assert gold(teacher, data, tmp_path, Noting()).task.choices == ["3,5", "four"]

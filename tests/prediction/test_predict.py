@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import stillhouse as sh
 import tiny
 import written
 from stillhouse.core.errors import DataError, ModelError, UsageError
-from stillhouse.core.inference import Inference, write_inference
+from stillhouse.core.inference import Inference, read_inference, write_inference
 from stillhouse.core.progress import Silent
 from stillhouse.core.types import Batch, Example
 from stillhouse.data.encoding import encode_now
@@ -355,3 +356,17 @@ def test_the_tokenizers_own_padding_and_truncation_count_for_nothing() -> None:
         5,
         12,
     ]
+
+
+def test_more_tokens_than_a_model_can_read_are_refused(exported: Exported, tmp_path: Path) -> None:
+    folder, onnx = exported("classification")
+    facts = read_inference(onnx)
+    assert facts is not None
+    most = facts.positions
+    assert most == json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    elsewhere = shutil.copytree(onnx, tmp_path / "elsewhere")
+    (elsewhere / "inference.json").unlink()
+    for model in (folder, onnx / "model-int8.onnx", elsewhere):
+        with pytest.raises(UsageError, match=f"{most + 1}: the model reads at most {most} tokens"):
+            Predictor(model, max_length=most + 1)
+        assert Predictor(model, max_length=most).facts.max_length == most

@@ -100,7 +100,7 @@ def record_table(record: Record) -> None:
         say(
             f"without {each.without} ({each.stage}{instead}): {each.score:.4f}; the term is worth "
             f"{each.gain.value:+.4f} ({low:+.4f} to {high:+.4f}): "
-            f"{in_words(each.verdict, each.gain.seeds)}"
+            f"{in_words(each.verdict, each.gain)}"
         )
     for line in _writing(record):
         say(line)

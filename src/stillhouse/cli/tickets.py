@@ -209,15 +209,16 @@ def finish_removal(values: dict[str, Any], out: Path, *, recover: bool, json: bo
 
 
 def _levels(record: TicketsRecord) -> None:
+    from stillhouse.core.units import points, unit
     from stillhouse.core.verdicts import in_words
 
-    rows = []
+    rows, metric = [], record.metric
     for each in record.levels:
         gain = ""
         if each.gain is not None:
-            low, high = (100 * end for end in each.gain.interval)
-            gain = f"{100 * each.gain.value:+.1f} ({low:+.1f} to {high:+.1f})"
-            gain += f", {in_words(each.verdict, each.gain.seeds)}" if each.verdict else ""
+            value, low, high = (points(x, metric) for x in (each.gain.value, *each.gain.interval))
+            gain = f"{value} ({low} to {high})"
+            gain += f", {in_words(each.verdict, each.gain)}" if each.verdict else ""
         early = sum(each.early_steps) / len(each.early_steps) if each.early_steps else None
         rows.append(
             [
@@ -228,7 +229,7 @@ def _levels(record: TicketsRecord) -> None:
                 console.number(early, ",.0f"),
             ]
         )
-    columns = ("model", "weights", record.metric, "points (95 %)", "stop at")
+    columns = ("model", "weights", metric, f"{unit(metric)} (95 %)", "stop at")
     console.table(columns, rows)
     console.say(f"\n{record.sentence}")
 

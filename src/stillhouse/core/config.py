@@ -249,7 +249,7 @@ class GoldConfig(Config):
 class FinetuneConfig(GoldConfig):
     """`masks`: a file of masks (a ticket's) whose weights stay 0; auto: the ones in the model's own
     folder, if it has any; none: every weight is trained. metric: what selects and is reported;
-    left out, the task's own."""
+    left out, the task's own. efficiency: measure speed and memory too."""
 
     flow: Literal["finetune"] = "finetune"
     training: FinetuneTraining = FinetuneTraining()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -257,6 +257,7 @@ class FinetuneConfig(GoldConfig):
     masks: str = "auto"
     seed: int = 0
     resamples: Annotated[int, Field(ge=2)] = 2000
+    efficiency: bool = True
 
 
 class NewConfig(Config):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stillhouse.core.config import WRITING, DataConfig
-from stillhouse.core.errors import ModelError
+from stillhouse.core.errors import ModelError, UsageError
 from stillhouse.core.rundir import write_json
 
 FILE = "inference.json"
@@ -29,12 +29,25 @@ class Inference(BaseModel):
     task: str
     labels: list[str] = Field(default=[], description="of a classification, in the head's order")
     max_length: int = Field(description="tokens: longer texts are cut, passages are windows")
+    positions: int | None = Field(default=None, description="the most tokens it can read")
     inputs: list[str] = Field(default=["input_ids", "attention_mask"], description="their names")
     pad_id: int = 0
     pair: bool | None = Field(default=None, description="whether rows have a second text")
     separator: str = Field(default="\n", description="between a language model's prompt and answer")
     target_length: int | None = None
     writing: dict[str, Any] = Field(default={}, description="how texts are generated")
+
+
+def reading(facts: Inference, max_length: int | None) -> Inference:
+    """The same with `max_length` tokens, if any are asked for. Raises UsageError for more than the
+    model can read."""
+    if max_length is None:
+        return facts
+    if facts.positions is not None and max_length > facts.positions:
+        raise UsageError(
+            f"--max-length {max_length}: the model reads at most {facts.positions} tokens"
+        )
+    return facts.model_copy(update={"max_length": max_length})
 
 
 def read_inference(folder: Path) -> Inference | None:

@@ -132,7 +132,7 @@ class Gain(Result):
     """Student minus baseline, paired by row and seed. `p_value` is two-sided. `margin`: the
     largest difference that counts as none, in the metric's values; `seeds`: how many of each side
     (with one, all is said of these two models only); `needed`: what would decide, where the
-    verdict is "can't tell"."""
+    verdict is "can't tell"; `reason`: why the two are not comparable, where they are not."""
 
     value: float
     interval: Interval
@@ -140,6 +140,7 @@ class Gain(Result):
     margin: float = 0.0
     seeds: int = 1
     needed: Needed | None = None
+    reason: str | None = None
 
 
 class BatchResult(Result):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from stillhouse.core.results import Needed
+from stillhouse.core.results import Gain, Needed
 
 ONE_SEED = "these two models only"
 MOST = "up to 50 seeds, or a million test rows"  # what numerics.stats looks as far as
 
 
-def in_words(word: str, seeds: int) -> str:
-    """A verdict's word; with one seed it is about the two models that were trained, and says so."""
-    if seeds > 1 or word == "not comparable":
+def in_words(word: str, gain: Gain, *, why: bool = True) -> str:
+    """A verdict's word, and (`why`) the reason where two models are not comparable; with one seed
+    it is about the two that were trained, and says so."""
+    if why and gain.reason is not None:
+        return f"{word}: {gain.reason}"
+    if gain.seeds > 1 or word == "not comparable":
         return word
     return f"{word}, {ONE_SEED}"
 

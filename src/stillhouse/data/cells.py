@@ -16,6 +16,7 @@ from stillhouse.core.folding import folded
 SEVERAL_LABELS = "several labels a row: multi-label classification is not supported yet"
 MISSING = ("<NA>", "NaT")  # how pandas shows what is not there
 WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number that was stored as a float
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 # Characters that are not seen: they never tell two labels apart. Joiners stay, which some scripts
 # and emoji are spelled with.
 UNSEEN = dict.fromkeys(
@@ -109,6 +110,11 @@ def fold_label(label: str) -> str:
     text = folded(label)
     whole = WHOLE.fullmatch(text)
     return whole.group(1) if whole else text
+
+
+def has_decimal_comma(label: str) -> bool:
+    """Whether it is a number as 3,5 writes three and a half."""
+    return DECIMAL_COMMA.fullmatch(label) is not None
 
 
 def is_utf8(*values: str | None) -> bool:

@@ -29,12 +29,12 @@ from stillhouse.data.cells import fold_label
 from stillhouse.data.chat import folded_text
 from stillhouse.data.columns import Columns
 from stillhouse.data.readers import Row
-from stillhouse.data.usable import HINTS, NOT_UTF8, Header, Problems, usable
+from stillhouse.data.usable import HINTS, NOT_UTF8, SHOWN_LINES, Header, Problems, usable
 
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
-FORMAT = 9  # of what is stored: rows of another one are read anew
+FORMAT = 10  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:
@@ -198,6 +198,8 @@ def _write(
     kept = _first_of_each(folder, keys_N2, lines_N, problems)
     np.save(folder / "kept.npy", kept)
     notes = [*problems.notes(where), *header.notes]
+    if not columns.texts:
+        notes += _twins_apart(folder, kept, lines_N, where)
     summary = {
         "dropped": problems.counts,
         "notes": notes,
@@ -205,6 +207,35 @@ def _write(
         "where": where,
     }
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def _twins_apart(folder: Path, kept: np.ndarray, lines: np.ndarray, where: str) -> list[str]:
+    """A note of kept rows that differ from an earlier one in case, spacing, Unicode form or
+    invisible characters only, and yet have another label: nothing says which of the two is right.
+    """
+    folded_N2 = np.load(folder / "ordered.npy")[kept]
+    _, first, inverse = np.unique(folded_N2, axis=0, return_index=True, return_inverse=True)
+    earlier = first[inverse.reshape(-1)]
+    twins = np.flatnonzero(earlier != np.arange(len(kept)))
+    if not len(twins):
+        return []
+    with pa.memory_map(str(folder / "rows.arrow")) as source:
+        labels = pa.ipc.open_file(source).read_all()["label"]
+        mine = labels.take(pa.array(kept[twins])).to_pylist()
+        theirs = labels.take(pa.array(kept[earlier[twins]])).to_pylist()
+    apart = [
+        int(lines[kept[row]])
+        for row, label, other in zip(twins, mine, theirs, strict=True)
+        if label is not None and other is not None and fold_label(label) != fold_label(other)
+    ]
+    if not apart:
+        return []
+    more = ", ..." if len(apart) > SHOWN_LINES else ""
+    return [
+        f"{where}: {len(apart)} row{'s' if len(apart) > 1 else ''} kept whose text is an earlier "
+        "one's but for case, spacing or Unicode form, and whose label is another "
+        f"(line {', '.join(map(str, apart[:SHOWN_LINES]))}{more}): correct them"
+    ]
 
 
 def _first_of_each(

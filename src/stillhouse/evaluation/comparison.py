@@ -18,11 +18,8 @@ from stillhouse.tasks.base import Task
 
 @dataclass(frozen=True)
 class Comparison:
-    """`reason`: why two sides are not comparable, where they are not."""
-
     gain: Gain
     verdict: Verdict
-    reason: str | None = None
 
 
 def compare(
@@ -40,7 +37,7 @@ def compare(
     """The gain of my answers over theirs, one array a seed, and what it amounts to.
 
     margin: in points, as a setting has it; None is the metric's own. seen: the share of the rows
-    that the teacher, or what the sides are made of, was trained on. groups: see
+    that one of the models, or what the sides are made of, was trained on. groups: see
     `evaluate.groups_of`. Raises ValueError as `stats.paired_gain` does.
     """
     found = stats.paired_gain(
@@ -66,8 +63,9 @@ def compare(
         margin=wide,
         seeds=len(mine),
         needed=needed,
+        reason=reason,
     )
-    return Comparison(gain, word, reason)
+    return Comparison(gain, word)
 
 
 def trained_on(share: float, margin: float, metric: str) -> str | None:
@@ -76,7 +74,7 @@ def trained_on(share: float, margin: float, metric: str) -> str | None:
     if not share or share * span_of(metric) < margin:
         return None
     rows = f"{100 * share:.1f} % of the test rows"
-    return f"the teacher, or what the student is made of, was trained on {rows}"
+    return f"one of the models, or what it is made of, was trained on {rows}"
 
 
 def _nothing_learnt(sides: Sequence[np.ndarray]) -> str | None:

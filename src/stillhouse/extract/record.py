@@ -253,7 +253,7 @@ def _word(change: Change) -> str:
     assert change.verdict is not None
     assert change.gain is not None
     words = {"helped": "the copy is better", "hurt": "the copy is worse"}
-    return in_words(words.get(change.verdict, change.verdict), change.gain.seeds)
+    return in_words(words.get(change.verdict, change.verdict), change.gain)
 
 
 def _dearest(changes: Sequence[Change], kind: str, currency: str) -> str:

@@ -18,7 +18,7 @@ from stillhouse.core.config import CorpusConfig, DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.inference import default_length, read_inference
 from stillhouse.core.progress import Progress
-from stillhouse.data.cells import SEVERAL_LABELS
+from stillhouse.data.cells import SEVERAL_LABELS, has_decimal_comma
 from stillhouse.data.encoding import Encoded, encode
 from stillhouse.data.sources import Pool
 from stillhouse.models.kinds import refuse_inputs
@@ -114,10 +114,17 @@ def teacher_task(
 
 
 def gold_task(pools: list[Pool], *, asked: str, metric: str | None = None) -> Task:
-    """The task that gold labels fit: a regression where they are numbers and not all whole."""
+    """The task that gold labels fit: a regression where they are numbers and not all whole.
+    Raises DataError for labels that fit none, or are numbers with a decimal comma."""
     labels = seen_labels(pools)
     if row_task(asked, pools) == "span":
         return Span(metric)
+    commas = sorted(filter(has_decimal_comma, labels))
+    if asked == "auto" and commas and _are_numbers(labels - {*commas}):
+        raise DataError(
+            f"labels such as {commas[0]} are numbers with a decimal comma: write a point for it "
+            "to learn values, or say --task classification if they are names of classes"
+        )
     kind = asked if asked != "auto" else ("regression" if _are_values(labels) else "classification")
     if kind == "regression":
         return _regression(labels, metric)
@@ -139,6 +146,13 @@ def _regression(labels: set[str], metric: str | None) -> Regression:
     task = Regression(metric)
     task.gold(np.array(sorted(labels), dtype=object))
     return task
+
+
+def _are_numbers(labels: set[str]) -> bool:
+    try:
+        return all(math.isfinite(float(label)) for label in labels)
+    except ValueError:
+        return False
 
 
 def _are_values(labels: set[str]) -> bool:
@@ -183,10 +197,14 @@ def dataset(
 def cut_notes(read: Mapping[str, object]) -> list[str]:
     """A note for each set of texts, by title, of which some were cut."""
     return [
-        f"{source.cut:,} {title} are cut: longer than {source.max_length} tokens"
+        cut_note(source.cut, len(source), title, source.max_length)
         for title, source in read.items()
         if isinstance(source, Encoded) and source.cut
     ]
+
+
+def cut_note(cut: int, count: int, title: str, length: int) -> str:
+    return f"{cut:,} of {count:,} {title} cut: longer than {length} tokens"
 
 
 def corpus_of(data: DataConfig) -> CorpusConfig:

@@ -153,8 +153,8 @@ def _lead(found: Findings, *, among: str) -> str:
 def _within(gain: Gain, metric: str) -> str:
     margin = amount(gain.margin, metric, 2 if gain.margin < 0.001 else 1)
     if gain.interval[0] > 0 or gain.interval[1] < 0:
-        return f"a difference, but surely smaller than the margin of {margin}"
-    return f"surely within the margin of {margin}"
+        return f"a difference, but all of it within the margin of {margin}"
+    return f"all of it within the margin of {margin}"
 
 
 def _kept(found: Findings) -> str:

@@ -181,6 +181,7 @@ def _gain(each: Ablation, metric: str) -> str:
     )
     instead = ", against gold answers in its place" if each.gold_instead else ""
     only = f", {ONE_SEED}" if gain.seeds == 1 else ""
+    only = f", {gain.reason}" if gain.reason is not None else only
     numbers = f"{value} {unit(metric)}, {low} to {high}{only}"
     return f"{_words(each.without)} of {each.stage}{instead} ({numbers})"
 

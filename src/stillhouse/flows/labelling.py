@@ -3,6 +3,8 @@ training row has."""
 
 from __future__ import annotations
 
+import re
+
 from stillhouse.core.progress import Progress
 from stillhouse.data.labels import LabelRule
 from stillhouse.data.sources import Pool, Splits
@@ -12,6 +14,7 @@ from stillhouse.models.one_logit import is_one_logit
 from stillhouse.tasks.base import Task
 
 SHOWN = 8
+WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 
 
 def label_rule(
@@ -35,10 +38,21 @@ def tell_guesses(splits: Splits, progress: Progress, task: Task, *, asked: str) 
     rows = next((part.rows for part in splits.train.parts), None)
     guesses = [rows.guessed] if rows is not None and rows.guessed else []
     if asked == "auto":
-        of = f" of {task.width} classes" if task.name == "classification" else ""
-        guesses.append(f"task: {task.name}{of}")
+        guesses.append(f"task: {task.name}{_of_classes(task)}")
     if guesses:
         progress.note("; ".join(guesses))
+
+
+def _of_classes(task: Task) -> str:
+    """How many classes, and whether they may be values: whole numbers other than 0, 1, ..."""
+    if task.name != "classification":
+        return ""
+    said = f" of {task.width} classes"
+    names = {*task.choices}
+    counted = names == {*map(str, range(task.width))}
+    if task.width > 2 and not counted and all(map(WHOLE_NUMBER.fullmatch, names)):
+        said += ", whose names are numbers: if they are amounts, --task regression"
+    return said
 
 
 def untrained_classes(task: Task, splits: Splits) -> list[str]:

@@ -16,7 +16,7 @@ from stillhouse.core.results import (
     Timing,
 )
 from stillhouse.core.terms import TermConfig
-from stillhouse.core.units import margin_of, spoken
+from stillhouse.core.units import amount, margin_of, spoken
 from stillhouse.evaluation.comparison import trained_on
 from stillhouse.evaluation.evaluate import groups_of
 from stillhouse.evaluation.floor import floor_of
@@ -97,7 +97,7 @@ def distillation_record(
         baseline=baseline,
         gain=compared and compared.gain,
         verdict=compared and compared.verdict,
-        reason=compared.reason
+        reason=compared.gain.reason
         if compared
         else trained_on(
             outcome.seen, margin_of(task.metric, config.evaluation.margin), task.metric
@@ -138,6 +138,7 @@ def distillation_record(
             *doubts,
             *(outcome.writing.doubts if outcome.writing else []),
             *int8_gains_nothing(exports, instructions=machine().int8),
+            *int8_is_worse(exports, task.metric, judged["margin"]),
             *_run_warnings(outcome.students),
         ],
         temperature=soft.temperature.start if soft else None,
@@ -172,6 +173,23 @@ def int8_gains_nothing(exports: Sequence[ExportResult], *, instructions: bool) -
     return [
         f"int8 gains nothing on this CPU{lacking}: {small_ms:.2f} ms a row, and the float32 file "
         f"{plain_ms:.2f}; here the int8 file is only smaller"
+    ]
+
+
+def int8_is_worse(
+    exports: Sequence[ExportResult], metric: str, margin: float | None = None
+) -> list[str]:
+    """A warning where the int8 file scores lower than the float32 one by more than the margin, on
+    the same rows. `margin`: in points, as in the settings."""
+    found = {each.format: each for each in exports}
+    plain, small = found.get("onnx"), found.get("onnx-int8")
+    if plain is None or small is None or plain.score - small.score <= margin_of(metric, margin):
+        return []
+    lost = amount(plain.score - small.score, metric)
+    return [
+        f"the int8 file scores {small.score:.3f} in {spoken(metric)}, {lost} less than the float32 "
+        f"file ({plain.score:.3f}), and gives the student's answer to "
+        f"{100 * small.agreement:.1f} % of the rows: take {plain.path}"
     ]
 
 

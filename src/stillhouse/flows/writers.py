@@ -21,9 +21,9 @@ from stillhouse.data.encoding import pad_id
 from stillhouse.data.sources import Pool, Splits, load
 from stillhouse.data.tokens import same_tokens, word_level_refusal
 from stillhouse.data.written import Kind, Rules, gold_texts, tokens_of
-from stillhouse.flows.common import corpus_of, kind_of, load_answering, trained_length
+from stillhouse.flows.common import corpus_of, cut_note, kind_of, load_answering, trained_length
 from stillhouse.flows.conversations import check_rows, forms_of
-from stillhouse.flows.training_data import seen_before
+from stillhouse.flows.training_data import seen_before, seen_share
 from stillhouse.models.decode import Decoding, decode
 from stillhouse.models.generator import load_generator, used_choices
 from stillhouse.models.limits import max_tokens
@@ -193,7 +193,7 @@ def written_data(
             pool, tokenizer, store / "tokens", rules, answers=answers, progress=advance
         )
     if tokens.cut:
-        progress.note(f"{tokens.cut:,} {title} are cut: longer than {length} tokens")
+        progress.note(cut_note(tokens.cut, len(pool), title, length))
     gold = gold_texts(pool, tokenizer) if answers is None else list(answers)
     return Written(kind, tokens, tokenizer, gold, start)
 
@@ -207,18 +207,19 @@ def load_any(kind: str, name: str) -> PreTrainedModel:
 
 def reported_by_writer(
     name: str, kind: Kind, config: DataConfig, store: Path, progress: Progress
-) -> tuple[PreTrainedModel, Task, Data]:
-    """A model that writes with the reported rows in its own tokens."""
+) -> tuple[PreTrainedModel, Task, Data, float]:
+    """A model that writes with the reported rows in its own tokens, and the share of them that it
+    says it was trained on."""
     model, tokenizer = load_generator(name, kind), load_tokenizer(name)
     texts = not (kind == "causal_lm" and is_running_text(config))
     task = writing_task(kind, None, WritingConfig(), tokenizer, model, texts=texts)
     if not texts:
         length = max_tokens(model, config.tokens("masked_lm"))
         corpus = corpus_for(config, tokenizer, store, length, progress)
-        _say_seen(name, corpus, progress)
-        return model, task, RunningText(corpus.reported, tokenizer)
+        seen = _say_seen(name, corpus, progress)
+        return model, task, RunningText(corpus.reported, tokenizer), seen
     splits = splits_of(config, store, progress)
-    _say_seen(name, splits, progress)
+    seen = _say_seen(name, splits, progress)
     check_writers(splits, kind, [(tokenizer, model)], progress)
     pool = splits.reported
     length = max_tokens(model, config.max_length or trained_length(name, kind))
@@ -226,12 +227,13 @@ def reported_by_writer(
         pool, tokenizer, config, kind, store, progress, "reported rows",
         length=length, start=start_of(model),
     )  # fmt: skip
-    return model, task, rows
+    return model, task, rows, seen
 
 
-def _say_seen(name: str, data: Splits | Corpus, progress: Progress) -> None:
+def _say_seen(name: str, data: Splits | Corpus, progress: Progress) -> float:
     for note in seen_before([(name, name)], data):
         progress.note(note)
+    return seen_share([(name, name)], data)
 
 
 def own_texts(data: Any, config: OnPolicyConfig, precision: Precision) -> Write:

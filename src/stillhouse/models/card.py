@@ -64,26 +64,29 @@ print(tokenizer.decode(inputs["input_ids"][0, first : last + 1]))
 ```
 
 """
-ONNX_USAGE = """With the ONNX file, and neither torch nor transformers:
+ONNX_USAGE = """With the folder of the ONNX files, and neither torch nor transformers{smaller}:
 
 ```python
 import json, numpy, onnxruntime, pathlib, tokenizers
 
-facts = json.loads(pathlib.Path("onnx/inference.json").read_text("utf-8"))
-session = onnxruntime.InferenceSession("onnx/model.onnx")
-tokenizer = tokenizers.Tokenizer.from_file("onnx/tokenizer.json")
+folder = pathlib.Path("onnx")  # wherever it is
+facts = json.loads((folder / "inference.json").read_text("utf-8"))
+session = onnxruntime.InferenceSession(folder / "model.onnx")
+tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 tokenizer.enable_truncation(facts["max_length"])
 coded = tokenizer.encode({texts})
 ids = {{"input_ids": coded.ids, "attention_mask": coded.attention_mask,
        "token_type_ids": coded.type_ids}}
-inputs = {{each.name: numpy.array([ids[each.name]]) for each in session.get_inputs()}}
-scores = session.run(None, inputs)[0][0]
+scores = session.run(
+    None, {{each.name: numpy.array([ids[each.name]]) for each in session.get_inputs()}}
+)[0][0]
 print({answer})
 ```
 
 `stillhouse predict onnx/model.onnx rows.csv` answers many rows.
 
 """
+SMALLER = " (`model-int8.onnx` is the smaller one)"
 INT8 = "The file's {told}.\n\n"
 APART = ": ask it about one row at a time where an answer must not depend on others"
 PIPELINES = {"masked_lm": "fill-mask", "span": "question-answering"}
@@ -120,7 +123,8 @@ def onnx_usage(record: Record, inference: Inference | None) -> str:
         texts = '"...", "..."' if inference.pair else '"..."'
         value = inference.task == "regression"
         answer = "scores[0]" if value else 'facts["labels"][scores.argmax()]'
-        found = ONNX_USAGE.format(texts=texts, answer=answer)
+        small = any(each.format == "onnx-int8" for each in record.exports)
+        found = ONNX_USAGE.format(texts=texts, answer=answer, smaller=SMALLER if small else "")
     for each in record.exports:
         if each.batches is not None:
             told = batches_told(**each.batches.model_dump(), metric=record.metric)

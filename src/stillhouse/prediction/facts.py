@@ -17,7 +17,7 @@ from stillhouse.core.inference import (
 from stillhouse.data.encoding import pad_id
 from stillhouse.flows.gold import Gold
 from stillhouse.flows.setup import Setup
-from stillhouse.models.limits import max_tokens, tokenizer_for
+from stillhouse.models.limits import max_tokens, positions, tokenizer_for
 from stillhouse.models.load import label_names, resolve
 
 
@@ -38,6 +38,7 @@ def inference_of(
             "task": task,
             "labels": _labels(model, held) if task == "classification" else [],
             "max_length": max_tokens(model, length),
+            "positions": positions(model),
             "inputs": [
                 each for each in ("input_ids", "attention_mask", "token_type_ids") if each in names
             ],

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.core.errors import ModelError, RunError, UsageError
-from stillhouse.core.inference import ANSWERING, Inference, default_length, read_inference
+from stillhouse.core.inference import ANSWERING, Inference, default_length, read_inference, reading
 from stillhouse.data.cells import SEVERAL_LABELS
 
 NAMES = ("model.onnx", "model-int8.onnx")
@@ -57,11 +57,13 @@ def facts_beside(path: Path) -> Inference:
             raise ModelError(f"{path} gives {SEVERAL_LABELS}")
         labels = ONE_LOGIT
     task = "span" if spans else "regression" if len(labels) == 1 else "classification"
-    length = min(default_length(task), config.get("max_position_embeddings") or 1 << 30)
+    most = config.get("max_position_embeddings") or None
+    length = default_length(task)
     return Inference(
         task=task,
         labels=labels if task == "classification" else [],
-        max_length=length,
+        max_length=length if most is None else min(length, most),
+        positions=most,
         pad_id=config.get("pad_token_id") or 0,
     )
 
@@ -78,10 +80,7 @@ class OnnxModel:
         known = {"input_ids", "attention_mask", "token_type_ids"}
         if strange := sorted(set(self._names) - known):
             raise ModelError(f"{path} takes {', '.join(strange)}, which no text has")
-        changes: dict[str, Any] = {"inputs": self._names}
-        self.facts = held.model_copy(
-            update=changes | ({"max_length": max_length} if max_length else {})
-        )
+        self.facts = reading(held.model_copy(update={"inputs": self._names}), max_length)
         self._path, self._session = path, session
 
     def scores(

@@ -6,6 +6,7 @@ A row that can't be asked about keeps its place, with why.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,13 +16,14 @@ from typing import Any, BinaryIO
 from stillhouse.core.errors import DataError, UsageError
 from stillhouse.core.inference import Inference
 from stillhouse.data.cells import is_utf8, text_of, value_at
-from stillhouse.data.columns import Columns
+from stillhouse.data.columns import LIKE_TEXTS, Columns
 from stillhouse.data.delimited import BROKEN
 from stillhouse.data.readers import Row, read
 from stillhouse.data.turns import conversation_in
 from stillhouse.data.usable import Header
 
 STDIN = "-"
+NAME = re.compile(r"[\w.-]+")  # of a column
 EMPTY, NO_PAIR, NOT_UTF8, NOT_JSON = (
     "it has no text",
     "it has no second text",
@@ -80,10 +82,21 @@ def _told_apart(lines: Iterable[bytes]) -> Iterator[Row]:
         line = line.rstrip("\r\n")
         if objects is None and line.strip():
             objects = line.lstrip().startswith("{")
+            _check_no_header(line)
         if not objects:
             yield number, {"text": line}
         elif line.strip():
             yield number, _object(line)
+
+
+def _check_no_header(line: str) -> None:
+    """Raises DataError for names of columns, which would be answered as a text."""
+    names = [name.strip('"').lower() for name in re.split(r"[,;\t|]", line)]
+    if len(names) > 1 and {*names} & {*LIKE_TEXTS} and all(map(NAME.fullmatch, names)):
+        raise DataError(
+            f"standard input begins with the names of columns ({line.strip()}): name the file "
+            "instead of piping it, or pipe a text or a JSON object a line"
+        )
 
 
 def _object(line: str) -> dict[str, Any]:

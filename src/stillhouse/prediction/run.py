@@ -59,9 +59,9 @@ class Counts:
         ]
         if self.cut:
             found.append(
-                f"{self.cut:,} of {self.rows:,} texts are longer than the {facts.max_length} "
-                f"tokens that the model reads, and were cut (line "
-                f"{_listed(self.cut_lines, self.cut)}); --max-length sets another limit"
+                f"{self.cut:,} of {self.rows:,} texts cut: longer than the {facts.max_length} "
+                f"tokens that the model reads (line {_listed(self.cut_lines, self.cut)})"
+                + ("" if facts.max_length == facts.positions else "; --max-length sets another")
             )
         return found
 

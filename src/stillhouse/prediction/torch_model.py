@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from stillhouse.core.config import WRITING
 from stillhouse.core.errors import ModelError
+from stillhouse.core.inference import reading
 from stillhouse.core.precision import precision_of
 from stillhouse.core.types import Batch, Example
 from stillhouse.core.writing import WritingConfig
@@ -75,8 +76,8 @@ class FolderModel:
             check_tokenizer(self._model, tokenizer)
             self._tokenizer = tokenizer_for(self._model, tokenizer)
         task = _task(kind, name, self._model.config)
-        self.facts = inference_of(
-            self._model, self._tokenizer, task, name=name, max_length=max_length
+        self.facts = reading(
+            inference_of(self._model, self._tokenizer, task, name=name), max_length
         )
         self.precision = precision_of(precision, "cpu")
         if not self.writes:

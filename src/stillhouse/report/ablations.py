@@ -41,7 +41,7 @@ def _left_out(each: Ablation) -> str:
 
 
 def _words(each: Ablation) -> str:
-    return in_words(WORDS[each.verdict], each.gain.seeds)
+    return in_words(WORDS[each.verdict], each.gain)
 
 
 def rows(record: Record) -> list[Row]:
@@ -109,11 +109,12 @@ def _line(ax: Axes, place: int, result: Ablation) -> None:
 
 
 def _key(figure: Figure, found: Sequence[Row]) -> None:
-    seen = {row.result.verdict: row.result.gain.seeds for row in found}
+    seen = {row.result.verdict: row.result.gain for row in found}
     handles: list[Line2D] = []
     for verdict in (verdict for verdict in WORDS if verdict in seen):
         paint = PAINTS.get(verdict, PAINT["none"])
         fill = paint if verdict in PAINTS else PAINT["paper"]
         style = {"color": paint, "marker": "o", "markersize": 6, "markerfacecolor": fill}
-        handles.append(Line2D([], [], label=in_words(WORDS[verdict], seen[verdict]), **style))
+        label = in_words(WORDS[verdict], seen[verdict], why=False)
+        handles.append(Line2D([], [], label=label, **style))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.8, borderpad=0)

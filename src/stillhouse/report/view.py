@@ -99,7 +99,7 @@ def slug(verdict: str) -> str:
 def gain_in_words(gain: Gain, verdict: Verdict | None, metric: str = "") -> str:
     """A gain with its interval, and what it amounts to."""
     told = f"{fmt.signed(gain.value, metric)} ({fmt.interval(gain.interval, metric)})"
-    return told if verdict is None else f"{told}, {in_words(verdict, gain.seeds)}"
+    return told if verdict is None else f"{told}, {in_words(verdict, gain)}"
 
 
 def role_names(record: Record) -> dict[str, str]:

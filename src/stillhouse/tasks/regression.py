@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stillhouse.core.errors import DataError
 from stillhouse.core.types import Predictions
+from stillhouse.data.cells import has_decimal_comma
 from stillhouse.numerics import metrics
 from stillhouse.tasks.base import Data
 
@@ -31,7 +32,8 @@ class Regression:
             try:
                 values[i] = float(label)
             except ValueError:
-                raise DataError(f"a regression's labels are numbers, got {label!r}") from None
+                hint = ": write its decimals behind a point" if has_decimal_comma(label) else ""
+                raise DataError(f"a regression's labels are numbers, got {label!r}{hint}") from None
             if not np.isfinite(values[i]):
                 raise DataError(f"a regression's labels are finite numbers, got {label!r}")
         return torch.from_numpy(values)

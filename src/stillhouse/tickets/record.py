@@ -176,14 +176,15 @@ def _share(level: Level) -> str:
 
 def _word(level: Level) -> str:
     assert level.verdict is not None
+    assert level.gain is not None
     better = {"helped": "better", "hurt": "worse"}
-    return in_words(better.get(level.verdict, level.verdict), len(level.seeds))
+    return in_words(better.get(level.verdict, level.verdict), level.gain)
 
 
 def _against(level: Level, metric: str) -> str:
     assert level.gain is not None
     value, low, high = (points(x, metric) for x in (level.gain.value, *level.gain.interval))
-    return f"{_word(level)}: {value} {unit(metric)}, 95 % interval {low} to {high}"
+    return f"{value} {unit(metric)}, 95 % interval {low} to {high}: {_word(level)}"
 
 
 def doubts(found: Found, densities: Mapping[str, Sequence[float]]) -> list[str]:
