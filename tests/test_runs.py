@@ -17,7 +17,6 @@ from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.prepare import prepare
 from stillhouse.runs import Run, run_distill
 
-
 OTHERS = [(f"another text, number {i}", ["negative", "positive"][i % 2]) for i in range(20)]
 
 

@@ -28,7 +28,7 @@ from stillhouse.models.forward import span_scores
 from stillhouse.prediction.answers import best_spans, likeliest
 from stillhouse.prediction.encoding import Encoder
 from stillhouse.prediction.onnx_model import facts_beside
-from stillhouse.prediction.run import CHUNK, Predictor
+from stillhouse.prediction.run import CHUNK, Counts, Predictor
 from stillhouse.tasks.span import Span
 
 Exported = Callable[[str], tuple[Path, Path]]
@@ -370,3 +370,21 @@ def test_more_tokens_than_a_model_can_read_are_refused(exported: Exported, tmp_p
         with pytest.raises(UsageError, match=f"{most + 1}: the model reads at most {most} tokens"):
             Predictor(model, max_length=most + 1)
         assert Predictor(model, max_length=most).facts.max_length == most
+
+
+def test_one_output_that_nothing_describes_is_said_to_be_taken_for_a_value(
+    exported: Exported, tmp_path: Path
+) -> None:
+    folder, onnx = exported("regression")
+    assert Predictor(onnx / "model.onnx").notes(Counts()) == []
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "inference.json").unlink(missing_ok=True)
+    config = json.loads((bare / "config.json").read_text())
+    for problem, said in ((None, 1), ("regression", 0), ("multi_label_classification", 0)):
+        held = {**config, "problem_type": problem}
+        (bare / "config.json").write_text(json.dumps(held))
+        made = _made_elsewhere(onnx, tmp_path, problem_type=problem)
+        for model in (bare, made):
+            notes = Predictor(model).notes(Counts())
+            assert len(notes) == said
+            assert all("if it is the logit of a class" in note for note in notes)

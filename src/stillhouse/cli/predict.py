@@ -79,7 +79,7 @@ def predict(
     except BrokenPipeError:  # whoever reads has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    for note in counts.notes(predictor.facts):
+    for note in predictor.notes(counts):
         progress.note(note)
     if left:
         progress.note(f"columns that the first row lacks are not in the CSV: {', '.join(left)}")

@@ -50,6 +50,17 @@ def reading(facts: Inference, max_length: int | None) -> Inference:
     return facts.model_copy(update={"max_length": max_length})
 
 
+def value_guessed(task: str, problem: str | None, *, described: bool) -> list[str]:
+    """A note where one output is taken for a value because nothing says what it is: neither our
+    description (`described`) nor the config's problem_type."""
+    if task != "regression" or problem is not None or described:
+        return []
+    return [
+        "the model has one output, which is answered as a value: if it is the logit of a class, "
+        'set "problem_type": "multi_label_classification" in its config.json'
+    ]
+
+
 def read_inference(folder: Path) -> Inference | None:
     """What stands beside a model; None where nothing does. Raises ModelError for a broken file."""
     path = folder / FILE

@@ -169,11 +169,11 @@ def _kept(found: Findings) -> str:
     if yardstick and model.retention and model.retention > 0 and model.score >= 0:
         kept = f"keeps {100 * model.retention:.1f} % of the teacher's {spoken(metric)}"
         kept += (f" at {faster} its speed" if faster else "") + f" and {size} of its parameters"
+        return f"The {found.best} {kept}."
+    # Without a baseline the lead has the score.
+    said = None if found.gain is None else f"scores {model.score:.3f} in {spoken(metric)}"
+    if faster:
+        kept = f"{said or 'runs'} at {faster} the teacher's speed and {size} of its parameters"
     else:
-        kept = f"scores {model.score:.3f} in {spoken(metric)}"
-        kept += (
-            f" at {faster} the teacher's speed and {size} of its parameters"
-            if faster
-            else f" with {size} of the teacher's parameters"
-        )
+        kept = f"{f'{said} with' if said else 'has'} {size} of the teacher's parameters"
     return f"The {found.best} {kept}."

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from stillhouse.core.errors import ModelError, RunError, UsageError
-from stillhouse.core.inference import ANSWERING, Inference, default_length, read_inference, reading
+from stillhouse.core.inference import (
+    ANSWERING,
+    Inference,
+    default_length,
+    read_inference,
+    reading,
+    value_guessed,
+)
 from stillhouse.data.cells import SEVERAL_LABELS
 
 NAMES = ("model.onnx", "model-int8.onnx")
@@ -39,8 +46,13 @@ def onnx_file(name: str) -> Path | None:
 def facts_beside(path: Path) -> Inference:
     """What stands beside an ONNX file: our own description, or what its config.json tells. Raises
     ModelError."""
+    return _facts_and_notes(path)[0]
+
+
+def _facts_and_notes(path: Path) -> tuple[Inference, list[str]]:
+    """`facts_beside`, and what of it was guessed."""
     if (found := read_inference(path.parent)) is not None:
-        return found
+        return found, []
     beside = path.parent / "config.json"
     try:
         config = json.loads(beside.read_text(encoding="utf-8"))
@@ -59,13 +71,14 @@ def facts_beside(path: Path) -> Inference:
     task = "span" if spans else "regression" if len(labels) == 1 else "classification"
     most = config.get("max_position_embeddings") or None
     length = default_length(task)
-    return Inference(
+    facts = Inference(
         task=task,
         labels=labels if task == "classification" else [],
         max_length=length if most is None else min(length, most),
         positions=most,
         pad_id=config.get("pad_token_id") or 0,
     )
+    return facts, value_guessed(task, config.get("problem_type"), described=False)
 
 
 class OnnxModel:
@@ -73,7 +86,7 @@ class OnnxModel:
 
     def __init__(self, path: Path, *, max_length: int | None = None) -> None:
         session = _session(path)
-        held = facts_beside(path)
+        held, self.notes = _facts_and_notes(path)
         if held.task not in ANSWERING:
             raise ModelError(f"{path} is a {held.task}: it has no answer for a row")
         self._names = [each.name for each in session.get_inputs()]

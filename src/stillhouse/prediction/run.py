@@ -112,6 +112,10 @@ class Predictor:
         """What an answer has."""
         return OUTPUTS[self.facts.task]
 
+    def notes(self, counts: Counts) -> list[str]:
+        """What a user should be told of the model, and of the rows that were answered."""
+        return [*self._model.notes, *counts.notes(self.facts)]
+
     def answers(self, rows: Sequence[AskedRow]) -> tuple[list[Answer], list[bool]]:
         """The answers to rows without errors, and which of them were cut."""
         if not rows:
@@ -210,7 +214,7 @@ def predict(
         write(predictor, data, target, form, columns=columns, counts=counts)
         found = []
     if progress is not None:
-        for note in counts.notes(predictor.facts):
+        for note in predictor.notes(counts):
             progress.note(note)
     return found
 

@@ -6,6 +6,7 @@ Axes: N rows, K choices, B examples, T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from stillhouse.core.config import WRITING
 from stillhouse.core.errors import ModelError
-from stillhouse.core.inference import reading
+from stillhouse.core.inference import read_inference, reading, value_guessed
 from stillhouse.core.precision import precision_of
 from stillhouse.core.types import Batch, Example
 from stillhouse.core.writing import WritingConfig
@@ -28,7 +29,7 @@ from stillhouse.models.decode import decode
 from stillhouse.models.forward import run, training_mode
 from stillhouse.models.generator import load_generator, used_choices
 from stillhouse.models.limits import check_tokenizer, tokenizer_for
-from stillhouse.models.load import load_config, load_tokenizer
+from stillhouse.models.load import load_config, load_tokenizer, resolve
 from stillhouse.models.rules import search_of
 from stillhouse.prediction.answers import Answer
 from stillhouse.prediction.facts import inference_of
@@ -57,6 +58,11 @@ def _task(kind: str, name: str, config: Any) -> str:
     return "classification"
 
 
+def _is_described(name: str) -> bool:
+    folder = resolve(name)
+    return isinstance(folder, Path) and read_inference(folder) is not None
+
+
 class FolderModel:
     """A classifier, a regression or a model of spans: scores of passes. Raises ModelError."""
 
@@ -78,6 +84,9 @@ class FolderModel:
         task = _task(kind, name, self._model.config)
         self.facts = reading(
             inference_of(self._model, self._tokenizer, task, name=name), max_length
+        )
+        self.notes = value_guessed(
+            task, self._model.config.problem_type, described=_is_described(name)
         )
         self.precision = precision_of(precision, "cpu")
         if not self.writes:
