@@ -82,7 +82,7 @@ def test_what_is_done_is_said_in_one_line() -> None:
         "--set data.no_label=nan",
     ]
     (hidden,) = agree([Counter({"0": 3, "1": 1, "-1": 2})], "data", LabelRule()).notes
-    assert "2 rows have the label -1, which is read as none" in hidden
+    assert "2 rows with the label -1, which is read as none" in hidden
     assert agree([Counter({"good": 3, "bad": 1})], "data", LabelRule()).notes == []
 
 

@@ -36,6 +36,11 @@ def points(value: float, metric: str, digits: int = 1) -> str:
     return f"{value if metric in OF_HUNDRED else 100 * value:+.{digits}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something, in the singular where it is one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def amount(value: float, metric: str, digits: int = 1) -> str:
     """A size of a difference with its unit, unsigned."""
     return f"{points(abs(value), metric, digits).lstrip('+')} {unit(metric)}"

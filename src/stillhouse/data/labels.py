@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.units import counted
 from stillhouse.data.cells import SEVERAL_LABELS, WHOLE, fold_label
 from stillhouse.data.rows import Rows
 
@@ -95,13 +96,13 @@ def _hide_minus_one(total: Counter[str], path: str, rule: LabelRule, agreed: Agr
     if rule.values or not spelled or spelled & {*rule.classes}:
         return
     others = {fold_label(name) for name in total} - {HIDDEN}
-    counted = len(others) > 1 and "0" in others and all(name.isdecimal() for name in others)
-    if counted or not others:
+    numbered = len(others) > 1 and "0" in others and all(name.isdecimal() for name in others)
+    if numbered or not others:
         agreed.names.update(dict.fromkeys(spelled))
         rows = sum(total[name] for name in spelled)
         agreed.notes.append(
-            f"{path}: {rows:,} rows have the label {HIDDEN}, which is read as none, as the other "
-            "labels are 0, 1, ...: if it is a class, --set data.no_label=none"
+            f"{path}: {counted(rows, 'row')} with the label {HIDDEN}, which is read as none, as "
+            "the other labels are 0, 1, ...: if it is a class, --set data.no_label=none"
         )
 
 
@@ -155,6 +156,6 @@ def _tell_empty_words(left: Counter[str], path: str, rule: LabelRule, agreed: Ag
         word = fold_label(name)
         if name not in agreed.names and word in EMPTY_WORDS and word not in known:
             agreed.notes.append(
-                f"{path}: {name} is read as the name of a class ({rows:,} rows): if it stands for "
+                f"{path}: {name} is read as the name of a class ({counted(rows, 'row')}): if it stands for "
                 f"no label, --set data.no_label={name}"
             )

@@ -15,6 +15,7 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Progress, Silent
 from stillhouse.core.rundir import write_json
 from stillhouse.core.types import Example
+from stillhouse.core.units import counted
 from stillhouse.data.columns import Columns
 from stillhouse.data.labels import LabelRule, agree_labels
 from stillhouse.data.near_duplicates import FORMAT as NEAR_FORMAT
@@ -258,7 +259,9 @@ def load(
     found = _check(config, train, spare, held_out, reported, leaked, sources)
     if lost:
         found.dropped["to select on, also reported"] = lost
-        found.notes.append(f"{lost} rows to select on left out: the same text is reported")
+        found.notes.append(
+            f"{counted(lost, 'row')} to select on left out: the same text is reported"
+        )
     found.notes.extend(agreed)
     found.notes.extend(_near_duplicates(found, store, progress or Silent()))
     return found
@@ -325,7 +328,7 @@ def _check(
     notes = [note for rows in sources for note in rows.notes]
     if blank := len(spare[0]):
         notes.append(
-            f"{config.path}: {blank} rows without a label, which only a teacher can answer"
+            f"{config.path}: {counted(blank, 'row')} without a label, which only a teacher can answer"
         )
     if len(reported) < FEW_ROWS:
         notes.append(f"{len(reported)} rows to report on are few: the intervals will be wide")

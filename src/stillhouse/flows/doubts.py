@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stillhouse.core.results import FloorResult, ModelResult
-from stillhouse.core.units import points, unit
+from stillhouse.core.units import counted, points, unit
 
 NAMED = 10  # classes of a warning
 
@@ -35,14 +35,10 @@ def classes_missed(
     if not missed:
         return []
     rows = {name: sum(counts) for name, counts in zip(choices, model.confusion or [], strict=False)}
-    named = ", ".join(f"{name} ({_rows(rows[name])})" for name in missed[:NAMED])
+    named = ", ".join(f"{name} ({counted(rows[name], 'row')})" for name in missed[:NAMED])
     more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
     there = sum(count > 0 for count in rows.values())
     return [
         f"{who} never answers {len(missed)} of the {there} classes that the reported rows have: "
         f"{named}{more}; {advice}, or give more rows of these"
     ]
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'s' if count != 1 else ''}"
