@@ -156,6 +156,6 @@ def _tell_empty_words(left: Counter[str], path: str, rule: LabelRule, agreed: Ag
         word = fold_label(name)
         if name not in agreed.names and word in EMPTY_WORDS and word not in known:
             agreed.notes.append(
-                f"{path}: {name} is read as the name of a class ({counted(rows, 'row')}): if it stands for "
-                f"no label, --set data.no_label={name}"
+                f"{path}: {name} is read as the name of a class ({counted(rows, 'row')}): if it "
+                f"stands for no label, --set data.no_label={name}"
             )
