@@ -328,7 +328,8 @@ def _check(
     notes = [note for rows in sources for note in rows.notes]
     if blank := len(spare[0]):
         notes.append(
-            f"{config.path}: {counted(blank, 'row')} without a label, which only a teacher can answer"
+            f"{config.path}: {counted(blank, 'row')} without a label, which only a teacher can "
+            "answer"
         )
     if len(reported) < FEW_ROWS:
         notes.append(f"{len(reported)} rows to report on are few: the intervals will be wide")
