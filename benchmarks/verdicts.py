@@ -8,7 +8,7 @@ A model's true accuracy is that of its recipe plus seed noise (a normal deviate,
 students and baselines). Rows differ in difficulty: part of it all models share, part one recipe's
 models share, the rest is each model's own, so that two models are right on mostly the same rows.
 A study trains both recipes with so many seeds on fresh rows, and judges them as a run does: by
-`stats.gain_from` and `stats.verdict`. The covariance that a run bootstraps is known exactly for
+`gains.gain_from` and `gains.verdict`. The covariance that a run bootstraps is known exactly for
 accuracy, a mean over rows, and is taken as such; a test holds it against `stats.paired_gain`.
 
 Axes: S seeds, N rows.
@@ -30,7 +30,7 @@ from scipy.special import ndtri
 
 from stillhouse.core.rundir import write_text
 from stillhouse.core.seeding import generator
-from stillhouse.numerics import stats
+from stillhouse.numerics import gains
 
 GAINS = (0.0, 0.5, 1.0, 3.0)  # points
 SEEDS = (1, 2, 3, 4, 5)
@@ -60,14 +60,14 @@ def study(
     return recipe(gain / 2), recipe(-gain / 2)
 
 
-def judged(student_SN: NDArray[np.bool_], baseline_SN: NDArray[np.bool_]) -> stats.PairedGain:
+def judged(student_SN: NDArray[np.bool_], baseline_SN: NDArray[np.bool_]) -> gains.PairedGain:
     """`stats.paired_gain` of accuracy, with the covariance that its bootstrap estimates."""
     rows = student_SN.shape[1]
     difference_SN = student_SN.astype(np.float32) - baseline_SN.astype(np.float32)
     gains_S = difference_SN.mean(1, dtype=np.float64)
     product_SS = (difference_SN @ difference_SN.T).astype(np.float64) / rows
     covariance_SS = (product_SS - np.outer(gains_S, gains_S)) / rows
-    return stats.gain_from(gains_S, covariance_SS, rows=rows, counted=rows)
+    return gains.gain_from(gains_S, covariance_SS, rows=rows, counted=rows)
 
 
 def shares(*, gain: float, seeds: int, rows: int, noise: float, studies: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def shares(*, gain: float, seeds: int, rows: int, noise: float, studies: int) ->
     excluded = covered = 0
     for _ in range(studies):
         found = judged(*study(rng, gain=gain, seeds=seeds, rows=rows, noise=noise))
-        said[stats.verdict(found, MARGIN)] += 1
+        said[gains.verdict(found, MARGIN)] += 1
         excluded += found.interval[0] > 0 or found.interval[1] < 0
         covered += found.interval[0] <= gain / 100 <= found.interval[1]
     return {

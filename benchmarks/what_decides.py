@@ -3,7 +3,7 @@
     python benchmarks/what_decides.py     (a minute of one core)
 
 Two recipes whose models are right on 85 % of rows on average, one better by the true gain. Runs
-whose verdict is "can't tell" get the seeds, or the rows, that `stats.what_would_decide` names, and
+whose verdict is "can't tell" get the seeds, or the rows, that `gains.what_would_decide` names, and
 are judged again. Axes: S seeds, N rows.
 """
 
@@ -14,7 +14,7 @@ import sys
 import numpy as np
 from scipy.special import ndtr
 
-from stillhouse.numerics import stats
+from stillhouse.numerics import gains
 
 RUNS, MARGIN, RIGHT = 400, 0.01, 0.85
 COMMON = 0.8  # of a row's difficulty, in all models
@@ -33,15 +33,15 @@ def answered(rates_S2: np.ndarray, rows_N: np.ndarray, rng: np.random.Generator)
     return mine_SN - theirs_SN
 
 
-def gain(differences_SN: np.ndarray) -> stats.PairedGain:
+def gain(differences_SN: np.ndarray) -> gains.PairedGain:
     """As stats.paired_gain has it, with the covariance in closed form."""
     seeds, rows = differences_SN.shape
     covariance_SS = np.cov(differences_SN).reshape(seeds, seeds) / rows
-    return stats.gain_from(differences_SN.mean(1), covariance_SS, rows=rows, counted=rows)
+    return gains.gain_from(differences_SN.mean(1), covariance_SS, rows=rows, counted=rows)
 
 
 def decided(differences_SN: np.ndarray) -> bool:
-    return stats.verdict(gain(differences_SN), MARGIN) != "can't tell"
+    return gains.verdict(gain(differences_SN), MARGIN) != "can't tell"
 
 
 def kept(
@@ -59,7 +59,7 @@ def kept(
         first_SN = answered(rates_S2, rows_N, rng)
         if decided(first_SN):
             continue
-        needed = stats.what_would_decide(gain(first_SN).spread, MARGIN)  # pyright: ignore
+        needed = gains.what_would_decide(gain(first_SN).spread, MARGIN)  # pyright: ignore
         if needed.seeds is not None:
             more_SN = answered(rates(needed.seeds), rows_N, rng)
             by_seeds.append(decided(np.concatenate([first_SN, more_SN])))

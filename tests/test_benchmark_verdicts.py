@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from stillhouse.numerics import stats
+from stillhouse.numerics import gains, stats
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "verdicts.py"
 
@@ -45,7 +45,7 @@ def test_the_exact_covariance_judges_as_the_bootstrap_does(
         assert whole.value == pytest.approx(quick.value)
         widths = [found.interval[1] - found.interval[0] for found in (quick, whole)]
         assert widths[1] == pytest.approx(widths[0], rel=0.12)
-        alike += stats.verdict(quick, 0.01) == stats.verdict(whole, 0.01)
+        alike += gains.verdict(quick, 0.01) == gains.verdict(whole, 0.01)
     assert alike >= 18
 
 

@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from stillhouse.numerics.gains import (
+    Needed,
+    PairedGain,
+    Spread,
+    verdict,
+    what_would_decide,
+)
 from stillhouse.numerics.metrics import (
     accuracy,
     macro_f1,
     matthews,
     spearman,
 )
-from stillhouse.numerics.stats import (
-    Needed,
-    PairedGain,
-    Spread,
-    bootstrap_interval,
-    paired_gain,
-    verdict,
-    what_would_decide,
-)
+from stillhouse.numerics.stats import bootstrap_interval, paired_gain
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stillhouse.core.results import Gain, Needed
 
 ONE_SEED = "these two models only"
-MOST = "up to 50 seeds, or a million test rows"  # what numerics.stats looks as far as
+MOST = "up to 50 seeds, or a million test rows"  # what numerics.gains looks as far as
 
 
 def in_words(word: str, gain: Gain, *, why: bool = True) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stillhouse.core.results import Gain, Needed, Verdict
 from stillhouse.core.units import margin_of, span_of
-from stillhouse.numerics import stats
+from stillhouse.numerics import gains, stats
 from stillhouse.tasks.base import Task
 
 
@@ -51,10 +51,10 @@ def compare(
     )
     wide = margin_of(task.metric, margin)
     reason = trained_on(seen, wide, task.metric) or _nothing_learnt([*mine, *theirs])
-    word: Verdict = "not comparable" if reason else stats.verdict(found, wide)
+    word: Verdict = "not comparable" if reason else gains.verdict(found, wide)
     needed = None
     if word == "can't tell" and found.spread is not None:
-        more = stats.what_would_decide(found.spread, wide)
+        more = gains.what_would_decide(found.spread, wide)
         needed = Needed(more_seeds=more.seeds, more_rows=more.rows)
     gain = Gain(
         value=found.value,
