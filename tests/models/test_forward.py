@@ -96,6 +96,29 @@ def multiplied(
     return counts, batch
 
 
+@pytest.mark.parametrize("kind", [*FAST, "electra", "deberta-v2"])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("trains", [True, False])
+def test_values_far_from_0_keep_their_differences_in_bf16(
+    kind: str, fast: bool, trains: bool
+) -> None:
+    """Between 2 and 4, bf16 has steps of 0.016: ratings would come out as one."""
+    model, batch = tiny.model(kind, labels=["value"]), inputs(kind)
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
+    with torch.no_grad():
+        head[-1].weight *= 0.02
+        head[-1].bias.fill_(3.0)
+    with torch.set_grad_enabled(trains):
+        exact_B = scores(model, batch, precision="float32", fast=fast)[:, 0]
+        found_B = scores(model, batch, precision="bf16", fast=fast)[:, 0]
+    assert exact_B.std() < 0.01
+    assert len(found_B.unique()) == len(exact_B.unique())
+    assert torch.corrcoef(torch.stack([exact_B, found_B]).detach())[0, 1] > 0.9
+    if trains:
+        found_B.sum().backward()
+        assert head[-1].bias.grad == pytest.approx(len(found_B))
+
+
 def test_a_classifier_computes_no_padding_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     counts, batch = multiplied(monkeypatch, tiny.model(layers=2), "float32")
     mask_BT = batch["attention_mask"]

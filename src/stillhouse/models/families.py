@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stillhouse.models.dropout import dropout
 from stillhouse.models.slim import family
-from stillhouse.models.weights import Joined, Pair, linear
+from stillhouse.models.weights import Joined, Pair, last_linear, linear
 
 Random = np.random.Generator | None
 Pairs = Iterator[Pair]
@@ -94,18 +94,18 @@ def _head_dropout(config: Any) -> float:
 
 def _bert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
     pooled = torch.tanh(linear(first, next(pairs)))
-    return linear(dropout(pooled, _head_dropout(model.config), rng), next(pairs))
+    return last_linear(dropout(pooled, _head_dropout(model.config), rng), next(pairs))
 
 
 def _roberta_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
     p = _head_dropout(model.config)
     hidden = torch.tanh(linear(dropout(first, p, rng), next(pairs)))
-    return linear(dropout(hidden, p, rng), next(pairs))
+    return last_linear(dropout(hidden, p, rng), next(pairs))
 
 
 def _distilbert_head(model: Any, first: Tensor, pairs: Pairs, rng: Random) -> Tensor:
     hidden = torch.relu(linear(first, next(pairs)))
-    return linear(dropout(hidden, model.config.seq_classif_dropout, rng), next(pairs))
+    return last_linear(dropout(hidden, model.config.seq_classif_dropout, rng), next(pairs))
 
 
 def _distilbert_parts(block: Any) -> tuple[Any, ...]:

@@ -111,7 +111,10 @@ def run(
         return _fast(model, batch, pairs, precision, rng, frozenset(reads), stop)
     device = next(iter(inputs.values())).device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        with reading(model, reads) if reads else contextlib.nullcontext({}) as found:
+        with (
+            reading(model, reads) if reads else contextlib.nullcontext({}) as found,
+            _exact_head(model) if precision == "bf16" else contextlib.nullcontext(),
+        ):
             scores_NK = _own_scores(model, batch) if scored else _unscored(model, batch)
     if missed := sorted(frozenset(reads) - found.keys()):  # SqueezeBERT calls its blocks unseen
         raise ModelError(
@@ -119,6 +122,36 @@ def run(
             f"{type(model).__name__}: use terms of the answers, or another model"
         )
     return StudentOutput(scores_NK.float(), _states(found, inputs) if reads else None)
+
+
+@contextlib.contextmanager
+def _exact_head(model: Any) -> Iterator[None]:
+    """A classifier's last layer in float32 under bf16 autocast; see `last_linear`."""
+    inside = {id(module) for module in model.base_model.modules()}
+    width = getattr(model.config, "num_labels", None)
+    last = (
+        [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear)
+            and module.out_features == width
+            and id(module) not in inside
+        ]
+        if _is_classifier(model)
+        else []
+    )
+
+    def in_float32(layer: nn.Linear, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            bias = None if layer.bias is None else layer.bias.float()
+            return nn.functional.linear(inputs[0].float(), layer.weight.float(), bias)
+
+    hooks = [layer.register_forward_hook(in_float32) for layer in last]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def readable_fast(reads: Collection[Tap]) -> bool:

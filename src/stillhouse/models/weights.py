@@ -226,6 +226,14 @@ def linear(x: Tensor, pair: Pair) -> Tensor:
     return F.linear(x, pair.weight, pair.bias)
 
 
+def last_linear(x: Tensor, pair: Pair) -> Tensor:
+    """`linear` of a head's last layer, N x K, in float32 also where the weights are bf16: in the 8
+    bits of that, answers of 3 and of 3.005 are one."""
+    if x.dtype == torch.float32:
+        return linear(x, pair)
+    return F.linear(x.float(), pair.weight.float(), pair.bias.float())
+
+
 @contextlib.contextmanager
 def flattened(
     layers: Sequence[Joined], masks: Mapping[int, Tensor] = NO_MASKS_BY_ID
