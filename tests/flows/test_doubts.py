@@ -12,7 +12,7 @@ import stillhouse as sh
 import tiny
 from stillhouse.core.progress import Silent
 from stillhouse.core.results import FloorResult, ModelResult
-from stillhouse.flows.doubts import below_floor, beside, classes_missed
+from stillhouse.flows.doubts import below_floor, beside, classes_missed, no_nearer, what_helps
 
 FLOOR = FloorResult(
     name="TF-IDF with logistic regression", score=0.654, interval=(0.6, 0.7),
@@ -27,7 +27,7 @@ def model(score: float, **more: Any) -> ModelResult:
 
 
 def test_a_model_below_the_floor_is_said_to_be() -> None:
-    (said,) = below_floor("the model", model(0.292), FLOOR, "accuracy")
+    (said,) = below_floor("the model", model(0.292), FLOOR, "accuracy", margin=0.01)
     assert said.startswith(
         "a bag of words (TF-IDF with logistic regression, 0.3 s) scores 0.654, 36.2 points more "
         "than the model (0.292)"
@@ -38,7 +38,21 @@ def test_a_model_below_the_floor_is_said_to_be() -> None:
 def test_a_model_that_is_not_below_it_is_left_alone(
     score: float, floor: FloorResult | None
 ) -> None:
-    assert below_floor("the model", model(score), floor, "accuracy") == []
+    assert below_floor("the model", model(score), floor, "accuracy", margin=0.01) == []
+
+
+def test_a_model_that_is_hardly_below_it_is_not_told_to_train() -> None:
+    (said,) = below_floor("the model", model(0.645), FLOOR, "accuracy", margin=0.01)
+    assert said.endswith("scores 0.654, and the model 0.645: no better, so the bag of words may do")
+
+
+@pytest.mark.parametrize(("explained", "told"), [(-0.02, True), (0.0, True), (0.3, False)])
+def test_values_that_are_no_nearer_than_their_mean_are_told(explained: float, told: bool) -> None:
+    found = model(0.863).model_copy(update={"metrics": {"r_squared": explained}})
+    said = no_nearer("the student", found, "pearson")
+    assert bool(said) == told
+    assert all("pearson 0.863 is of their order only" in each for each in said)
+    assert no_nearer("the student", model(0.1), "accuracy") == []
 
 
 def test_a_score_stands_beside_the_floors() -> None:
@@ -69,6 +83,17 @@ def test_no_more_than_ten_are_named() -> None:
     (said,) = classes_missed("the model", found, names)
     assert "k10 (2 rows) and 3 more" in said
     assert "k11" not in said
+
+
+@pytest.mark.parametrize(
+    ("missed", "weighed", "told"),
+    [(["c"], False, "weigh rare"), (["c"], True, "train it longer"), (["b"], False, "train it")],
+)
+def test_a_class_that_is_missed_is_weighed_where_it_is_rare(
+    missed: list[str], weighed: bool, told: str
+) -> None:
+    said = what_helps(missed, {"a": 70, "b": 60, "c": 10}, weighed=weighed)
+    assert said.startswith(told)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from stillhouse.numerics.metrics import (
     confusion,
     macro_f1,
     matthews,
+    mean_absolute_error,
     pearson,
+    r_squared,
     spearman,
 )
 
@@ -139,3 +141,12 @@ def test_calibration_error_refuses_what_is_no_probability(bad):
 def test_calibration_error_needs_a_bin():
     with pytest.raises(ValueError, match="bins must be >= 1, got 0"):
         calibration_error(np.eye(2), np.arange(2), bins=0)
+
+
+def test_the_mean_explains_nothing_and_the_values_all():
+    gold_N = np.array([1.0, 2.0, 6.0])
+    assert r_squared(gold_N, gold_N) == 1
+    assert r_squared(np.full(3, 3.0), gold_N) == pytest.approx(0)
+    assert r_squared(gold_N[::-1], gold_N) < 0
+    assert r_squared(gold_N, np.ones(3)) == 0
+    assert mean_absolute_error(np.array([1.0, 4.0, 5.0]), gold_N) == 1

@@ -32,5 +32,7 @@ def test_scores_by_hand() -> None:
     scores = task.score(found)
     assert scores["spearman"] == pytest.approx(1.0)
     assert scores["pearson"] == pytest.approx(np.corrcoef([1, 2, 9], [0, 1, 2])[0, 1])
+    assert scores["mae"] == pytest.approx(3.0)  # 1, 1 and 7
+    assert scores["r_squared"] == pytest.approx(1 - 51 / 2)
     assert task.metric == "spearman"
     assert task.show(1.234) == "1.23"

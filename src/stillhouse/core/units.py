@@ -3,9 +3,14 @@ points (of a hundred; of BLEU and chrF theirs), of log-likelihoods nats a token.
 
 from __future__ import annotations
 
-WRITTEN = {"bleu": "BLEU", "chrf": "chrF"}  # names with capitals of their own
+WRITTEN = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "mae": "MAE",
+    "r_squared": "R²",
+}  # names with capitals of their own
 OF_HUNDRED = ("bleu", "chrf")  # metrics from 0 to 100
-LOWER_IS_BETTER = ("perplexity",)
+LOWER_IS_BETTER = ("perplexity", "mae")
 # A difference that is too small to matter: a point of a share, a correlation, BLEU or chrF; of
 # log-likelihoods 0.01 nats a token, which is a hundredth of the perplexity.
 MARGIN = 1.0

@@ -23,7 +23,8 @@ NAMED = 3  # classes that are never answered, by name in a sentence
 class Findings:
     """What is concluded from. `gain` and `verdict` are None without a baseline; `reason`: why the
     two are not comparable, or without a baseline the student and its teacher;
-    `rows`: what was scored, as "200 test rows"."""
+    `rows`: what was scored, as "200 test rows"; `margin`: the largest difference that counts as
+    none, in the metric's values."""
 
     metric: str
     teacher: ModelResult
@@ -35,6 +36,7 @@ class Findings:
     reason: str | None = None
     floor: FloorResult | None = None
     weak: Sequence[str] = ()
+    margin: float = 0.0
 
     @property
     def best(self) -> Literal["student", "baseline"]:
@@ -85,7 +87,11 @@ def weak_signs(
 def lead(found: Findings) -> str:
     """The first sentence: the model to take, the verdict with its seeds, and each doubt."""
     floor, small = found.floor, found.best_result
-    below = floor is not None and better(floor.score, small.score, found.metric)
+    below = (
+        floor is not None
+        and better(floor.score, small.score, found.metric)
+        and abs(floor.score - small.score) > found.margin
+    )
     first = ""
     if floor is not None and below:
         first = f"Use the bag of words ({floor.name}): it scores {floor.score:.3f}, better than "

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stillhouse.core.results import FloorResult, ModelResult
-from stillhouse.core.units import counted, points, unit
+from stillhouse.core.units import amount, better, counted, spoken
 
 NAMED = 10  # classes of a warning
 
 
-def below_floor(who: str, model: ModelResult, floor: FloorResult | None, metric: str) -> list[str]:
-    """A warning where a bag of words scores higher than a model."""
-    if floor is None or not model.score < floor.score:
+def below_floor(
+    who: str, model: ModelResult, floor: FloorResult | None, metric: str, *, margin: float
+) -> list[str]:
+    """A warning where a bag of words scores higher than a model; `margin`: the largest difference
+    that counts as none, in the metric's values."""
+    if floor is None or not better(floor.score, model.score, metric):
         return []
-    more = points(floor.score - model.score, metric).lstrip("+")
+    said = f"a bag of words ({floor.name}, {floor.seconds:.1f} s) scores {floor.score:.3f}"
+    if abs(floor.score - model.score) <= margin:
+        return [f"{said}, and {who} {model.score:.3f}: no better, so the bag of words may do"]
+    more = amount(floor.score - model.score, metric)
     return [
-        f"a bag of words ({floor.name}, {floor.seconds:.1f} s) scores {floor.score:.3f}, {more} "
-        f"{unit(metric)} more than {who} ({model.score:.3f}): train {who} longer or with a larger "
+        f"{said}, {more} more than {who} ({model.score:.3f}): train {who} longer or with a larger "
         "rate (training.epochs, training.lr), give more labelled rows, or take the bag of words"
+    ]
+
+
+def no_nearer(who: str, model: ModelResult, metric: str) -> list[str]:
+    """A warning where a model's values are no nearer to the gold ones than their mean is, which a
+    correlation doesn't tell."""
+    explained = model.metrics.get("r_squared")
+    if explained is None or explained > 0:
+        return []
+    return [
+        f"the values of {who} are no nearer to the gold ones than their mean is (R² "
+        f"{explained:.2f}): {spoken(metric)} {model.score:.3f} is of their order only; train {who} "
+        "longer or with a larger rate"
     ]
 
 
@@ -42,3 +60,12 @@ def classes_missed(
         f"{who} never answers {len(missed)} of the {there} classes that the reported rows have: "
         f"{named}{more}; {advice}, or give more rows of these"
     ]
+
+
+def what_helps(missed: Sequence[str], counts: Mapping[str, int], *, weighed: bool) -> str:
+    """What helps classes that are never answered, beyond more of their rows: weights, where one has
+    less than half the training rows of an average class and they are not `weighed` yet; or time."""
+    average = sum(counts.values()) / max(len(counts), 1)
+    if not weighed and any(counts.get(name, 0) < average / 2 for name in missed):
+        return "weigh rare classes (--set training.class_weights=balanced)"
+    return "train it longer"

@@ -5,6 +5,7 @@ Axes: N rows, K choices.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from stillhouse.evaluation.floor import floor_of
 from stillhouse.flows.conclusion import Findings, lead, sentence, weak_signs
 from stillhouse.flows.diagnose import diagnosis, similarity, stage_results
 from stillhouse.flows.distill import Outcome
-from stillhouse.flows.doubts import below_floor, beside, classes_missed
+from stillhouse.flows.doubts import below_floor, beside, classes_missed, no_nearer, what_helps
 from stillhouse.flows.finetune import Finetuned
 from stillhouse.flows.measured import (
     ablation_of,
@@ -76,9 +77,12 @@ def distillation_record(
     ablations = [ablation_of(task, outcome, each, reported, **judged) for each in outcome.ablations]
     alike = similarity(outcome)
     floor = floor_of(task, setup.splits, resamples=resamples)
+    wide = margin_of(task.metric, config.evaluation.margin)
     doubts = [
-        *below_floor("the teacher", teacher, floor, task.metric),
-        *below_floor("the student", student, floor, task.metric),
+        *below_floor("the teacher", teacher, floor, task.metric, margin=wide),
+        *below_floor("the student", student, floor, task.metric, margin=wide),
+        *no_nearer("the teacher", teacher, task.metric),
+        *no_nearer("the student", student, task.metric),
         *classes_missed("the teacher", teacher, task.choices),
         *classes_missed("the student", student, task.choices),
     ]
@@ -86,7 +90,7 @@ def distillation_record(
     stages = stage_results(outcome, out)
     weak = weak_signs(
         task.metric, teacher, baseline, floor,
-        margin=margin_of(task.metric, config.evaluation.margin),
+        margin=wide,
         unfinished=unfinished(config.teacher),
     )  # fmt: skip
     found = Findings(
@@ -97,13 +101,10 @@ def distillation_record(
         baseline=baseline,
         gain=compared and compared.gain,
         verdict=compared and compared.verdict,
-        reason=compared.gain.reason
-        if compared
-        else trained_on(
-            outcome.seen, margin_of(task.metric, config.evaluation.margin), task.metric
-        ),
+        reason=compared.gain.reason if compared else trained_on(outcome.seen, wide, task.metric),
         floor=floor,
         weak=weak,
+        margin=wide,
     )
     return Record(
         flow="distill",
@@ -197,13 +198,6 @@ def _run_warnings(runs: list[Trained]) -> list[str]:
     return [f"{run.role}, seed {run.seed}: {text}" for run in runs for text in run.warnings]
 
 
-def _weigh(done: Finetuned) -> str:
-    """What helps a class that is never answered, beyond more of its rows."""
-    if done.config.training.class_weights == "balanced":
-        return "train it longer"
-    return "weigh rare classes (--set training.class_weights=balanced)"
-
-
 def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     """The record of a fine-tuning: one model, no teacher, no verdict."""
     gold = done.gold
@@ -223,6 +217,9 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
     low, high = model.interval
     rows = "rows" if gold.corpus is None else "blocks of text"
     floor = floor_of(task, gold.splits, resamples=done.config.resamples)
+    counts = Counter([] if gold.splits is None else filter(None, gold.splits.labelled.labels))
+    weights = done.config.training.class_weights
+    advice = what_helps(model.never_predicted, counts, weighed=weights == "balanced")
     return Record(
         flow="finetune",
         task=task.name,
@@ -243,8 +240,9 @@ def finetune_record(done: Finetuned, cost: Efficiency) -> Record:
         ),
         warnings=[
             *gold.notes,
-            *below_floor("the model", model, floor, task.metric),
-            *classes_missed("the model", model, task.choices, advice=_weigh(done)),
+            *below_floor("the model", model, floor, task.metric, margin=margin_of(task.metric)),
+            *no_nearer("the model", model, task.metric),
+            *classes_missed("the model", model, task.choices, advice=advice),
             *_run_warnings([done.trained]),
         ],
         signatures=signatures() if task.judges_texts else {},

@@ -89,6 +89,19 @@ def spearman(x_N: Real[np.ndarray, " N"], y_N: Real[np.ndarray, " N"]) -> float:
     return pearson(_ranks(x_N), _ranks(y_N))
 
 
+def mean_absolute_error(pred_N: Real[np.ndarray, " N"], gold_N: Real[np.ndarray, " N"]) -> float:
+    """Mean size of the difference, in the values' own unit."""
+    return float(np.abs(pred_N.astype(np.float64) - gold_N).mean())
+
+
+def r_squared(pred_N: Real[np.ndarray, " N"], gold_N: Real[np.ndarray, " N"]) -> float:
+    """The share of the gold values' variance that is explained, at most 1: 0 or less where their
+    own mean would have been as near. 0 where they are constant."""
+    gold_N = gold_N.astype(np.float64)
+    spread = float(((gold_N - gold_N.mean()) ** 2).sum())
+    return 1 - float(((pred_N - gold_N) ** 2).sum()) / spread if spread else 0.0
+
+
 def calibration_error(
     probs_NK: Float[np.ndarray, "N K"], gold_N: Int[np.ndarray, " N"], *, bins: int = 15
 ) -> tuple[float, list[tuple[float, float, int]]]:

@@ -23,6 +23,7 @@ class Regression:
         self.choices, self.width = ["value"], 1
         self.metric = metric or "pearson"
         self._metrics = {"pearson": metrics.pearson, "spearman": metrics.spearman}
+        self._told = {"mae": metrics.mean_absolute_error, "r_squared": metrics.r_squared}
 
     def gold(self, labels: np.ndarray) -> Tensor:
         values = np.full(len(labels), np.nan, dtype=np.float32)
@@ -51,10 +52,10 @@ class Regression:
         return float(self._metrics[name](answers_N, gold_N))
 
     def score(self, predictions: Predictions) -> dict[str, float]:
-        return {
-            name: self.metric_of(predictions.answers_N, predictions.gold_N, name)
-            for name in self._metrics
-        }
+        """Correlations, which say nothing of a value's size, and what does: `mae`, `r_squared`."""
+        answers_N, gold_N = predictions.answers_N, predictions.gold_N
+        every = {**self._metrics, **self._told}
+        return {name: float(metric(answers_N, gold_N)) for name, metric in every.items()}
 
     def agreement(self, mine_N: np.ndarray, theirs_N: np.ndarray) -> float:
         return metrics.pearson(mine_N, theirs_N)
