@@ -128,7 +128,9 @@ def _keep_baseline(outcome: distilling.Outcome, record: Record, folder: Path, te
     """The better baseline in a folder of its own, as the student has one; it is not exported."""
     setup, best = outcome.setup, outcome.best_baseline
     assert best is not None, "what was not trained is not the best"
-    save_model(load_trained(best, setup.make(best.seed)), setup.tokenizer, folder)
+    model = load_trained(best, setup.make(best.seed))
+    keep_as_judged(model, setup.task)
+    save_model(model, setup.tokenizer, folder)
     before = [name for _, name in distilling.starts(setup.config)]
     write_training_data(folder, setup.data, before=before)
     write_text(folder / "README.md", model_card(record, teacher=teacher, role="baseline"))

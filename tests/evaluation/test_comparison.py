@@ -89,6 +89,17 @@ def test_two_sides_that_learnt_nothing_are_not_comparable() -> None:
     assert judged([answers(3), answers(4)], [ones, ones]).verdict == "helped"
 
 
+def test_rows_of_one_class_tell_nothing_apart() -> None:
+    """Two models that are right on all of them have learnt it, for all one knows."""
+    ones = np.ones(ROWS, int)
+    found = compare(
+        TASK, [ones], [ones], ones, margin=None, resamples=20,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert found.verdict == "not comparable"
+    assert found.gain.reason == "the test rows have one answer only, so they tell nothing apart"
+
+
 def test_values_that_are_all_the_same_learnt_nothing_either() -> None:
     flat = np.full(ROWS, 0.5)
     found = judged([flat], [flat], task=Regression("pearson"))
@@ -137,11 +148,12 @@ def test_rows_that_were_known_count_in_the_metrics_own_range(metric: str, margin
 
 
 def test_texts_that_are_all_the_same_learnt_nothing_and_likelihoods_are_no_answers() -> None:
+    gold = np.array(["yes", "no"], object)
     of_texts: Any = [("text", object), ("bleu", int, 2)]
     of_sums: Any = [("log_likelihood", float), ("tokens", float)]
     texts = np.array([("yes", [1, 2]), ("yes", [3, 4])], of_texts)
-    assert comparison._nothing_learnt([texts, texts]) is not None
+    assert comparison._nothing_learnt([texts, texts], gold) is not None
     others = np.array([("yes", [1, 2]), ("no", [1, 2])], of_texts)
-    assert comparison._nothing_learnt([texts, others]) is None
+    assert comparison._nothing_learnt([texts, others], gold) is None
     sums = np.array([(-1.0, 2.0), (-1.0, 2.0)], of_sums)
-    assert comparison._nothing_learnt([sums, sums]) is None
+    assert comparison._nothing_learnt([sums, sums], sums) is None

@@ -152,7 +152,7 @@ def test_one_seed_is_of_these_two_models_only(
     said = lead(found(verdict, 0.88, 0.85, *ends, seeds=1))
     assert f"{before}for these two models only (one seed says nothing of the recipe)" in said
     open_ = lead(found("can't tell", 0.88, 0.85, -0.01, 0.07, seeds=1))
-    assert "even of these two models only" in open_
+    assert "even for these two models" in open_
 
 
 def test_a_weak_teacher_is_in_the_first_sentence_by_each_sign() -> None:

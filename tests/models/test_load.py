@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_what_was_saved_is_loaded(folders: Folders, kind: str) -> None:
     for name, tensor in tiny.model(kind).state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     assert label_names(model.config) == tiny.SENTIMENT
-    assert has_head(str(folder))
+    assert has_head(load_config(str(folder)))
     assert load_tokenizer(str(folder)).is_fast
 
 
@@ -88,7 +89,7 @@ def test_a_model_without_a_head_is_no_teacher(tmp_path: Path) -> None:
     base = tiny.model().base_model
     assert isinstance(base, BertModel)
     base.save_pretrained(tmp_path)
-    assert not has_head(str(tmp_path))
+    assert not has_head(load_config(str(tmp_path)))
     refused(tmp_path, "no classification head")
     assert load_classifier(str(tmp_path), labels=["a", "b", "c"]).config.num_labels == 3
 
@@ -187,3 +188,13 @@ def test_label_names_that_are_not_those_of_the_heads_rows(
     config["id2label"] = labels
     (folder / "config.json").write_text(json.dumps(config))
     refused(folder, says, lambda name: label_names(load_config(name)))
+
+
+@pytest.mark.parametrize(
+    "named", ["BartForSequenceClassification", "XLNetForSequenceClassification"]
+)
+def test_a_head_is_one_whatever_it_is_called(named: str) -> None:
+    """BART's is classification_head, XLNet's logits_proj."""
+    assert has_head(SimpleNamespace(architectures=[named]))
+    assert not has_head(SimpleNamespace(architectures=[named.split("For")[0] + "ForMaskedLM"]))
+    assert not has_head(SimpleNamespace(architectures=None))

@@ -258,10 +258,13 @@ def test_values_have_no_class_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("labels", "new"), [(["negative", "positive"], False), (["a", "b"], True)])
+@pytest.mark.parametrize("place", [".", "student"])
 def test_a_head_for_the_same_classes_is_no_new_one(
-    labels: list[str], new: bool, tmp_path: Path
+    place: str, labels: list[str], new: bool, tmp_path: Path
 ) -> None:
-    base = tiny.save(tmp_path / "base", "bert", layers=1, labels=labels)
+    """Also in the folder of a run."""
+    base = tmp_path / "base"
+    tiny.save(base / place, "bert", layers=1, labels=labels)
     config = parse(FinetuneConfig, {
         "model": str(base), "data": {"path": str(tiny.reviews(tmp_path / "r.csv", 60))},
         "cache": str(tmp_path / "cache"),

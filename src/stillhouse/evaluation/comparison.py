@@ -50,7 +50,7 @@ def compare(
         groups=groups,
     )
     wide = margin_of(task.metric, margin)
-    reason = trained_on(seen, wide, task.metric) or _nothing_learnt([*mine, *theirs])
+    reason = trained_on(seen, wide, task.metric) or _nothing_learnt([*mine, *theirs], gold_N)
     word: Verdict = "not comparable" if reason else gains.verdict(found, wide)
     needed = None
     if word == "can't tell" and found.spread is not None:
@@ -77,10 +77,13 @@ def trained_on(share: float, margin: float, metric: str) -> str | None:
     return f"one of the models, or what it is made of, was trained on {rows}"
 
 
-def _nothing_learnt(sides: Sequence[np.ndarray]) -> str | None:
-    """Two sides that each give every row one answer differ by which answer it is, and no more."""
+def _nothing_learnt(sides: Sequence[np.ndarray], gold_N: np.ndarray) -> str | None:
+    """Two sides that each give every row one answer differ by which answer it is, and no more; that
+    may be right of rows of one class."""
     if not all(_constant(answers_N) for answers_N in sides):
         return None
+    if _constant(gold_N):
+        return "the test rows have one answer only, so they tell nothing apart"
     return "neither learned the task: both give every test row the same answer"
 
 

@@ -145,7 +145,7 @@ def _lead(found: Findings, *, among: str) -> str:
         return f"{equal}: {by}, {_within(gain, metric)}"
     cannot = f"{seeds} and {found.rows} can't tell whether distilling helps or hurts"
     if gain.seeds == 1:
-        cannot += ", even of these two models only"
+        cannot += ", even for these two models"
     if found.best == "baseline":
         ahead = f"The baseline, {ALONE}, is better so far ({spoken(metric)} {baseline.score:.3f} "
         ahead += f"against {mine:.3f})"

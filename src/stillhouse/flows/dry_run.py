@@ -62,8 +62,8 @@ def two_rows(
 def settled(trials: Sequence[Trial], auto: Auto, asked: Config) -> Auto:
     """What `auto` becomes where all trials pass: itself, or float32 where a model can't do bf16.
 
-    Raises ModelError for a model that fails, and where `asked`, the config before its precisions
-    were settled, wants bf16 by name from one that can't do it.
+    Raises ModelError for a model that fails, and for one that can't do bf16 where `asked`, the
+    config before its precisions were settled, wants it by name of any of its models.
     """
     for trial in trials:
         reason = failure(trial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,12 +128,18 @@ class Gold:
     @property
     def new_head(self) -> bool:
         """Whether the model's head is drawn afresh: it has none, or one for other classes."""
-        named = load_config(self.config.model)
-        if not has_head(self.config.model):
+        named = self._named
+        if not has_head(named):
             return True
         if self.task.width == 1:
             return named.num_labels != 1
         return sorted(label_names(named)) != sorted(self.task.choices)
+
+    @property
+    def _named(self) -> Any:
+        """The config of the pretrained model."""
+        trust = self.config.trust_remote_code
+        return load_config(self.config.model, trust_remote_code=trust)
 
     def facts(self, training: Data, held_out: Data, *, seed: int) -> Facts | None:
         """What a training's defaults depend on; None of spans, running text and generation."""
@@ -143,7 +150,7 @@ class Gold:
             classes=self.task.width,
             per_epoch=steps_per_epoch(training, self.config.training, seed),
             validation=len(held_out),
-            width=getattr(load_config(self.config.model), "hidden_size", AT_WIDTH),
+            width=getattr(self._named, "hidden_size", AT_WIDTH),
             new_head=self.new_head,
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -294,16 +294,10 @@ def label_names(config: Any) -> list[str]:
     return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
-def has_head(name: str) -> bool:
-    """Whether a local folder's weights include a classification head. True if unknown (hub)."""
-    path = Path(name)
-    if not path.is_dir():
-        return True
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            if any(key.startswith(("classifier.", "score.", "head.")) for key in tensors.keys()):  # noqa: SIM118
-                return True
-    return False
+def has_head(config: Any) -> bool:
+    """Whether a stored model ends in a classifier's head, as its config says."""
+    named = config.architectures or []
+    return any(each.endswith("ForSequenceClassification") for each in named)
 
 
 def folder_fingerprint(name: str) -> str:
