@@ -54,7 +54,7 @@ def answers(model: Path, data: dict[str, Any], cache: Path) -> Answers:
     kept = cache / f"answers-{folder_fingerprint(str(model))}-{rows.hexdigest()}.npz"
     if not kept.exists():
         config = parse(DataConfig, section(DataConfig, data, "path"))
-        loaded, task, reported, _ = model_and_rows(
+        loaded, task, reported, *_ = model_and_rows(
             str(model), config, store_root(str(cache)), Terminal()
         )
         facts_E5, (greedy, beam) = unkept(written_rows(loaded, reported, task))  # pyright: ignore

@@ -115,7 +115,7 @@ def clocked(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {name: {} for name in folders}
     ready: dict[str, Any] = {}
     for name, folder in folders.items():
-        model, task, data, _ = model_and_rows(
+        model, task, data, *_ = model_and_rows(
             str(folder), DataConfig(path=str(args.data)), args.out / "cache", Terminal()
         )
         one, many = samples(data)

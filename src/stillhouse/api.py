@@ -36,6 +36,7 @@ from stillhouse.extract.victim import Service
 from stillhouse.flows import distill as distilling
 from stillhouse.flows.augment import augmented, write_rows
 from stillhouse.flows.common import store_root
+from stillhouse.flows.labelling import label_rule
 from stillhouse.flows.methods import method as named_method
 from stillhouse.flows.new import run_new
 from stillhouse.measure import bench, evaluate, to_onnx
@@ -302,7 +303,8 @@ def augment(
     config, name = parse(AugmentConfig, settings), model_path(teacher, "teacher")
     store = store_root(cache)
     read = parse(DataConfig, data_section(data, store))
-    splits = load(read, store / "rows", progress=progress)
+    rule = label_rule("auto", name, read.label_map)
+    splits = load(read, store / "rows", rule=rule, progress=progress)
     forbidden = [splits.reported.folded_N2, splits.held_out.folded_N2]
     rows = augmented(
         splits.labelled,

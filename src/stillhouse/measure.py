@@ -21,8 +21,9 @@ from stillhouse.core.results import BatchResult, Efficiency
 from stillhouse.core.settings import model_path, parse
 from stillhouse.core.types import Predictions
 from stillhouse.core.verdicts import ONE_SEED
+from stillhouse.data.labels import LabelRule
 from stillhouse.data.memory import data_section
-from stillhouse.data.sources import load
+from stillhouse.data.sources import Pool, load
 from stillhouse.evaluation import efficiency
 from stillhouse.evaluation.batches import batch_result
 from stillhouse.evaluation.comparison import compare
@@ -77,7 +78,9 @@ def evaluate(
     settled, store = precision_of(precision, "cpu"), store_root(cache)
     model = model_path(model, "model")
     config = parse(DataConfig, data_section(data, store))
-    mine = answered(model, config, store, settled, progress)
+    progress = _Once(progress)
+    rule = label_rule_of(model, config)
+    mine = answered(model, config, store, settled, progress, rule=rule)
     task, rows, answers = mine.task, mine.rows, mine.predictions
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {
@@ -100,7 +103,7 @@ def evaluate(
     named = {"model": answers}
     if against is not None:
         against = model_path(against, "against")
-        second = answered(against, config, store, settled, progress, like=task)
+        second = answered(against, config, store, settled, progress, rule=rule, like=task)
         other, theirs = second.task, second.predictions
         moved = _same_choices(theirs.answers_N, other, task)
         with progress.stage("comparing", 1, "models") as advance:
@@ -126,17 +129,45 @@ def evaluate(
         }
         named["against"] = _in_order(theirs, other, task)
     if predictions is not None:
-        _write(Path(predictions), mine, named, config, store, progress)
+        if mine.pool is None or not has_rows(task):
+            raise UsageError(
+                "its tokens are scored, not its answers to rows: leave predictions out"
+            )
+        write_predictions(Path(predictions), mine.pool, task, rows, named)
     return found
+
+
+class _Once:
+    """Says what two models of the same data have to say of it once."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.stage, self._note, self._told = progress.stage, progress.note, set[str]()
+
+    def note(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._note(text)
+
+
+def label_rule_of(name: str, config: DataConfig) -> LabelRule | None:
+    """How labels are read that a folder's model or an ONNX file is measured on; None for a model
+    that writes, whose labels are texts."""
+    if (path := onnx_file(name)) is None:
+        return None if kind_of(name) in WRITING else label_rule("auto", name, config.label_map)
+    facts, names = facts_beside(path), config.label_map
+    known = [names.get(each, each) for each in facts.labels]
+    return LabelRule(values=facts.task == "regression", classes=(*known, *names.values()))
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A model's answers to the reported rows. `batches`: what an int8 file's answers owe to the
-    rows beside them. `seen`: the share of the rows that the model says it was trained on."""
+    """A model's answers to the reported rows, which `pool` holds as they were read (None for
+    running text). `batches`: what an int8 file's answers owe to the rows beside them. `seen`: the
+    share of the rows that the model says it was trained on."""
 
     task: Task
     rows: Data
+    pool: Pool | None
     predictions: Predictions
     precision: str
     batches: BatchResult | None = None
@@ -145,18 +176,19 @@ class Answered:
 
 def answered(
     name: str, config: DataConfig, store: Path, precision: str, progress: Progress,
-    *, like: Task | None = None,
+    *, rule: LabelRule | None, like: Task | None = None,
 ) -> Answered:  # fmt: skip
-    """The answers of a folder's model, or of an ONNX file. `like`: the task of the model that it
-    is compared with. Raises UsageError where its labels are others, before it answers."""
+    """The answers of a folder's model, or of an ONNX file, to rows whose labels are read by `rule`.
+    `like`: the task of the model that it is compared with. Raises UsageError where its labels are
+    others, before it answers."""
     path = onnx_file(name)
     if path is None:
-        model, task, rows, seen = model_and_rows(name, config, store, progress)
+        model, task, rows, pool, seen = model_and_rows(name, config, store, progress, rule=rule)
         _check_labels(name, task, like)
         with progress.stage(f"answering reported rows, {name}", len(rows), "rows") as advance:
             made = predict(model, rows, task, precision=precision, progress=advance)
-        return Answered(task, rows, made, precision, seen=seen)
-    task, rows = _onnx_rows(path, config, store, progress)
+        return Answered(task, rows, pool, made, precision, seen=seen)
+    task, rows, pool, seen = _onnx_rows(path, config, store, progress, rule)
     _check_labels(name, task, like)
     run = onnx_runner(path)
     with progress.stage(f"answering reported rows, {name}", len(rows), "rows") as advance:
@@ -164,7 +196,7 @@ def answered(
         found = batch_result(lambda data, size: onnx_scores(run, data, task, size=size), rows, task)
         advance(len(rows))
     exact = found is None or not found.changed
-    return Answered(task, rows, made, "as in the file", None if exact else found)
+    return Answered(task, rows, pool, made, "as in the file", None if exact else found, seen)
 
 
 def _check_labels(name: str, task: Task, like: Task | None) -> None:
@@ -173,11 +205,12 @@ def _check_labels(name: str, task: Task, like: Task | None) -> None:
 
 
 def _onnx_rows(
-    path: Path, config: DataConfig, store: Path, progress: Progress
-) -> tuple[Task, Data]:
-    """The reported rows as an ONNX file takes them. Raises ModelError, DataError."""
+    path: Path, config: DataConfig, store: Path, progress: Progress, rule: LabelRule | None
+) -> tuple[Task, Data, Pool, float]:
+    """The reported rows as an ONNX file takes them and as they were read, and the share that its
+    model was trained on. Raises ModelError, DataError."""
     facts = facts_beside(path)
-    splits = load(config, store / "rows", progress=progress)
+    splits = load(config, store / "rows", rule=rule, progress=progress)
     asked = "span" if facts.task == "span" else "auto"
     task = teacher_task(
         _head(facts), [splits.reported], asked=asked, label_map=config.label_map, metric=None
@@ -186,7 +219,7 @@ def _onnx_rows(
         task, splits.reported, _tokenizer_beside(path), store,
         max_length=config.max_length or facts.max_length, progress=progress, title="reported rows",
     )  # fmt: skip
-    return task, rows
+    return task, rows, splits.reported, 0.0
 
 
 @dataclass(frozen=True)
@@ -212,17 +245,6 @@ def _tokenizer_beside(path: Path) -> PreTrainedTokenizerBase:
         ) from None
 
 
-def _write(
-    path: Path, mine: Answered, named: dict[str, Predictions], config: DataConfig, store: Path,
-    progress: Progress,
-) -> None:  # fmt: skip
-    if not has_rows(mine.task):
-        raise UsageError("its tokens are scored, not its answers to rows: leave predictions out")
-    texts = mine.task.judges_texts
-    pool = load(config, store / "rows", texts=texts, progress=progress).reported
-    write_predictions(path, pool, mine.task, mine.rows, named)
-
-
 def _in_order(predictions: Predictions, other: Task, task: Task) -> Predictions:
     """Another model's predictions with this task's order of choices."""
     if task.name != "classification" or predictions.probabilities_NK is None:
@@ -243,14 +265,15 @@ def _same_choices(answers: np.ndarray, other: Task, task: Task) -> np.ndarray:
 
 
 def model_and_rows(
-    name: str, config: DataConfig, store: Path, progress: Progress
-) -> tuple[PreTrainedModel, Task, Data, float]:
-    """A model with the reported rows in its own tokens, and the share of them that it says it was
-    trained on."""
+    name: str, config: DataConfig, store: Path, progress: Progress,
+    *, rule: LabelRule | None = None,
+) -> tuple[PreTrainedModel, Task, Data, Pool | None, float]:  # fmt: skip
+    """A model with the reported rows in its own tokens and as they were read, and the share of them
+    that it says it was trained on. `rule`: how labels are read, else as the model knows them."""
     if (kind := kind_of(name)) in WRITING:
         of = "seq2seq" if kind == "seq2seq" else "causal_lm"
         return reported_by_writer(name, of, config, store, progress)
-    rule = label_rule("auto", name, config.label_map)
+    rule = rule or label_rule_of(name, config)
     splits = load(config, store / "rows", rule=rule, progress=progress)
     for note in seen_before([(name, name)], splits):
         progress.note(note)
@@ -271,7 +294,7 @@ def model_and_rows(
         progress=progress,
         title="reported rows",
     )
-    return model, task, rows, seen_share([(name, name)], splits)
+    return model, task, rows, splits.reported, seen_share([(name, name)], splits)
 
 
 def bench(

@@ -213,7 +213,7 @@ def test_several_teachers_agree_with_themselves(
 def test_what_the_student_writes_ends_only_where_it_did(made: dict[str, Path]) -> None:
     data = section(DataConfig, {"path": str(made["data"]), "max_length": 48}, "path")
     store = made["folder"] / "cache"
-    model, _, rows, _ = reported_by_writer(
+    model, _, rows, *_ = reported_by_writer(
         str(made["teacher"]), "seq2seq", parse(DataConfig, data), store, Silent()
     )
     assert isinstance(rows, Written)

@@ -207,9 +207,9 @@ def load_any(kind: str, name: str) -> PreTrainedModel:
 
 def reported_by_writer(
     name: str, kind: Kind, config: DataConfig, store: Path, progress: Progress
-) -> tuple[PreTrainedModel, Task, Data, float]:
-    """A model that writes with the reported rows in its own tokens, and the share of them that it
-    says it was trained on."""
+) -> tuple[PreTrainedModel, Task, Data, Pool | None, float]:
+    """A model that writes with the reported rows in its own tokens and as they were read (None for
+    running text), and the share of them that it says it was trained on."""
     model, tokenizer = load_generator(name, kind), load_tokenizer(name)
     texts = not (kind == "causal_lm" and is_running_text(config))
     task = writing_task(kind, None, WritingConfig(), tokenizer, model, texts=texts)
@@ -217,7 +217,7 @@ def reported_by_writer(
         length = max_tokens(model, config.tokens("masked_lm"))
         corpus = corpus_for(config, tokenizer, store, length, progress)
         seen = _say_seen(name, corpus, progress)
-        return model, task, RunningText(corpus.reported, tokenizer), seen
+        return model, task, RunningText(corpus.reported, tokenizer), None, seen
     splits = splits_of(config, store, progress)
     seen = _say_seen(name, splits, progress)
     check_writers(splits, kind, [(tokenizer, model)], progress)
@@ -227,7 +227,7 @@ def reported_by_writer(
         pool, tokenizer, config, kind, store, progress, "reported rows",
         length=length, start=start_of(model),
     )  # fmt: skip
-    return model, task, rows, seen
+    return model, task, rows, pool, seen
 
 
 def _say_seen(name: str, data: Splits | Corpus, progress: Progress) -> float:

@@ -27,6 +27,7 @@ from stillhouse.extract.corpus import read_corpus
 from stillhouse.extract.queries import Source, queries
 from stillhouse.extract.setup import usual_form
 from stillhouse.flows.common import store_root
+from stillhouse.flows.labelling import label_rule
 from stillhouse.guard.membership import Head
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.settings import Features, LearnConfig
@@ -76,7 +77,10 @@ def learn_check(config: LearnConfig, out: Path, *, progress: Progress | None = N
         config.model, max_length=config.max_length, precision=config.precision,
         trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
-    splits = load(config.data, store / "rows", progress=progress)
+    rule = label_rule(
+        "auto", config.model, config.data.label_map, trust_remote_code=config.trust_remote_code
+    )
+    splits = load(config.data, store / "rows", rule=rule, progress=progress)
     real = _rows([splits.labelled, splits.unlabelled], config.rows, config.seed)
     if len(real) < LEAST:
         raise DataError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.core.config import WRITING
+from stillhouse.core.errors import RunError
 from stillhouse.core.rundir import atomic
 from stillhouse.core.types import Predictions
 from stillhouse.data.sources import Pool
@@ -34,7 +35,12 @@ def write_predictions(
     path: Path, pool: Pool, task: Task, data: Data, models: Mapping[str, Predictions]
 ) -> Path:
     """One line a test row, in the data's order: its line in its file, its texts, the gold answer,
-    and of each model its answer, how likely that is, and the likeliest labels."""
+    and of each model its answer, how likely that is, and the likeliest labels. Raises RunError
+    where they answered other rows."""
+    asked = sum(_are_asked(pool, task, data))
+    if any(len(each.gold_N) != asked for each in models.values()):
+        told = ", ".join(f"{name} {len(each.gold_N):,}" for name, each in models.items())
+        raise RunError(f"{path} is not written: of {asked:,} test rows {told} were answered")
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in _rows(pool, task, data, models):
             file.write(json.dumps(json_value(row), ensure_ascii=False) + "\n")
@@ -57,12 +63,16 @@ def write_distilled(outcome: Outcome, exports: Mapping[str, np.ndarray], out: Pa
     write_predictions(out / FILE, setup.splits.reported, task, outcome.reported, found)
 
 
+def _are_asked(pool: Pool, task: Task, data: Data) -> list[bool]:
+    """Which rows have an answer: those with a gold one; models of spans answer no others."""
+    spans: Any = getattr(data, "answers", None) if task.name == "span" else None
+    return [spans is None or bool(spans[i]) for i in range(len(pool))]
+
+
 def _rows(
     pool: Pool, task: Task, data: Data, models: Mapping[str, Predictions]
 ) -> Iterator[dict[str, Any]]:
-    """Answers are to the rows that have a gold one; models of spans have no others."""
-    spans: Any = getattr(data, "answers", None) if task.name == "span" else None
-    answered = [spans is None or bool(spans[i]) for i in range(len(pool))]
+    answered = _are_asked(pool, task, data)
     lines, at = pool.lines, 0
     for number, example in enumerate(pool):
         if not answered[number]:
