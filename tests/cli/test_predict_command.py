@@ -196,6 +196,36 @@ def test_a_failure_on_the_way_keeps_the_file_that_was_there(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["answers.jsonl", "rows.jsonl"]
 
 
+@pytest.mark.parametrize("name", [True, False])
+def test_rows_that_may_not_be_read_are_no_fault_of_the_output(
+    call: Call, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bool
+) -> None:
+    """Whether what reads them says which file it is, or not."""
+    path, opened = write(tmp_path / "locked.csv", [{"text": "good"}]), Path.open
+
+    def locked(self: Path, *words: object, **more: object) -> object:
+        if self.name == "locked.csv":
+            raise PermissionError(13, "Permission denied", *([str(self)] if name else []))
+        return opened(self, *words, **more)  # pyright: ignore
+
+    monkeypatch.setattr(Path, "open", locked)
+    code, out, said = call("predict", teacher, path, "--out", tmp_path / "answers.jsonl")
+    assert (code, out) == (1, "")
+    assert "is not written" not in said
+    assert "permission denied" in said
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_an_output_that_is_there_is_replaced_by_what_is_piped(
+    call: Call, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    out.write_text("before\n")
+    piped(monkeypatch, b"good\n")
+    code, _, said = call("predict", teacher, "--out", out)
+    assert (code, len(lines(out.read_text()))) == (0, 1), said
+
+
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "stillhouse", *map(str, words)]
 

@@ -95,6 +95,11 @@ def test_nothing_is_left_of_a_file_or_folder_that_did_not_fit(tmp_path: Path) ->
         (sqlite3.OperationalError("attempt to write a readonly database"), errno.EROFS),
         (Exception("could not extend file: No space left on device"), errno.ENOSPC),
         (ValueError("12 requested"), None),
+        (ValueError("the label 'Permission denied' is no number"), None),
+        (pa.lib.ArrowInvalid("can't convert 'No space left on device [Errno 28]'"), None),
+        (KeyError("Permission denied"), None),
+        (RuntimeError("no class 'Permission denied'"), None),
+        (DataError("the label (os error 28) has no row"), None),
         (KeyError("a"), None),
         (DataError("there is no file a"), None),
     ],
@@ -115,6 +120,22 @@ def test_an_error_that_says_it_already_is_left_as_it_is() -> None:
     assert "free some space" in str(unwritten(Path("b"), inner))
     assert told(ValueError("wrong")) is None
     assert str(told(OSError("the hub is away"))) == "the hub is away"
+
+
+def test_a_file_that_is_read_meanwhile_is_no_fault_of_the_one_that_is_written(
+    tmp_path: Path,
+) -> None:
+    def refusal(*names: Path) -> RunError:
+        error = OSError(errno.EACCES, "Permission denied", str(names[0]), None, *map(str, names[1:]))
+        found = unwritten(tmp_path / "out" / "a", error)
+        assert isinstance(found, RunError)
+        return found
+
+    out, other = tmp_path / "out", tmp_path / "locked.csv"
+    assert str(refusal(other)) == f"permission denied: {other}"
+    assert str(refusal(out / "rows.csv")) == f"permission denied: {out / 'rows.csv'}"
+    for names in ([out], [out / "a"], [out / "a" / "b"], [out / ".a.x.part"], [other, out / "a"]):
+        assert "out/a is not written" in str(refusal(*names))
 
 
 @pytest.mark.parametrize(

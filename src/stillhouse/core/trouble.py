@@ -2,7 +2,8 @@
 
 Python's own functions raise OSError with a number. Libraries in Rust (safetensors, tokenizers),
 C++ (Arrow, numpy's tofile) and databases raise errors of their own, with the number or the
-system's words somewhere in the text.
+system's words somewhere in the text. Errors about values quote what a user wrote, which may be the
+same words: their texts are not searched.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ ADVICE = {
 WRONG = (  # of a path that was given: the call was wrong
     errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP,
 )  # fmt: skip
+VALUES = (StillhouseError, ValueError, TypeError, LookupError)  # Arrow's among them
+LIBRARIES = ("safetensors", "tokenizers", "pyarrow", "sqlite3", "psycopg")
 NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 WORDS = {os.strerror(number): number for number in ADVICE} | {
     "database or disk is full": errno.ENOSPC,
@@ -59,15 +62,24 @@ def refused(error: BaseException) -> tuple[int, str | None] | None:
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno:
             return each.errno, None if each.filename is None else os.fsdecode(each.filename)
+        if isinstance(each, VALUES) and not isinstance(each, OSError):
+            continue
         text = str(each)
         if found := NUMBER.search(text):
             return int(found[1] or found[2]), None
         if isinstance(each, OSError) and SHORT.search(text):
             return errno.ENOSPC, None
-        for words, number in WORDS.items():
+        for words, number in WORDS.items() if _has_words(each) else ():
             if words in text:
                 return number, None
     return None
+
+
+def _has_words(error: BaseException) -> bool:
+    """Whether an error may be told in the system's words: the system's own, a library's, or one of
+    no kind, as Rust's are."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in LIBRARIES or type(error) is Exception
 
 
 def told(error: BaseException) -> StillhouseError | None:
@@ -93,13 +105,35 @@ def unwritten(
 ) -> StillhouseError | None:
     """The error of a file or folder that couldn't be written, `kept` what is still there of it;
     None where the system refused nothing, or the error says all that already. `asked`: the path is
-    the caller's own, and may be wrong."""
+    the caller's own, and may be wrong. Where another file was refused, such as one that was read
+    meanwhile, the error is of that."""
     found = None if isinstance(error, StillhouseError) else refused(error)
     if found is None:
         return None
+    if _is_of_another(path, error):
+        return told(error)
     reason, advice = _lower(os.strerror(found[0])), ADVICE.get(found[0])
     kind = _kind(found[0]) if asked else RunError
     return kind(f"{reason}: {path} is not written{kept}" + (f": {advice}" if advice else ""))
+
+
+def _is_of_another(path: Path, error: BaseException) -> bool:
+    """Whether an error names files, and none of them is `path`, inside it, above it, or a file
+    beside it that is to become it."""
+    named = [
+        Path(os.fsdecode(name)).absolute()
+        for each in _chain(error)
+        if isinstance(each, OSError)
+        for name in (each.filename, each.filename2)
+        if isinstance(name, str | bytes | os.PathLike)
+    ]
+    whole = path.absolute()
+    return bool(named) and not any(
+        name.is_relative_to(whole)
+        or whole.is_relative_to(name)
+        or (name.parent == whole.parent and (whole.name in name.name or name.name[:1] == "."))
+        for name in named
+    )
 
 
 def _lower(words: str) -> str:

@@ -40,7 +40,10 @@ def check_out(out: str | None, data: Any) -> None:
     path = Path(out or "")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no file that can be replaced: give another --out")
-    if isinstance(data, str | Path) and path.exists() and path.samefile(data):
+    if not isinstance(data, str | Path) or str(data) == STDIN or not path.exists():
+        return
+    source = Path(data).expanduser()
+    if source.exists() and path.samefile(source):
         raise UsageError(f"{path} holds the rows themselves: give another --out")
 
 
@@ -84,9 +87,6 @@ class Writer:
 
     def _put(self, text: str) -> None:
         self._file.write(text.encode("utf-8", "replace"))
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _line(cells: Sequence[str]) -> str:

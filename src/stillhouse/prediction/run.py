@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,14 +223,17 @@ def write(
     predictor: Predictor, data: Any, out: str | None, form: Any, *, columns: Columns,
     counts: Counts, progress: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:  # fmt: skip
-    """Writes every row with its answer to `out`; the columns that a CSV has no place for."""
+    """Writes every row with its answer to `out`; the columns that a CSV has no place for. Reading
+    begins first: what can't be read is no fault of `out`."""
+
+    def advance(count: int) -> None:
+        file.flush()  # open by then: the first row comes before
+        progress(count)
+
+    rows = predictor.rows(data, columns=columns, counts=counts, progress=advance)
+    first = next(rows)  # of none it raises
     with opened(out) as file:
         writer = Writer(file, form, predictor.columns)
-
-        def advance(rows: int) -> None:
-            writer.flush()
-            progress(rows)
-
-        for row in predictor.rows(data, columns=columns, counts=counts, progress=advance):
+        for row in chain([first], rows):
             writer.add(row)
     return sorted(writer.left)
