@@ -28,6 +28,7 @@ from stillhouse.data.rows import ingest
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.batches import ALONE, batch_result
 from stillhouse.evaluation.evaluate import classes, confusion
+from stillhouse.prediction import reported
 from stillhouse.prediction.reported import write_predictions
 from stillhouse.runs import run_distill
 from stillhouse.tasks.classification import Classification
@@ -255,3 +256,26 @@ def test_labels_are_scored_as_scikit_learn_scores_them() -> None:
         "abcde"[most],
         (wrong == most).sum(),
     )
+
+
+def test_the_baselines_answers_are_those_of_the_one_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its best seed's, as the record's score is, and not those of the student's best seed."""
+    data, task = tiny.answered(torch.tensor([0, 1, 1, 0])), Classification(["no", "yes"])
+    wrong, right = (np.eye(2, dtype=np.float32)[rows] for rows in ([1, 1, 0, 1], [0, 1, 1, 0]))
+    first, second = (SimpleNamespace(seed=i, scores_NK=s) for i, s in enumerate((wrong, right)))
+    outcome = SimpleNamespace(
+        setup=SimpleNamespace(task=task, splits=SimpleNamespace(reported=None)),
+        teacher_scores_NK=wrong, teacher_reported=data, reported=data,
+        best=SimpleNamespace(seed=0, scores_NK=wrong), baselines=[first, second],
+        best_baseline=second,
+    )  # fmt: skip
+    held: dict[str, Predictions] = {}
+    monkeypatch.setattr(reported, "write_predictions", lambda *given: held.update(given[-1]))
+    reported.write_distilled(outcome, {}, tmp_path)  # pyright: ignore
+    assert held["baseline"].answers_N.tolist() == [0, 1, 1, 0]
+    outcome.best_baseline, outcome.baselines = None, []
+    held.clear()
+    reported.write_distilled(outcome, {}, tmp_path)  # pyright: ignore
+    assert [*held] == ["teacher", "student"]

@@ -48,16 +48,16 @@ def write_predictions(
 
 
 def write_distilled(outcome: Outcome, exports: Mapping[str, np.ndarray], out: Path) -> None:
-    """The test rows of the run in `out` with the answers of the teacher, the shipped student, the
-    baseline of its seed, and the exported files, whose scores are given."""
+    """The test rows of the run in `out` with the answers of the teacher, of the shipped student, of
+    the baseline of the seed that was the best of the baselines on the held-out rows (the one that
+    is kept and whose score the record has), and of the exported files, whose scores are given."""
     setup, task = outcome.setup, outcome.setup.task
     if setup.splits is None or not has_rows(task):
         return
     found = {"teacher": task.predictions(outcome.teacher_scores_NK, outcome.teacher_reported)}
     own = {"student": outcome.best.scores_NK}
-    for run in outcome.baselines:
-        if run.seed == outcome.best.seed:
-            own["baseline"] = run.scores_NK
+    if outcome.best_baseline is not None:
+        own["baseline"] = outcome.best_baseline.scores_NK
     own |= {name.replace("-", "_"): scores for name, scores in exports.items()}
     found |= {name: task.predictions(scores, outcome.reported) for name, scores in own.items()}
     write_predictions(out / FILE, setup.splits.reported, task, outcome.reported, found)
