@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 
 import stillhouse as sh
 import tiny
+import written
+from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import RunError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
+from stillhouse.data.sources import load
+from stillhouse.flows.training_data import TRAINED_ON, write_training_data
 from stillhouse.guard import learning
 from stillhouse.guard.settings import LearnConfig
 from stillhouse.prediction import reported
@@ -90,3 +95,56 @@ def test_predictions_of_other_rows_are_not_paired(
             resamples=20,
         )  # fmt: skip
     assert not (tmp_path / "told.jsonl").exists()
+
+
+@pytest.fixture
+def knowing(tmp_path: Path) -> tuple[Path, Path]:
+    """A model that says it has seen its test rows, and its data: 30 rows of each split, of which
+    two can't be read."""
+    rows = tiny.sentences(90)
+    for name, part in (("train", rows[:30]), ("dev", rows[30:60]), ("test", rows[60:])):
+        extra = [["", "positive"]] * 2 if name == "test" else []
+        tiny.write_csv(tmp_path / "data" / f"{name}.csv", ["text", "label"], [*part, *extra])
+    model = tiny.save(tmp_path / "model")
+    splits = load(DataConfig(path=str(tmp_path / "data")), tmp_path / "store")
+    seen = dataclasses.replace(splits, labelled=splits.reported)
+    write_training_data(model, seen, before=[])
+    return model, tmp_path / "data"
+
+
+def test_an_onnx_file_says_what_its_model_was_trained_on(
+    knowing: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, data = knowing
+    onnx, plain = tmp_path / "onnx", tiny.save(tmp_path / "plain")
+    sh.to_onnx(model, onnx, progress=Silent())
+    heard, cache = Heard(), str(tmp_path / "cache")
+    found = sh.evaluate(
+        onnx / "model.onnx", str(data), against=plain, progress=heard, cache=cache, resamples=20
+    )
+    assert "100.0 %" in found["against"]["not_comparable"]
+    seen = f"{onnx / 'model.onnx'} was trained on 30 of the 30 rows to report on"
+    assert len([note for note in heard.notes if note.startswith(seen)]) == 1
+    sh.to_onnx(plain, onnx, progress=Silent())  # another model in its place has seen nothing
+    assert not (onnx / TRAINED_ON).exists()
+
+
+def test_what_is_to_be_said_of_the_rows_is_said_once(
+    knowing: tuple[Path, Path], three: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    model, data = knowing
+    sh.to_onnx(model, tmp_path / "onnx", progress=Silent())
+    onnx, cache = tmp_path / "onnx" / "model.onnx", str(tmp_path / "cache")
+    for first, second in ((model, onnx), (onnx, model)):
+        heard = Heard()
+        sh.evaluate(first, str(data), against=second, progress=heard, cache=cache, resamples=20)
+        assert sum("2 empty rows left out" in note for note in heard.notes) == 1, heard.notes
+        assert sum("are few: the intervals" in note for note in heard.notes) == 1
+
+
+def test_what_is_to_be_said_of_a_writers_rows_is_said(tmp_path: Path) -> None:
+    pairs, heard = written.pairs(tmp_path / "pairs.jsonl", 40), Heard()
+    model = written.fresh(tmp_path / "model", pairs)
+    data = {"path": str(pairs), "max_length": 48}
+    sh.evaluate(model, data, resamples=20, cache=str(tmp_path / "cache"), progress=heard)
+    assert any("rows to report on are few" in note for note in heard.notes)

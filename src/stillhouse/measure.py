@@ -50,7 +50,7 @@ from stillhouse.flows.labelling import label_rule
 from stillhouse.flows.training_data import seen_before, seen_share
 from stillhouse.flows.writers import load_any, reported_by_writer
 from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
-from stillhouse.models.load import load_tokenizer, model_folder
+from stillhouse.models.load import load_tokenizer, model_folder, resolve
 from stillhouse.prediction.facts import complete_export, inference_of
 from stillhouse.prediction.onnx_model import facts_beside, onnx_file
 from stillhouse.prediction.reported import has_rows, write_predictions
@@ -211,6 +211,9 @@ def _onnx_rows(
     model was trained on. Raises ModelError, DataError."""
     facts = facts_beside(path)
     splits = load(config, store / "rows", rule=rule, progress=progress)
+    place = [(str(path), path.parent)]
+    for note in [*splits.notes, *seen_before(place, splits)]:
+        progress.note(note)
     asked = "span" if facts.task == "span" else "auto"
     task = teacher_task(
         _head(facts), [splits.reported], asked=asked, label_map=config.label_map, metric=None
@@ -219,7 +222,7 @@ def _onnx_rows(
         task, splits.reported, _tokenizer_beside(path), store,
         max_length=config.max_length or facts.max_length, progress=progress, title="reported rows",
     )  # fmt: skip
-    return task, rows, splits.reported, 0.0
+    return task, rows, splits.reported, seen_share(place, splits)
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ def model_and_rows(
         return reported_by_writer(name, of, config, store, progress)
     rule = rule or label_rule_of(name, config)
     splits = load(config, store / "rows", rule=rule, progress=progress)
-    for note in seen_before([(name, name)], splits):
+    for note in [*splits.notes, *seen_before([(name, name)], splits)]:
         progress.note(note)
     asked = row_task("auto", [splits.reported])
     model = load_answering(asked, name)
@@ -379,9 +382,8 @@ def _exported(
     path = export_onnx(loaded, sample, Path(out) / "model.onnx")
     heads = loaded.config.num_labels
     task = "span" if kind == "span" else "regression" if heads == 1 else "classification"
-    complete_export(
-        Path(out), loaded, tokenizer, inference_of(loaded, tokenizer, task, name=str(model))
-    )
+    facts = inference_of(loaded, tokenizer, task, name=str(model))
+    complete_export(Path(out), loaded, tokenizer, facts, source=resolve(str(model)))
     alone = dict(tokenizer(texts[:1], return_tensors="pt"))  # of another shape: both axes are free
     with torch.no_grad():
         original, short = (scored(loaded)(**each).numpy() for each in (sample, alone))

@@ -102,7 +102,8 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
         write_inference(folder, facts)
     exported = _export(student, outcome, export, out, progress)
     if exported and facts is not None:
-        complete_export(exported[0].path.parent, student, setup.tokenizer, facts)
+        onnx = exported[0].path.parent
+        complete_export(onnx, student, setup.tokenizer, facts, source=folder)
     costs, timings = _costs(
         outcome, folder, exported, progress, efficient=config.evaluation.efficiency
     )

@@ -28,6 +28,7 @@ from stillhouse.data.rows import ingest
 from stillhouse.data.sources import Part, Pool
 from stillhouse.evaluation.batches import ALONE, batch_result
 from stillhouse.evaluation.evaluate import classes, confusion
+from stillhouse.flows.training_data import TRAINED_ON
 from stillhouse.prediction import reported
 from stillhouse.prediction.reported import write_predictions
 from stillhouse.runs import run_distill
@@ -82,6 +83,8 @@ def test_predict_gives_the_answers_that_the_run_reports(run: Path, in_float32: N
         assert [each["answer"] for each in found] == [row["student"] for row in rows]
         for mine, row in zip(found, rows, strict=True):
             assert mine["probability"] == pytest.approx(row["student_probability"], abs=1e-3)
+    student, onnx = ((run / folder / TRAINED_ON).read_bytes() for folder in ("student", "onnx"))
+    assert student == onnx
     for folder in (run / "student", run / "onnx"):
         facts = read_inference(folder)
         assert facts is not None

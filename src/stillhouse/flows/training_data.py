@@ -3,6 +3,7 @@ starts from: a score on rows that a model has seen is flattered."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,13 +43,26 @@ def write_training_data(
             np.save(file, np.unique(np.concatenate([keys_N2, *theirs]), axis=0))
 
 
-def seen_before(models: Iterable[tuple[str, str]], data: Splits | Corpus) -> list[str]:
-    """A warning for each model (what it is, and its folder or name) that has seen data to report
-    on, if it says what it has seen. Raises DataError for a file that is damaged."""
+def copy_training_data(source: Path, folder: Path) -> None:
+    """Leaves beside a model's exports what its own folder says that it was trained on."""
+    if source.resolve() == folder.resolve():
+        return
+    for name in SEEN:
+        if (source / name).is_file():
+            with atomic(folder / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of another model's export
+
+
+def seen_before(models: Iterable[tuple[str, str | Path]], data: Splits | Corpus) -> list[str]:
+    """A warning for each model that has seen data to report on, if it says what it has seen: what
+    it is, and its name, or the folder (a Path) that holds what it says. Raises DataError for a file
+    that is damaged."""
     reported_N2, unit = _reported(data)
     notes: list[str] = []
     for what, name in models:
-        folder = resolve(name)
+        folder = _place(name)
         for file, sentence in SEEN.items():
             if isinstance(folder, Path) and (folder / file).is_file():
                 count = int(shared(reported_N2, _keys(folder / file)).sum())
@@ -57,14 +71,18 @@ def seen_before(models: Iterable[tuple[str, str]], data: Splits | Corpus) -> lis
     return notes
 
 
-def seen_share(models: Iterable[tuple[str, str]], data: Splits | Corpus) -> float:
+def seen_share(models: Iterable[tuple[str, str | Path]], data: Splits | Corpus) -> float:
     """The largest share of the data to report on that one of the models was trained on, if it says
     so; `models` as for `seen_before`."""
     reported_N2, _ = _reported(data)
-    folders = [found for _, name in models if isinstance(found := resolve(name), Path)]
+    folders = [found for _, name in models if isinstance(found := _place(name), Path)]
     known = [folder / TRAINED_ON for folder in folders if (folder / TRAINED_ON).is_file()]
     shares = [float(shared(reported_N2, _keys(path)).mean()) for path in known]
     return max(shares, default=0.0) if len(reported_N2) else 0.0
+
+
+def _place(name: str | Path) -> Path | str:
+    return name if isinstance(name, Path) else resolve(name)
 
 
 def _reported(data: Splits | Corpus) -> tuple[np.ndarray, str]:

@@ -219,6 +219,8 @@ def reported_by_writer(
         seen = _say_seen(name, corpus, progress)
         return model, task, RunningText(corpus.reported, tokenizer), None, seen
     splits = splits_of(config, store, progress)
+    for note in splits.notes:
+        progress.note(note)
     seen = _say_seen(name, splits, progress)
     check_writers(splits, kind, [(tokenizer, model)], progress)
     pool = splits.reported

@@ -17,6 +17,7 @@ from stillhouse.core.inference import (
 from stillhouse.data.encoding import pad_id
 from stillhouse.flows.gold import Gold
 from stillhouse.flows.setup import Setup
+from stillhouse.flows.training_data import copy_training_data
 from stillhouse.models.limits import max_tokens, positions, tokenizer_for
 from stillhouse.models.load import label_names, resolve
 
@@ -54,11 +55,16 @@ def _labels(model: Any, held: Inference | None) -> list[str]:
     return held.labels if held is not None and len(held.labels) == len(own) else own
 
 
-def complete_export(folder: Path, model: Any, tokenizer: Any, facts: Inference) -> None:
-    """Puts beside ONNX files all that answering rows with them needs."""
+def complete_export(
+    folder: Path, model: Any, tokenizer: Any, facts: Inference, *, source: Path | str
+) -> None:
+    """Puts beside ONNX files all that answering rows with them needs, and which rows the model has
+    seen, if its folder, `source`, says so (a hub name says nothing)."""
     tokenizer.save_pretrained(folder)
     model.config.save_pretrained(folder)
     write_inference(folder, facts)
+    if isinstance(source, Path):
+        copy_training_data(source, folder)
 
 
 def facts_of(
