@@ -27,6 +27,12 @@ from stillhouse.data.cells import SEVERAL_LABELS
 NAMES = ("model.onnx", "model-int8.onnx")
 UNNAMED = ["LABEL_0", "LABEL_1"]  # of a config.json that names none: transformers' default
 ONE_LOGIT = ["0", "1"]  # classes of a file that gives the logit of the second
+# Families whose table of positions begins after padding's id, as models/limits finds in the model.
+FROM_PADDING = {
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+NO_LIMIT = 1_000_000  # transformers writes a huge number for a tokenizer without one
 
 
 def onnx_file(name: str) -> Path | None:
@@ -69,16 +75,32 @@ def _facts_and_notes(path: Path) -> tuple[Inference, list[str]]:
             raise ModelError(f"{path} gives {SEVERAL_LABELS}")
         labels = ONE_LOGIT
     task = "span" if spans else "regression" if len(labels) == 1 else "classification"
-    most = config.get("max_position_embeddings") or None
+    pad, most = _pad_and_positions(config, path.parent)
     length = default_length(task)
     facts = Inference(
         task=task,
         labels=labels if task == "classification" else [],
         max_length=length if most is None else min(length, most),
         positions=most,
-        pad_id=config.get("pad_token_id") or 0,
+        pad_id=pad,
     )
     return facts, value_guessed(task, config.get("problem_type"), described=False)
+
+
+def _pad_and_positions(config: Mapping[str, Any], folder: Path) -> tuple[int, int | None]:
+    """Padding's id, and the most tokens that a row may have, by the model's settings, as of its
+    folder; where they name none, by its tokenizer's, and None for no limit."""
+    shifted = config.get("model_type") in FROM_PADDING
+    pad, places = config.get("pad_token_id"), config.get("max_position_embeddings")
+    pad = pad if isinstance(pad, int) else int(shifted)
+    if isinstance(places, int) and places > 0:
+        return pad, places - (pad + 1 if shifted else 0)
+    try:
+        told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        most = int(told["model_max_length"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return pad, None
+    return pad, most if 0 < most < NO_LIMIT else None
 
 
 class OnnxModel:
