@@ -64,7 +64,18 @@ def test_rows_of_any_form_keep_order_and_columns(
     assert "1 of 4 texts cut: longer than the" in said
 
 
-@pytest.mark.parametrize("header", ["text,label", "id;text", '"ID";"Text"'])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "text,label",
+        "id;text",
+        '"ID";"Text"',
+        "Text;Label;;;",
+        ",text,label",
+        "text\t\t",
+        "Id, Text",
+    ],
+)
 def test_a_table_from_a_pipe_is_refused(
     call: Call, teacher: Path, monkeypatch: pytest.MonkeyPatch, header: str
 ) -> None:
@@ -104,6 +115,56 @@ def test_objects_from_a_pipe(call: Call, teacher: Path, monkeypatch: pytest.Monk
     errors = [row.get("error") for row in lines(out)]
     assert errors == [None, "it has no text", *["it is not a JSON object"] * 2, None]
     assert "2 of 5 rows have no answer: it is not a JSON object (line 4, 5)" in said
+
+
+def test_a_table_from_a_pipe_is_refused_after_a_mark_of_its_encoding(
+    call: Call, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "\ufeffText;Label;;;\r\ngood;a;;;\r\n".encode())
+    code, out, said = call("predict", teacher)
+    assert (code, out) == (2, "")
+    assert "begins with the names of columns (Text;Label;;;)" in said
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n"])
+def test_an_array_of_objects_from_a_pipe(
+    call: Call, teacher: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None, before: str
+) -> None:
+    rows = [{"id": 1, "text": "good"}, {"id": 2, "text": "über"}, {"id": 3}]
+    array = json.dumps(rows, indent=indent, ensure_ascii=False)
+    piped(monkeypatch, f"{before}{array}\n".encode())
+    code, out, said = call("predict", teacher)
+    assert code == 0, said
+    found = [row for row in lines(out) if "id" in row]
+    assert [(row.get("id"), row.get("text")) for row in found] == [
+        (1, "good"), (2, "über"), (3, None),
+    ]  # fmt: skip
+    assert found[2]["error"] == "it has no text"
+    assert found[0]["answer"] in tiny.SENTIMENT
+
+
+@pytest.mark.parametrize("texts", [["[", "good", "]"], ['[{"text": "good"}, 3]'], ["[{", "bad"]])
+def test_lines_that_begin_as_an_array_and_are_none_are_texts(
+    call: Call, teacher: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    piped(monkeypatch, "\n".join(texts).encode())
+    code, out, _ = call("predict", teacher)
+    assert (code, [row["text"] for row in lines(out)]) == (0, texts)
+
+
+@pytest.mark.parametrize(("suffix", "said"), [(".parquet", "a Parquet file"), (".csv", "no UTF-8")])
+def test_a_file_that_is_no_text_is_not_piped(
+    call: Call, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str,
+    said: str,
+) -> None:  # fmt: skip
+    path = write(tmp_path / f"rows{suffix}", [{"text": "good"}])
+    data = path.read_bytes() if suffix == ".parquet" else path.read_text().encode("utf-16")
+    piped(monkeypatch, data)
+    code, out, error = call("predict", teacher)
+    assert (code, out) == (2, "")
+    assert f"standard input is {said}" in error
+    assert "name the file instead of piping it" in error
 
 
 def test_pairs_by_tab_or_column(

@@ -188,6 +188,29 @@ def test_a_column_with_our_name_is_kept_under_another(exported: Exported) -> Non
     assert found["answer"] in ("no", "so", "yes")
 
 
+def _frame(rows: list[dict[str, Any]], library: str) -> Any:
+    made = pytest.importorskip(library)
+    if library == "pyarrow":
+        return made.Table.from_pylist(rows)
+    return made.Dataset.from_list(rows) if library == "datasets" else made.DataFrame(rows)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "datasets"])
+def test_tables_in_memory_are_answered_as_their_rows_are(exported: Exported, library: str) -> None:
+    folder, _ = exported("classification")
+    rows = [{"id": i, "text": text} for i, text in enumerate(["good film", "bad", LONG])]
+    assert sh.predict(folder, _frame(rows, library)) == sh.predict(folder, rows)
+
+
+def test_pairs_may_be_tuples_or_lists(exported: Exported) -> None:
+    folder, _ = exported("span")
+    (mine,), (theirs,) = (
+        sh.predict(folder, [pair]) for pair in ((QUESTION, PASSAGE), [QUESTION, PASSAGE])
+    )
+    assert mine == theirs
+    assert mine["pair"] == PASSAGE
+
+
 def test_a_second_text_is_asked_for_where_the_model_needs_one(exported: Exported) -> None:
     folder, _ = exported("span")
     with pytest.raises(DataError, match="--pair-column"):

@@ -55,8 +55,8 @@ def kept(data: Any, store: Path, *, text: str = "text") -> str:
     column of rows that are nothing but a text."""
     folder = store.resolve() / "memory"
     if not _is_splits(data):
-        return str(_write(_rows(data, text), type(data).__name__, folder))
-    files = {split: _write(_rows(rows, text), split, folder) for split, rows in data.items()}
+        return str(_write(memory_rows(data, text), type(data).__name__, folder))
+    files = {split: _write(memory_rows(rows, text), split, folder) for split, rows in data.items()}
     digest = hashlib.blake2b(repr(sorted(map(str, files.values()))).encode(), digest_size=8)
     place = folder / f"{type(data).__name__}-{digest.hexdigest()}"
     with writes(place):
@@ -88,7 +88,7 @@ def _is_splits(data: object) -> bool:
     )
 
 
-def _rows(data: Any, text: str) -> Iterator[dict[str, Any]]:
+def memory_rows(data: Any, text: str) -> Iterator[dict[str, Any]]:
     """The rows of anything that `_is_rows`. Raises DataError for what has none."""
     library, kind = type(data).__module__.partition(".")[0], type(data).__name__
     if library == "pandas" and kind == "DataFrame":

@@ -18,12 +18,14 @@ from stillhouse.core.inference import Inference
 from stillhouse.data.cells import is_utf8, text_of, value_at
 from stillhouse.data.columns import LIKE_TEXTS, Columns
 from stillhouse.data.delimited import BROKEN
+from stillhouse.data.memory import memory_rows
 from stillhouse.data.readers import Row, read
 from stillhouse.data.turns import conversation_in
 from stillhouse.data.usable import Header
 
 STDIN = "-"
 NAME = re.compile(r"[\w.-]+")  # of a column
+ARRAY = re.compile(r"\[\s*(\{|$)")  # of objects, or of what the next line begins
 EMPTY, NO_PAIR, NOT_UTF8, NOT_JSON = (
     "it has no text",
     "it has no second text",
@@ -55,8 +57,8 @@ def source_of(data: Any, *, lines: BinaryIO | None = None) -> tuple[Iterable[Row
         if not path.exists():
             raise DataError(f"there is no file {path}")
         return read(path), path.name, path.suffix.lower() == ".txt"
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a data frame
-        data = data.to_dict("records")
+    if hasattr(data, "columns") or hasattr(data, "column_names"):  # a table of some library
+        return enumerate(memory_rows(data, "text"), 1), "the rows", True
     if not isinstance(data, Iterable) or isinstance(data, Mapping | bytes):
         raise UsageError("data is a file, or a list of texts, of pairs, or of rows as dicts")
     return enumerate(map(_row, data), 1), "the rows", True
@@ -65,34 +67,65 @@ def source_of(data: Any, *, lines: BinaryIO | None = None) -> tuple[Iterable[Row
 def _row(value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, tuple) and len(value) == 2:
+    if isinstance(value, tuple | list) and len(value) == 2 and not isinstance(value[0], Mapping):
         return {"text": value[0], "pair": value[1]}
     return {"text": value}
 
 
 def _piped(lines: Iterable[bytes]) -> tuple[Iterator[Row], str]:
-    """A text a line; a JSON object a line where the first one is that."""
+    """A text a line; a JSON object a line where the first one is that, or an array of them."""
     return _told_apart(lines), "standard input"
 
 
 def _told_apart(lines: Iterable[bytes]) -> Iterator[Row]:
     objects: bool | None = None
-    for number, raw in enumerate(lines, 1):
-        line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
-        line = line.rstrip("\r\n")
+    numbered = enumerate(lines, 1)
+    for number, raw in numbered:
+        line = _decoded(raw, number)
         if objects is None and line.strip():
             objects = line.lstrip().startswith("{")
+            _check_text(raw)
             _check_no_header(line)
+            if ARRAY.match(line.strip()):
+                yield from _array([(number, raw), *numbered])
+                return
         if not objects:
             yield number, {"text": line}
         elif line.strip():
             yield number, _object(line)
 
 
+def _decoded(raw: bytes, number: int) -> str:
+    codec = "utf-8-sig" if number == 1 else "utf-8"
+    return raw.decode(codec, "surrogateescape").rstrip("\r\n")
+
+
+def _array(numbered: list[tuple[int, bytes]]) -> Iterator[Row]:
+    """The objects of an array of nothing else; of any other lines each as a text."""
+    texts = [(number, _decoded(raw, number)) for number, raw in numbered]
+    try:
+        found = json.loads("\n".join(text for _, text in texts))
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, list) and all(isinstance(each, dict) for each in found):
+        yield from enumerate(found, 1)
+    else:
+        yield from ((number, {"text": text}) for number, text in texts)
+
+
+def _check_text(raw: bytes) -> None:
+    """Raises DataError for the beginning of a file that is no text."""
+    if raw.startswith(b"PAR1") or b"\0" in raw:
+        what = "a Parquet file" if raw.startswith(b"PAR1") else "no UTF-8 text"
+        raise DataError(f"standard input is {what}: name the file instead of piping it")
+
+
 def _check_no_header(line: str) -> None:
-    """Raises DataError for names of columns, which would be answered as a text."""
-    names = [name.strip('"').lower() for name in re.split(r"[,;\t|]", line)]
-    if len(names) > 1 and {*names} & {*LIKE_TEXTS} and all(map(NAME.fullmatch, names)):
+    """Raises DataError for names of columns, some of them empty perhaps, which would be answered as
+    a text."""
+    cells = [name.strip('"').lower() for name in re.split(r"[,;\t|]", line)]
+    names = [*filter(None, cells)]
+    if len(cells) > 1 and {*names} & {*LIKE_TEXTS} and all(map(NAME.fullmatch, names)):
         raise DataError(
             f"standard input begins with the names of columns ({line.strip()}): name the file "
             "instead of piping it, or pipe a text or a JSON object a line"
