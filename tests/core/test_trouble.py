@@ -126,7 +126,8 @@ def test_a_file_that_is_read_meanwhile_is_no_fault_of_the_one_that_is_written(
     tmp_path: Path,
 ) -> None:
     def refusal(*names: Path) -> RunError:
-        error = OSError(errno.EACCES, "Permission denied", str(names[0]), None, *map(str, names[1:]))
+        first, *more = map(str, names)
+        error = OSError(errno.EACCES, "Permission denied", first, None, *more)
         found = unwritten(tmp_path / "out" / "a", error)
         assert isinstance(found, RunError)
         return found
