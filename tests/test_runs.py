@@ -11,10 +11,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import stillhouse as sh
 import tiny
+from stillhouse.core.inference import Inference
 from stillhouse.core.progress import Silent
 from stillhouse.core.results import Record
 from stillhouse.evaluation.evaluate import score_rows
 from stillhouse.flows.prepare import prepare
+from stillhouse.models.card import model_card
 from stillhouse.runs import Run, run_distill
 
 OTHERS = [(f"another text, number {i}", ["negative", "positive"][i % 2]) for i in range(20)]
@@ -88,6 +90,17 @@ def test_a_card_says_which_score_is_whose(run: Run) -> None:
         f"rows; on the test rows it scores {student.shipped_score:.4f}."
     ) in card
     assert run.record.sentence in card
+
+
+def test_a_card_has_the_warnings_and_an_example_of_the_models_own_rows(run: Run) -> None:
+    warned = run.record.model_copy(update={"warnings": ["one thing", "another"]})
+    facts = Inference(task="classification", max_length=16, pair=True)
+    card = model_card(warned, teacher="t", inference=facts)
+    assert "## What to know\n\n- one thing\n- another\n\n## How it was made" in card
+    assert 'classify({"text": "...", "text_pair": "..."})' in card
+    plain = model_card(run.record.model_copy(update={"warnings": []}), teacher="t")
+    assert "What to know" not in plain
+    assert 'classify("...")' in plain
 
 
 def test_a_run_killed_after_its_trainings_ends_the_same(run: Run) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stillhouse.core.config import WRITING, DistillConfig, ExportConfig, FinetuneConfig
 from stillhouse.core.console import Terminal
 from stillhouse.core.errors import RunError
-from stillhouse.core.inference import write_inference
+from stillhouse.core.inference import Inference, write_inference
 from stillhouse.core.progress import Progress
 from stillhouse.core.results import BatchResult, Efficiency, ExportResult, Record
 from stillhouse.core.rundir import claim, write_json, write_text
@@ -115,9 +115,7 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     card = model_card(record, teacher=teacher, inference=facts)
     write_text(folder / "README.md", card)
     if record.best == "baseline":
-        _keep_baseline(outcome, record, out / "baseline", teacher)
-        if facts is not None:
-            write_inference(out / "baseline", facts)
+        _keep_baseline(outcome, record, out / "baseline", teacher, facts)
     kept = {each.format for each in exports}
     found = {each.format: each.scores for each in exported if each.format in kept}
     write_distilled(outcome, found, out)
@@ -125,7 +123,10 @@ def run_distill(config: DistillConfig, out: Path, *, progress: Progress | None =
     return Run(out, record, student)  # pyright: ignore[reportArgumentType]
 
 
-def _keep_baseline(outcome: distilling.Outcome, record: Record, folder: Path, teacher: str) -> None:
+def _keep_baseline(
+    outcome: distilling.Outcome, record: Record, folder: Path, teacher: str,
+    facts: Inference | None,
+) -> None:  # fmt: skip
     """The better baseline in a folder of its own, as the student has one; it is not exported."""
     setup, best = outcome.setup, outcome.best_baseline
     assert best is not None, "what was not trained is not the best"
@@ -134,7 +135,10 @@ def _keep_baseline(outcome: distilling.Outcome, record: Record, folder: Path, te
     save_model(model, setup.tokenizer, folder)
     before = [name for _, name in distilling.starts(setup.config)]
     write_training_data(folder, setup.data, before=before)
-    write_text(folder / "README.md", model_card(record, teacher=teacher, role="baseline"))
+    card = model_card(record, teacher=teacher, role="baseline", inference=facts)
+    write_text(folder / "README.md", card)
+    if facts is not None:
+        write_inference(folder, facts)
 
 
 def run_finetune(config: FinetuneConfig, out: Path, *, progress: Progress | None = None) -> Run:

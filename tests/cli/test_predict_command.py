@@ -72,8 +72,7 @@ def test_rows_of_any_form_keep_order_and_columns(
         '"ID";"Text"',
         "Text;Label;;;",
         ",text,label",
-        "text\t\t",
-        "Id, Text",
+        "text;;",
     ],
 )
 def test_a_table_from_a_pipe_is_refused(

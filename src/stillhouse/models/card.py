@@ -22,7 +22,7 @@ tags: [distillation, stillhouse]
 |---|---|---|---|---|
 {rows}
 
-{cost}{shipped}{usage}{onnx}## How it was made
+{cost}{shipped}{usage}{onnx}{known}## How it was made
 
 {made}
 
@@ -46,7 +46,7 @@ USAGE = """```python
 from transformers import pipeline
 
 classify = pipeline("text-classification", model="this-folder")
-classify("...")
+classify({texts})
 ```
 
 """
@@ -132,6 +132,12 @@ def onnx_usage(record: Record, inference: Inference | None) -> str:
     return found
 
 
+def _known(record: Record) -> str:
+    """The run's warnings as a list; nothing where there are none."""
+    listed = "".join(f"- {warning}\n" for warning in record.warnings)
+    return f"## What to know\n\n{listed}\n" if listed else ""
+
+
 def model_card(
     record: Record,
     *,
@@ -139,8 +145,8 @@ def model_card(
     role: Literal["student", "baseline"] = "student",
     inference: Inference | None = None,
 ) -> str:
-    """Markdown for the student of `record`, or for its baseline, which there must be. `inference`:
-    what stands beside the student's ONNX files."""
+    """Markdown for the student of `record`, or for its baseline, which there must be and which is
+    not exported. `inference`: what stands beside the model, and beside the student's ONNX files."""
     found = [m for m in (record.teacher, record.student, record.baseline) if m is not None]
     rows = "\n".join(
         f"| {m.name} | {m.score:.4f} | {m.interval[0]:.4f} to {m.interval[1]:.4f} | "
@@ -164,6 +170,9 @@ def model_card(
         made = ROWS.format(**facts)
         if data.labels:
             made += f"\nLabels: {', '.join(data.labels)}."
+    usage = {"masked_lm": MASKED_USAGE, "span": SPAN_USAGE}.get(record.task)
+    paired = inference is not None and inference.pair
+    texts = '{"text": "...", "text_pair": "..."}' if paired else '"..."'
     return TEMPLATE.format(
         pipeline=PIPELINES.get(record.task, "text-classification"),
         title=TITLES[role].format(teacher=teacher),
@@ -172,7 +181,8 @@ def model_card(
         rows=rows,
         cost=_cost(record),
         shipped=shipped,
-        onnx=onnx_usage(record, inference),
-        usage={"masked_lm": MASKED_USAGE, "span": SPAN_USAGE}.get(record.task, USAGE),
+        onnx=onnx_usage(record, inference) if role == "student" else "",
+        usage=usage or USAGE.format(texts=texts),
+        known=_known(record),
         made=MADE[role] + made,
     )
