@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import tiny
-from stillhouse.core.config import DataConfig
+from stillhouse.core.config import DataConfig, FinetuneConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.settings import override, parse
 from stillhouse.data.labels import LabelRule, agree
 from stillhouse.data.sources import Splits, load
 
@@ -126,3 +127,17 @@ def test_spellings_of_one_class_are_no_contradiction(tmp_path: Path) -> None:
     path = tiny.write_csv(tmp_path / "a.csv", ["text", "label"], rows)
     found = load(DataConfig(path=str(path)), tmp_path / "store")
     assert found.dropped["duplicated"] == found.dropped["contradictory duplicated"] == 1
+
+
+@pytest.mark.parametrize("label", ["nan", "9", "-1", "true", "n/a", "3.5"])
+def test_the_setting_that_is_advised_is_one(label: str) -> None:
+    """A word that YAML takes for a number, or for a truth, is a label here."""
+    found = parse(FinetuneConfig, override(
+        {"model": "m", "data": {"path": "p"}}, [f"data.no_label={label}"]))  # fmt: skip
+    assert found.data.no_label == label
+
+
+def test_answers_in_either_form_are_no_classes() -> None:
+    for form in ('{"text": ["us"]}', '[{"text": "us"}]'):
+        other = form.replace("us", "US")
+        assert names({form: 5, other: 1}) == {}

@@ -310,3 +310,21 @@ def test_a_pair_turned_round_may_have_another_label(tmp_path: Path) -> None:
     (note,) = store(tmp_path, content).notes
     assert note.startswith("data.csv: 1 row kept whose text is an earlier one's")
     assert "(line 4)" in note
+
+
+@pytest.mark.parametrize(
+    "blank", ["\u200b\u200b", "\u00ad", "\u2060", "\u200d \ufe0f", "\u180e", "\u2800", "\u3000"]
+)
+def test_a_text_of_which_nothing_is_seen_is_empty(tmp_path: Path, blank: str) -> None:
+    rows = store(tmp_path, f"text,label\na,x\n{blank},x\n{blank}b,y\n".encode())
+    assert rows.dropped == {"empty": 1}
+    assert [row.label for row in rows.examples(rows.kept)] == ["x", "y"]
+
+
+@pytest.mark.parametrize("answer", ["\u0958\u0932\u092e", "cafe\u0301", "\u0627\u200f\u0628"])
+def test_an_answer_in_a_passage_stays_as_it_is_there(tmp_path: Path, answer: str) -> None:
+    """Normalised, it would not be found in its passage."""
+    row = {"question": "what?", "context": f"it is {answer} .", "answers": {"text": [answer]}}
+    rows = store(tmp_path, jsonl(row), columns=Columns(), suffix=".jsonl")
+    (found,) = rows.examples(rows.kept)
+    assert json.loads(found.label or "")["text"] == [answer]

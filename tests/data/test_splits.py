@@ -200,3 +200,18 @@ def test_too_few_rows_to_hold_one_out_are_told(tmp_path: Path) -> None:
     assert any("nothing selects" in note for note in splits(tmp_path, data).notes)
     assert not any("nothing selects" in n for n in splits(tmp_path, data, held_out=0.0).notes)
     assert not any("nothing selects" in n for n in splits(tmp_path, data, held_out=0.3).notes)
+
+
+def test_rows_without_a_label_are_counted_wherever_they_were_for(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for name, rows in (
+        ("train", [(f"text {i}", "ab"[i % 2]) for i in range(20)]),
+        ("dev", [("dev one", "a"), ("dev two", ""), ("dev three", "b")]),
+        ("test", [(f"test {i}", "ab"[i % 2] if i < 4 else "") for i in range(6)]),
+    ):
+        tiny.write_csv(folder / f"{name}.csv", ["text", "label"], rows)
+    found = load(DataConfig(path=str(folder)), tmp_path / "rows")
+    assert (len(found.reported), len(found.held_out)) == (4, 2)
+    assert found.dropped["to report on, without a label"] == 2
+    assert "2 rows to report on left out: no label" in found.notes
+    assert "1 row to select on left out: no label" in found.notes

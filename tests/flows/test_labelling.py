@@ -18,6 +18,7 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Silent
 from stillhouse.core.settings import parse
 from stillhouse.flows.gold import Gold, prepare_gold
+from stillhouse.flows.labelling import label_rule
 from stillhouse.flows.prepare import prepare
 
 Distil = Callable[..., Any]
@@ -175,3 +176,8 @@ def test_decimal_commas_are_no_classes(teacher: Path, tmp_path: Path) -> None:
     rows = [(text, ["3,5", "four"][i % 2]) for i, (text, _) in enumerate(SENTENCES)]
     data = tiny.write_csv(tmp_path / "names.csv", ["text", "label"], rows)
     assert gold(teacher, data, tmp_path, Noting()).task.choices == ["3,5", "four"]
+
+
+def test_answers_in_passages_are_values_and_no_classes(teacher: Path) -> None:
+    assert label_rule("span", str(teacher), {}).values
+    assert not label_rule("classification", str(teacher), {}).values

@@ -19,6 +19,7 @@ from stillhouse.core.errors import DataError, ModelError, UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.terms import TermConfig
 from stillhouse.core.types import NO_LABEL
+from stillhouse.data.cells import is_answers
 from stillhouse.data.columns import Columns
 from stillhouse.data.rows import ingest
 from stillhouse.data.sources import Part, Pool, load
@@ -28,7 +29,7 @@ from stillhouse.models.forward import IMPOSSIBLE, has_fast_path, run, training_m
 from stillhouse.models.load import load_span_model
 from stillhouse.numerics.qa_metrics import exact_match, f1, words
 from stillhouse.tasks.base import Data
-from stillhouse.tasks.span import Answer, Span, Spans, is_answers, parse_label, place, span_data
+from stillhouse.tasks.span import Answer, Span, Spans, parse_label, place, span_data
 from stillhouse.training import objective as objectives
 from stillhouse.training.steps import TextForward, plain_step
 

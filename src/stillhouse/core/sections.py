@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from stillhouse.core.terms import Config, Positive, Precision, Share
+
+
+def _as_written(value: object) -> object:
+    """A label that YAML takes for true or false, as it was written."""
+    return str(value).lower() if isinstance(value, bool) else value
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Metric = Literal[
@@ -40,7 +46,7 @@ class DataConfig(Config):
     text: str | None = None
     pair: str | None = None
     label: str | None = None
-    no_label: str | None = None
+    no_label: Annotated[str | None, BeforeValidator(_as_written)] = None
     dev: str | None = None
     held_out: Share = 0.1
     held_out_rows: Positive = 2000

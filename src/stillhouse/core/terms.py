@@ -19,7 +19,9 @@ class Config(BaseModel):
     trained (see core/precision). beside: sections that a file may hold with it and that are another
     config's, by name, and what these may not set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
+    )
     on_cpu: ClassVar[bool] = False
     beside: ClassVar[Mapping[str, tuple[type[Config], tuple[str, ...]]]] = {}
 

@@ -11,11 +11,12 @@ import unicodedata
 from typing import Any
 
 from stillhouse.core.errors import DataError
-from stillhouse.core.folding import folded
+from stillhouse.core.folding import INVISIBLE, folded
 
 SEVERAL_LABELS = "several labels a row: multi-label classification is not supported yet"
 MISSING = ("<NA>", "NaT")  # how pandas shows what is not there
 WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number that was stored as a float
+BLANK = re.compile(rf"(?:{INVISIBLE.pattern}|[\s\u2800])+")  # U+2800: braille without a dot
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 # Characters that are not seen: they never tell two labels apart. Joiners stay, which some scripts
 # and emoji are spelled with.
@@ -58,7 +59,7 @@ def text_of(value: Any, column: str | None, option: str) -> str | None:
     """The text in a cell of `column`. Raises DataError for a list or an object; `option` says
     which column to read."""
     if isinstance(value, str):
-        return value.strip() or None
+        return seen(value)
     value = plain(value)
     if isinstance(value, dict):
         raise DataError(f"{_fields(value, column)} with {option} {column}.NAME")
@@ -67,7 +68,13 @@ def text_of(value: Any, column: str | None, option: str) -> str | None:
             f"column {column} holds lists: join each into one text first, or name another column "
             f"with {option}"
         )
-    return cell_text(value)
+    return seen(cell_text(value) or "")
+
+
+def seen(text: str) -> str | None:
+    """`text` without the white space around it; None where nothing of it is to be seen."""
+    found = text.strip()
+    return None if not found or BLANK.fullmatch(found) else found
 
 
 def label_of(value: Any, column: str | None) -> str | None:
@@ -90,6 +97,11 @@ def _are_answers(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(each, dict) and "text" in each for each in value)
     return isinstance(value, dict) and "text" in value
+
+
+def is_answers(label: str) -> bool:
+    """Whether a label has the form of SQuAD's answers."""
+    return label.startswith(('{"answer_start"', '{"text"', '[{"answer_start"', '[{"text"'))
 
 
 def _fields(value: dict[Any, Any], column: str | None) -> str:

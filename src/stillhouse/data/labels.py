@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.units import counted
-from stillhouse.data.cells import SEVERAL_LABELS, WHOLE, fold_label
+from stillhouse.data.cells import SEVERAL_LABELS, WHOLE, fold_label, is_answers
 from stillhouse.data.rows import Rows
 
 HIDDEN = "-1"  # how data sets with classes 0, 1, 2, ... mark a label that is not given
@@ -78,7 +78,7 @@ def agree(
         hidden = [name for name in total if fold_label(name) == fold_label(no_label)]
         agreed.names.update(dict.fromkeys(hidden))
     left = Counter({label: n for label, n in total.items() if label not in agreed.names})
-    if rule.values or not left or len(left) > MANY or all(name[:1] == "{" for name in left):
+    if rule.values or not left or len(left) > MANY or all(map(is_answers, left)):
         return agreed
     if all(LIST.fullmatch(name) for name in left):
         raise DataError(f"{path}: labels are lists such as {min(left)}, {SEVERAL_LABELS}")

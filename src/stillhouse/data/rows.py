@@ -34,7 +34,7 @@ from stillhouse.data.usable import HINTS, NOT_UTF8, SHOWN_LINES, Header, Problem
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
-FORMAT = 10  # of what is stored: rows of another one are read anew
+FORMAT = 11  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:

@@ -221,9 +221,11 @@ def load(
         raise DataError(f"{config.path} has no train split")
     files, agreed = agree_labels(files, config, rule or LabelRule(values=texts))
     train, without = _with_labels(_whole(files["train"]))
+    unlabelled: dict[str, int] = {}  # rows by what they were for
     reported_rows = files.get("test") or files.get("dev")
     if reported_rows is not None:
-        reported, _ = _with_labels(_whole(reported_rows))
+        reported, blank = _with_labels(_whole(reported_rows))
+        unlabelled["to report on"] = len(blank)
     else:
         reported, train = _share(train, config.dev_share, "reported")
     before = len(train) + len(without)
@@ -234,7 +236,8 @@ def load(
         spare.append(Part(hidden.rows, hidden.indices, labelled=False))
     leaked, lost = before - len(train) - sum(map(len, spare)), 0
     if "test" in files and "dev" in files:
-        selecting = _with_labels(_whole(files["dev"]))[0]
+        selecting, blank = _with_labels(_whole(files["dev"]))
+        unlabelled["to select on"] = len(blank)
         held_out = _outside(selecting, reported)
         _check_selecting(config, len(selecting), len(held_out))
         lost = len(selecting) - len(held_out)
@@ -262,6 +265,10 @@ def load(
         found.notes.append(
             f"{counted(lost, 'row')} to select on left out: the same text is reported"
         )
+    for purpose, count in unlabelled.items():
+        if count:
+            found.dropped[f"{purpose}, without a label"] = count
+            found.notes.append(f"{counted(count, 'row')} {purpose} left out: no label")
     found.notes.extend(agreed)
     found.notes.extend(_near_duplicates(found, store, progress or Silent()))
     return found

@@ -150,8 +150,6 @@ def _fields(
     return (
         text_of(text, found.text, "--text-column"),
         text_of(value_at(row, found.pair), found.pair, "--pair-column"),
-        text_of(label, found.label, "--label-column")
-        if found.texts
-        else label_of(label, found.label),
+        label,
         group,
     )

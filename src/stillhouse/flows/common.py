@@ -18,7 +18,7 @@ from stillhouse.core.config import CorpusConfig, DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.inference import default_length, read_inference
 from stillhouse.core.progress import Progress
-from stillhouse.data.cells import SEVERAL_LABELS, has_decimal_comma
+from stillhouse.data.cells import SEVERAL_LABELS, has_decimal_comma, is_answers
 from stillhouse.data.encoding import Encoded, encode
 from stillhouse.data.sources import Pool
 from stillhouse.models.kinds import refuse_inputs
@@ -33,7 +33,7 @@ from stillhouse.models.one_logit import as_two_classes, is_one_logit
 from stillhouse.tasks.base import Dataset, Task
 from stillhouse.tasks.classification import Classification, match_labels
 from stillhouse.tasks.regression import Regression
-from stillhouse.tasks.span import Span, Spans, is_answers, span_data
+from stillhouse.tasks.span import Span, Spans, span_data
 
 
 def store_root(cache: str | None) -> Path:

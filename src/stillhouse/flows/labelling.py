@@ -23,7 +23,7 @@ def label_rule(
     """What a model that is stored already knows of the labels in its data."""
     config = load_config(name, trust_remote_code=trust_remote_code)
     if task != "auto":
-        values = task == "regression"
+        values = task in ("regression", "span")
     else:
         values = getattr(config, "problem_type", None) == "regression"
     if getattr(config, "num_labels", 1) == 1 and not is_one_logit(config, task):

@@ -65,11 +65,6 @@ def parse_label(label: str) -> list[Answer]:
     )
 
 
-def is_answers(label: str) -> bool:
-    """Whether a label has the form of SQuAD's answers."""
-    return label.startswith(('{"answer_start"', '{"text"', '[{"answer_start"', '[{"text"'))
-
-
 def place(passage: str, answer: Answer) -> tuple[int, int] | None:
     """Where in the passage the answer stands: where it says so, else its nearest occurrence; one
     that is only there in other case or spacing counts too."""
