@@ -12,6 +12,7 @@ from stillhouse.core.config import DataConfig
 from stillhouse.core.types import Example
 from stillhouse.data import near_duplicates as module
 from stillhouse.data import sources
+from stillhouse.data.chat import Conversation
 from stillhouse.data.near_duplicates import near_duplicates
 from stillhouse.data.sources import load
 
@@ -141,3 +142,16 @@ def test_of_many_test_rows_a_sample_is_compared(
     monkeypatch.setattr(sources, "COMPARED", 10)
     found = load(DataConfig(path=str(folder(tmp_path, near=20)), held_out=0.0), tmp_path / "store")
     assert any("about 20 of 20 test rows" in each for each in found.notes)
+
+
+def test_a_system_prompt_that_all_rows_share_makes_no_near_duplicates() -> None:
+    rng = random.Random(1)
+    shared = " ".join(words(rng, 400))
+
+    def chat(asked: str) -> Example:
+        turns = ({"role": "system", "content": shared}, {"role": "user", "content": asked})
+        return example(Conversation(turns).stored)
+
+    said = [" ".join(words(rng, 12)) for _ in range(20)]
+    assert near_duplicates([chat(each) for each in said[:10]], [chat(e) for e in said[10:]]) == 0
+    assert near_duplicates([chat(said[0])], [chat(said[0]), chat(said[1])]) == 1

@@ -19,15 +19,27 @@ import numpy as np
 from stillhouse.core.folding import folded
 from stillhouse.core.progress import Advance
 from stillhouse.core.types import Example
+from stillhouse.data.chat import turns_of
 from stillhouse.data.word_hashes import MIX, ngrams, word_hashes
 
-FORMAT = 1  # of what is counted: a count of another one is made anew
+FORMAT = 2  # of what is counted: a count of another one is made anew
 SIMILAR = 0.8  # Jaccard similarity
 LENGTH = 3  # words of an n-gram
 WORDS = 512  # first ones of a text that are looked at
 CHUNK = 4096  # training rows in memory
 BANDS, ROWS = 8, 4  # of MinHash: both rows' minima agree in all of a band's with chance J ** ROWS
 TRIED = 4  # training rows of a chunk, the same in a band, that a test row is compared with
+
+
+def _said(text: str) -> str:
+    """A text, folded; of a conversation what is said after its system turns, which, as its tools,
+    all rows may share."""
+    held = turns_of(text)
+    if held is None:
+        return folded(text)
+    return folded(
+        " ".join(str(turn.get("content") or "") for turn in held.turns if turn["role"] != "system")
+    )
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class _Grams:
         texts = [row.text for row in rows] if sides == 1 else [
             text or "" for row in rows for text in (row.text, row.pair)
         ]  # fmt: skip
-        hashes_W, words = word_hashes(map(folded, texts), most=WORDS)
+        hashes_W, words = word_hashes(map(_said, texts), most=WORDS)
         count = np.maximum(np.diff(words), LENGTH)  # a shorter text is filled up
         padded = np.zeros(int(count.sum()), np.uint64)
         begins = np.cumsum(count) - count

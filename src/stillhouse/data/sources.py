@@ -301,7 +301,8 @@ def _near_duplicates(splits: Splits, store: Path, progress: Progress) -> list[st
         return []
     return [
         f"about {round(found * len(test) / len(sample)):,} of {len(test):,} test rows are "
-        f"near-duplicates of training rows (Jaccard of word {LENGTH}-grams >= {SIMILAR}): "
+        f"near-duplicates of training rows (Jaccard of word {LENGTH}-grams >= {SIMILAR}, "
+        "any number like another): "
         "the score may flatter"
     ]
 
