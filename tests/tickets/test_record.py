@@ -41,7 +41,7 @@ def test_the_asked_ticket_leads_and_is_worse_where_it_is() -> None:
     levels = [DENSE, level("ticket", 1, 0.89, "can't tell"), last]
     assert sentence(levels, "accuracy", 2) == (
         "With 40.0 % of the prunable weights the ticket scores 0.700 in accuracy, the dense model "
-        "0.900: worse: -20.0 points, 95 % interval -30.0 to -18.0. The smallest that is not seen "
+        "0.900: -20.0 points, 95 % interval -30.0 to -18.0: worse. The smallest that is not seen "
         "to be worse has 70.0 % (0.890, can't tell)."
     )
     none = [DENSE, level("ticket", 1, 0.8, "hurt"), last]
@@ -50,15 +50,15 @@ def test_the_asked_ticket_leads_and_is_worse_where_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("verdict", "says"),
-    [("no difference", "no difference: "), ("helped", "better: "), ("can't tell", "can't tell: ")],
+    [("no difference", "no difference"), ("helped", "better"), ("can't tell", "can't tell")],
 )
-@pytest.mark.parametrize(("seeds", "caveat"), [(1, ", these two models only: "), (2, ": ")])
+@pytest.mark.parametrize(("seeds", "caveat"), [(1, ", these two models only"), (2, "")])
 def test_a_ticket_as_good_is_said_to_be(
     verdict: Verdict, says: str, seeds: int, caveat: str
 ) -> None:
     found = level("ticket", 1, 0.9, verdict, seeds=seeds)
     said = sentence([DENSE, found], "accuracy", 1)
-    assert says[:-2] + caveat in said
+    assert said.endswith(f"+2.0: {says}{caveat}.")
     assert "smallest" not in said
 
 
