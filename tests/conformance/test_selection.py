@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import tiny
 from stillhouse.flows.distill import distill
+from stillhouse.models.forward import scores, training_mode
 
 Distil = Callable[..., Any]
 ROWS = tiny.sentences(140)
@@ -64,7 +65,8 @@ def test_the_kept_weights_are_those_that_were_selected(distil: Distil, tmp_path:
     student, task = outcome.student, outcome.setup.task
     examples = list(outcome.setup.splits.held_out)
     inputs = tiny.tokenizer()([e.text for e in examples], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        answers_N = student(**inputs).logits.argmax(-1).numpy()
+    precision = outcome.stages[-1].training.precision
+    with torch.no_grad(), training_mode(student, on=False):
+        answers_N = scores(student, inputs, precision=precision).argmax(-1).numpy()
     gold_N = np.array([task.choices.index(str(e.label)) for e in examples])
     assert task.metric_of(answers_N, gold_N, "accuracy") == outcome.best.fit.score
