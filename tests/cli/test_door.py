@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,15 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 
+import tiny
 from limited import file_size
 from stillhouse.cli.main import app
+from stillhouse.cli.options import of_data
 from stillhouse.core.config import DistillConfig, FinetuneConfig
 from stillhouse.core.errors import UsageError
 from stillhouse.core.sections import DataConfig
 from stillhouse.core.settings import override, parse
+from stillhouse.data.sources import load
 from stillhouse.extract.config import AuditConfig
 from stillhouse.guard.settings import LearnConfig, ServeConfig, VerifyConfig
 from stillhouse.tickets.config import RemoveConfig, TicketsConfig
@@ -156,7 +160,7 @@ def test_a_config_may_name_data_and_student_in_one_word(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("teacher: t\ndata: reviews.csv\nstudent: small\ntraining:\n")
     given = {"data.text": "review", "data.path": None}
-    found = settings(path, "distill", given, ["training.lr=1"])
+    found = settings(path, "distill", given, ["training.lr=1"], DistillConfig)
     checked = parse(DistillConfig, found)
     assert (checked.data.path, checked.data.text) == ("reviews.csv", "review")
     assert (checked.student.model, checked.training.lr) == ("small", 1)
@@ -279,3 +283,15 @@ def test_a_teacher_of_another_kind_leaves_nothing(
     assert code == 2
     assert "token classification is not supported yet" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["nan", "NULL", "#n/a"])
+def test_what_a_note_advises_of_a_label_that_is_none_works(tmp_path: Path, name: str) -> None:
+    rows = [(text, name if i % 3 else label) for i, (text, label) in enumerate(tiny.sentences(60))]
+    data = {"path": str(tiny.write_csv(tmp_path / "a.csv", ["text", "label"], rows))}
+    notes = load(parse(DataConfig, data), tmp_path / "store").notes
+    (advice,) = [note.partition("--set ")[2] for note in notes if "name of a class" in note]
+    changed = of_data(data, shlex.split(advice))
+    found = load(parse(DataConfig, changed), tmp_path / "store")
+    assert name not in {*found.labelled.labels, *found.reported.labels}
+    assert len(found.unlabelled) > 10

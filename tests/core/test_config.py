@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from pydantic import ValidationError
 from stillhouse.core.config import (
     DISTILBERT,
     SOFT_AND_GOLD,
+    DataConfig,
     DistillConfig,
     StageConfig,
     StudentConfig,
     TrainingConfig,
 )
 from stillhouse.core.errors import UsageError
-from stillhouse.core.settings import override, parse, read_yaml
+from stillhouse.core.settings import override, parse, quoted, read_yaml
 from stillhouse.core.terms import TermConfig
 from stillhouse.flows.methods import method
 
@@ -214,3 +216,33 @@ def test_a_setting_that_every_stage_has_is_set_there() -> None:
     with pytest.raises(UsageError, match=r"set stages\.NAME\.training\.lr"):
         override(values, ["training.lr=1e-3"])
     assert override(values, ["training.epochs=2"])["training"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nan", "9", "-1", "true", "No", "007", "1e3", "2020-01-01", "[POS]", "a: b", "#n/a", "n/a"],
+)
+def test_a_text_is_what_was_written(text: str) -> None:
+    """YAML takes these for numbers, truth values, dates, lists, and remarks."""
+    asked = [f"data.no_label={text}", f"data.label={text}", f"stages.0.teacher={text}"]
+    values = override({"stages": [{}]}, asked, DistillConfig)
+    assert values["data"] == {"no_label": text, "label": text}
+    assert values["stages"] == [{"teacher": text}]
+    assert parse(DataConfig, {"path": "a", **values["data"]}).no_label == text
+
+
+def test_a_text_is_unset_by_null_and_quoted_as_in_yaml() -> None:
+    asked = ["student.source=null", "cache=", 'data.no_label="null"', r'data.separator="\n=\n"']
+    values = override({}, [*asked, "training.lr=3e-5", "student.layers=[1]"], DistillConfig)
+    assert values == {
+        "student": {"source": None, "layers": [1]},
+        "cache": None,
+        "data": {"no_label": "null", "separator": "\n=\n"},
+        "training": {"lr": 3e-5},
+    }
+
+
+@pytest.mark.parametrize("name", ["nan", "null", "NULL", "#n/a", "<na>", "n/a", "it's"])
+def test_an_advised_setting_is_read_as_it_was_meant(name: str) -> None:
+    (setting,) = shlex.split(quoted("data.no_label", name))
+    assert override({}, [setting], DistillConfig) == {"data": {"no_label": name}}

@@ -95,6 +95,7 @@ def audit(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        AuditConfig,
     )
     options.required(values, "victim", "data.path")
     finish_audit(parse(AuditConfig, values), out, json=json, ask_above=None if yes else ask_above)

@@ -83,6 +83,7 @@ def serve(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        ServeConfig,
     )
     if values.get("model") is None:
         raise UsageError("give a model's folder (see --help for an example)")
@@ -150,6 +151,7 @@ def verify(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        VerifyConfig,
     )
     if not values.get("suspects"):
         raise UsageError("give --suspect (see --help for an example)")
@@ -250,6 +252,7 @@ def learn(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        LearnConfig,
     )
     options.required(values, "model", "data.path")
     checked = parse(LearnConfig, values)

@@ -229,6 +229,7 @@ def selfcheck(
             **options.of_method(method),
         },
         set_,
+        DistillConfig,
     )
     options.required(values, "teacher", "data.path")
     checked = parse(DistillConfig, values)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stillhouse.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Data = Annotated[
     str | None,
@@ -147,9 +150,13 @@ def put(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def settings(
-    config: Path | None, flow: str, given: dict[str, Any], extra: list[str] | None
+    config: Path | None,
+    flow: str,
+    given: dict[str, Any],
+    extra: list[str] | None,
+    kind: type[BaseModel],
 ) -> dict[str, Any]:
-    """A config file's settings, then the options, then --set."""
+    """The settings of `kind`: a config file's, then the options, then --set."""
     from stillhouse.core.settings import override, read_yaml
 
     values = read_yaml(config) if config else {}
@@ -157,14 +164,15 @@ def settings(
         raise UsageError(f"{config} is of a {values['flow']} run, not {flow}")
     for path, value in given.items():
         put(values, path, value)
-    return override(values, extra or [])
+    return override(values, extra or [], kind)
 
 
 def of_data(settings: Mapping[str, Any], extra: list[str] | None) -> dict[str, Any]:
     """The section `data` of a command that has no other, with what --set says of it."""
+    from stillhouse.core.config import FinetuneConfig
     from stillhouse.core.settings import override
 
-    values = override({"data": dict(settings)}, extra or [])
+    values = override({"data": dict(settings)}, extra or [], FinetuneConfig)  # as any with data
     if other := [name for name in values if name != "data"]:
         raise UsageError(f"--set {other[0]}: only settings of data (data.NAME) are used here")
     return values["data"]

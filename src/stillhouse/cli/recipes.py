@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from stillhouse.cli.audit import finish_audit
 from stillhouse.cli.runs import finish
 from stillhouse.cli.tickets import finish_removal, finish_search
 from stillhouse.core.errors import RunError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 app = typer.Typer(help="Complete named configs.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -83,7 +86,23 @@ def run(
         raise UsageError(f"recipe {name} takes no {more[0]}; settings go through --set")
     from stillhouse.core.settings import override
 
-    _run(override(read(path), set_ or []), out, json=json)
+    values = read(path)
+    _run(override(values, set_ or [], _kind(values.get("flow"))), out, json=json)
+
+
+def _kind(flow: object) -> type[BaseModel]:
+    """The config of a flow's settings."""
+    from stillhouse.core.config import DistillConfig, FinetuneConfig
+    from stillhouse.extract.config import AuditConfig
+    from stillhouse.tickets.config import RemoveConfig, TicketsConfig
+
+    kinds: dict[object, type[BaseModel]] = {
+        "tickets": TicketsConfig,
+        "audit": AuditConfig,
+        "remove": RemoveConfig,
+        "finetune": FinetuneConfig,
+    }
+    return kinds.get(flow, DistillConfig)
 
 
 def _run(values: dict[str, Any], out: Path, *, json: bool) -> None:

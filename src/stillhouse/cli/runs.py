@@ -64,6 +64,7 @@ def distill(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        DistillConfig,
     )
     options.required(values, "teacher", "data.path")
     checked = parse(DistillConfig, values)
@@ -117,6 +118,7 @@ def finetune(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        FinetuneConfig,
     )
     options.required(values, "model", "data.path")
     checked = parse(FinetuneConfig, values)
@@ -160,6 +162,7 @@ def label(
             "data.label_map": options.pairs(label_map, "--label-map") if label_map else None,
         },
         set_,
+        DistillConfig,
     )
     options.required(values, "teacher", "data.path")
     checked = parse(DistillConfig, values)

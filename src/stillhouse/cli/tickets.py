@@ -76,6 +76,7 @@ def find(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        TicketsConfig,
     )
     options.required(values, "model", "data.path")
     checked = parse(TicketsConfig, values)
@@ -150,6 +151,8 @@ def remove(
     Settings of the distillation go in as --set recover.training.epochs=2.
     Example: stillhouse tickets remove --model my-teacher --data reviews.csv --speedup 2 --out fast
     """
+    from stillhouse.tickets.config import RemoveConfig
+
     values = options.settings(
         config,
         "remove",
@@ -168,6 +171,7 @@ def remove(
             "trust_remote_code": trust_remote_code or None,
         },
         set_,
+        RemoveConfig,
     )
     options.required(values, "model", "data.path")
     finish_removal(values, out, recover=recover, json=json)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +20,7 @@ from stillhouse.core.terms import INNER, RESPONSE, Config
 C = TypeVar("C", bound=BaseModel)
 SHOWN = 4  # places of a setting that a refusal names
 SHORT = {"data": "path", "student": "model"}  # sections that one value may stand for
+NOTHING = ("null", "Null", "NULL", "~")  # how YAML writes it
 LAYERS = ("uniform", "top", "bottom", "skip", "last", "final")
 
 
@@ -209,8 +212,11 @@ def expanded(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """`values` with each 'a.b=value' of `settings` put in; values are read as YAML."""
+def override(
+    values: dict[str, Any], settings: Iterable[str], kind: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """`values` with each 'a.b=value' of `settings` put in; values are read as YAML, but for the
+    settings of `kind` that are texts: they are what was written (null and nothing unset them)."""
     given: dict[str, str] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -231,10 +237,11 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
             raise UsageError(
                 f"--set {name}: every stage has its own: set stages.NAME.training.{last}"
             )
+        value = _text(text) if kind and _is_text(kind, [*sections, last]) else _value(text)
         if isinstance(place, list):
-            place[_position(place, last, name)] = _value(text)
+            place[_position(place, last, name)] = value
         else:
-            place[last] = _value(text)
+            place[last] = value
         values = expanded(values)
     return values
 
@@ -268,6 +275,39 @@ def _position(place: list[Any], section: str, name: str) -> int:
         known = [str(each) for each in names if each] or numbers
         raise UsageError(f"--set {name}: " + unknown("entry", section, known))
     return int(section)
+
+
+def _is_text(kind: type[BaseModel], path: list[str]) -> bool:
+    """Whether the setting at `path` is a text and nothing else. Positions and names of stages lead
+    to what stands there."""
+    kinds: list[type[BaseModel]] = [kind]
+    for name in path[:-1]:
+        fields = [held.model_fields[name] for held in kinds if name in held.model_fields]
+        inner = [section for each in fields for section in _sections(each.annotation)]
+        beside = [held.beside[name][0] for held in kinds
+                  if issubclass(held, Config) and name in held.beside]  # fmt: skip
+        kinds = inner or beside or kinds
+    found = [held.model_fields[path[-1]] for held in kinds if path[-1] in held.model_fields]
+    return bool(found) and all(
+        {*(get_args(each.annotation) or [each.annotation])} <= {str, type(None)} for each in found
+    )
+
+
+def _text(text: str) -> str | None:
+    """A text as it was written; its quotes are YAML's."""
+    if text.strip() in ("", *NOTHING):
+        return None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text.strip()
+    return value if isinstance(value, str) else text.strip()
+
+
+def quoted(name: str, text: str) -> str:
+    """name=text as a shell gives it to --set, to be read as just this text."""
+    value = json.dumps(text) if _text(text) != text else text
+    return shlex.quote(f"{name}={value}")
 
 
 def _value(text: str) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.settings import quoted
 from stillhouse.core.units import counted
 from stillhouse.data.cells import SEVERAL_LABELS, WHOLE, fold_label, is_answers
 from stillhouse.data.rows import Rows
@@ -157,5 +158,5 @@ def _tell_empty_words(left: Counter[str], path: str, rule: LabelRule, agreed: Ag
         if name not in agreed.names and word in EMPTY_WORDS and word not in known:
             agreed.notes.append(
                 f"{path}: {name} is read as the name of a class ({counted(rows, 'row')}): if it "
-                f"stands for no label, --set data.no_label={name}"
+                f"stands for no label, --set {quoted('data.no_label', name)}"
             )
