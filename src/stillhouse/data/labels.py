@@ -13,6 +13,7 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.settings import quoted
 from stillhouse.core.units import counted
 from stillhouse.data.cells import SEVERAL_LABELS, WHOLE, fold_label, is_answers
+from stillhouse.data.places import spoken
 from stillhouse.data.rows import Rows
 
 HIDDEN = "-1"  # how data sets with classes 0, 1, 2, ... mark a label that is not given
@@ -47,7 +48,7 @@ def agree_labels(
 
     Raises DataError where there is none, or for several labels in one.
     """
-    path = config.path
+    path = spoken(config.path)
     counts = [rows.label_counts for rows in files.values()]
     agreed = agree(counts, path, rule, no_label=config.no_label)
     if agreed.names:

@@ -11,21 +11,21 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
-from stillhouse.core.rundir import writes
+from stillhouse.core.rundir import atomic, writes
 from stillhouse.core.settings import described, path_of
-from stillhouse.data.readers import SPLITS, _named
+from stillhouse.data.cells import cell_text, plain
+from stillhouse.data.places import MEMORY
+from stillhouse.data.readers import SPLITS, named_rows
 
 TAKEN = "a path, a hub name, a DataFrame, a datasets.Dataset or a list of dicts"
-MISSING = ("NAType", "NaTType")  # pandas' own
 FIELDS = ("path", "unlabelled", "dev")  # of the section data, that rows may stand for
 
 
@@ -53,7 +53,7 @@ def data_section(data: object, store: Path) -> dict[str, Any]:
 def kept(data: Any, store: Path, *, text: str = "text") -> str:
     """The path of a JSON Lines file with these rows, or of a folder with one a split. `text`: the
     column of rows that are nothing but a text."""
-    folder = store.resolve() / "memory"
+    folder = store.resolve() / MEMORY
     if not _is_splits(data):
         return str(_write(memory_rows(data, text), type(data).__name__, folder))
     files = {split: _write(memory_rows(rows, text), split, folder) for split, rows in data.items()}
@@ -63,7 +63,8 @@ def kept(data: Any, store: Path, *, text: str = "text") -> str:
         place.mkdir(parents=True, exist_ok=True)
         for split, file in files.items():
             if not (named := place / f"{split}.jsonl").exists():
-                os.link(file, named)
+                with atomic(named) as temporary:
+                    shutil.copyfile(file, temporary)
     return str(place)
 
 
@@ -102,7 +103,7 @@ def memory_rows(data: Any, text: str) -> Iterator[dict[str, Any]]:
     elif library == "pyarrow" and kind in ("Table", "RecordBatch"):
         yield from data.to_pylist()
     elif library == "datasets":
-        yield from (row for _, row in _named(data)) if data.features else data
+        yield from (row for _, row in named_rows(data)) if data.features else data
     elif kind in ("Series", "list", "tuple"):
         yield from _listed(data, text)
     else:
@@ -134,43 +135,43 @@ def _column(name: object) -> str:
 def _write(rows: Iterator[dict[str, Any]], kind: str, folder: Path) -> Path:
     """The file of these rows, written unless it is there. Raises DataError for a value that is no
     text, number or list of these."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest, count = hashlib.blake2b(digest_size=8), 0
     with writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", encoding="ascii") as file:
-            count = 0
-            for count, row in enumerate(rows, 1):
-                plain = {name: _plain(value, name, count) for name, value in row.items()}
-                line = json.dumps(plain) + "\n"
-                digest.update(line.encode("ascii"))
-                file.write(line)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+            part = Path(temporary) / "rows"
+            with part.open("w", encoding="ascii") as file:
+                for count, row in enumerate(rows, 1):
+                    plain_row = {name: _plain(value, name, count) for name, value in row.items()}
+                    line = json.dumps(plain_row) + "\n"
+                    digest.update(line.encode("ascii"))
+                    file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
             if not count:
                 raise DataError(f"data is an empty {kind}: it has no row")
-            file.flush()
-            os.fsync(file.fileno())
             path = folder / f"{kind}-{digest.hexdigest()}.jsonl"
-            if not path.exists():
-                Path(file.name).chmod(0o644)
-                os.link(file.name, path)  # whole, and the temporary name goes
+            part.replace(path)  # whole; of several writers' any, as all wrote the same
     return path
 
 
 def _plain(value: Any, column: str, row: int) -> Any:
-    """A value as JSON has it; what is missing is None."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    elif isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, str | bool | int) or type(value).__name__ in MISSING:
-        return None if type(value).__name__ in MISSING else value
-    if isinstance(value, float):
-        if math.isinf(value):
-            raise DataError(f"row {row} of data: {column} is {value}, which is no value")
-        return None if math.isnan(value) else value
+    """A value as JSON has it, and as a cell of a file is read: see cells. What is missing is
+    None."""
+    value = plain(value)
     if isinstance(value, Mapping):
         return {str(name): _plain(inner, column, row) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_plain(inner, column, row) for inner in value]
-    if isinstance(value, datetime.date | datetime.time | decimal.Decimal | os.PathLike):
-        return str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and math.isinf(value):
+        raise DataError(f"row {row} of data: {column} is {value}, which is no value")
+    text = cell_text(value)
+    if text is None or isinstance(value, datetime.date | datetime.time | decimal.Decimal):
+        return text
+    if isinstance(value, float):
+        return value
     raise DataError(f"row {row} of data: {column} is {described(value)}: make it text or a number")

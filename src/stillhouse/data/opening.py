@@ -9,6 +9,7 @@ from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Progress
 from stillhouse.data.columns import Columns
+from stillhouse.data.places import place_of
 from stillhouse.data.readers import READERS, find_splits, hub_rows, read
 from stillhouse.data.rows import FORMAT, Rows, ingest
 
@@ -24,10 +25,12 @@ def _file_fingerprint(path: Path, *settings: object) -> str:
 def _open(
     path: Path, columns: Columns, store: Path, progress: Progress | None, *, labelled: bool
 ) -> Rows:
-    fingerprint = _file_fingerprint(path, columns, labelled, path.suffix, FORMAT)
+    place = place_of(path)
+    fingerprint = _file_fingerprint(path, columns, labelled, path.suffix, place.unit, FORMAT)
     return ingest(
-        read(path), str(path), columns, store / fingerprint, labelled=labelled, progress=progress
-    )
+        read(path), place.name, columns, store / fingerprint, labelled=labelled, unit=place.unit,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _open_hub(
@@ -50,7 +53,7 @@ def _open_hub(
     identity = f"{name}\x1f{split}\x1f{columns}\x1f{fingerprint}\x1f{FORMAT}"
     key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     where = f"{name}[{split}]"
-    return ingest(rows, where, columns, store / key, labelled=True, progress=progress)
+    return ingest(rows, where, columns, store / key, labelled=True, unit="row", progress=progress)
 
 
 def open_files(

@@ -100,15 +100,13 @@ def find_splits(path: Path) -> dict[str, Path]:
     """The files of a data folder by split: train, and dev and test where there are any."""
     found: dict[str, Path] = {}
     for split, names in SPLITS.items():
-        for name in names:
-            files = [path / f"{name}{suffix}" for suffix in READERS]
-            present = [file for file in files if file.is_file()]
-            if len(present) > 1:
-                raise DataError(
-                    f"{path} has several {split} files: {', '.join(file.name for file in present)}"
-                )
-            if present and split not in found:
-                found[split] = present[0]
+        files = [path / f"{name}{suffix}" for name in names for suffix in READERS]
+        present = [file for file in files if file.is_file()]
+        if len(present) > 1:
+            listed = ", ".join(file.name for file in present)
+            raise DataError(f"{path} has several {split} files ({listed}): leave one of them")
+        if present:
+            found[split] = present[0]
     if "train" not in found:
         listing = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise DataError(
@@ -123,10 +121,10 @@ def hub_rows(name: str, split: str) -> tuple[str, Iterator[Row]]:
 
     path, _, config = name.partition(":")
     data = datasets.load_dataset(path, config or None, split=split, streaming=False)
-    return data._fingerprint, _named(data)
+    return data._fingerprint, named_rows(data)
 
 
-def _named(data: Any) -> Iterator[Row]:
+def named_rows(data: Any) -> Iterator[Row]:
     """The rows of a data set, with class ids turned into their names."""
     import datasets
 

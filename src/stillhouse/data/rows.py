@@ -25,6 +25,7 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.progress import Advance, Progress, Silent
 from stillhouse.core.rundir import atomic_folder
 from stillhouse.core.types import Example
+from stillhouse.core.units import counted
 from stillhouse.data.cells import fold_label
 from stillhouse.data.chat import folded_text
 from stillhouse.data.columns import Columns
@@ -34,7 +35,7 @@ from stillhouse.data.usable import HINTS, NOT_UTF8, SHOWN_LINES, Header, Problem
 FIELDS = ("text", "pair", "label", "group")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 CHUNK = 8192
-FORMAT = 11  # of what is stored: rows of another one are read anew
+FORMAT = 12  # of what is stored: rows of another one are read anew
 
 
 def content_key(text: str, pair: str | None) -> bytes:
@@ -61,9 +62,11 @@ def _folded_keys(text: str, pair: str | None) -> tuple[bytes, bytes]:
 
 class Rows:
     """A checked file of rows, memory-mapped. `kept` are the usable ones: first of each content;
-    `lines`: where each row stands in the file."""
+    `lines`: where each row stands in the file, which is `where` now: the same rows may have been
+    stored of another. unit: what it stands in there, a line or a row."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, where: str, *, unit: str = "line") -> None:
+        self.where, self._unit = where, unit
         self.folder = folder
         source = pa.memory_map(str(folder / "rows.arrow"))
         self.table = pa.ipc.open_file(source).read_all()
@@ -74,14 +77,13 @@ class Rows:
         self.lines = np.load(folder / "lines.npy", mmap_mode="r")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.dropped: dict[str, int] = summary["dropped"]
-        self.notes: list[str] = summary["notes"]
+        self.notes: list[str] = [f"{where}: {note}" for note in summary["notes"]]
         self.guessed: str | None = summary["guessed"]  # which columns were read that no one named
-        self.where: str = summary["where"]
         self.fingerprint: str = folder.name
 
     def place(self, row: int) -> str:
         """File and line of a row, to be named."""
-        return f"{self.where} line {self.lines[row]}"
+        return f"{self.where} {self._unit} {self.lines[row]}"
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -132,14 +134,17 @@ def ingest(
     folder: Path,
     *,
     labelled: bool,
+    unit: str = "line",
     progress: Progress | None = None,
 ) -> Rows:
-    """Reads, checks and stores `source`; a folder that is already there is used as it is."""
+    """Reads, checks and stores `source`; a folder that is already there is used as it is. A row is
+    named by `where` and its number, which is of a `unit`."""
     if not (folder / "summary.json").exists():
         with contextlib.ExitStack() as stack, atomic_folder(folder, "rows") as temporary:
             advance = _advancing(stack, progress or Silent(), where)
-            _write(source, where, columns, temporary, labelled=labelled, progress=advance)
-    return Rows(folder)
+            header = Header(source, where, columns, labelled=labelled, unit=unit)
+            _write(header, columns, temporary, progress=advance)
+    return Rows(folder, where, unit=unit)
 
 
 def _advancing(stack: contextlib.ExitStack, progress: Progress, where: str) -> Advance:
@@ -156,16 +161,8 @@ def _advancing(stack: contextlib.ExitStack, progress: Progress, where: str) -> A
     return advance
 
 
-def _write(
-    source: Iterable[Row],
-    where: str,
-    columns: Columns,
-    folder: Path,
-    *,
-    labelled: bool,
-    progress: Advance,
-) -> None:
-    problems, header = Problems(), Header(source, where, columns, labelled=labelled)
+def _write(header: Header, columns: Columns, folder: Path, *, progress: Advance) -> None:
+    problems = Problems()
     keys, free, ordered, lines = bytearray(), bytearray(), bytearray(), []
     chunk: dict[str, list[str | None]] = {name: [] for name in SCHEMA.names}
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink:
@@ -186,9 +183,9 @@ def _write(
                 writer.write_batch(pa.record_batch(chunk, schema=SCHEMA))
                 progress(len(chunk["text"]))
     if not lines:
-        counted = ", ".join(f"{n} {kind}" for kind, n in problems.counts.items()) or "it is empty"
+        found = ", ".join(f"{n} {kind}" for kind, n in problems.counts.items()) or "it is empty"
         hint = HINTS[NOT_UTF8] if NOT_UTF8 in problems.counts else ""
-        raise DataError(f"{where} has no usable row ({counted}){hint}")
+        raise DataError(f"{header.where} has no usable row ({found}){hint}")
     keys_N2 = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
     np.save(folder / "keys.npy", keys_N2)
     for name, found in (("folded", free), ("ordered", ordered)):
@@ -197,19 +194,14 @@ def _write(
     np.save(folder / "lines.npy", lines_N)
     kept = _first_of_each(folder, keys_N2, lines_N, problems)
     np.save(folder / "kept.npy", kept)
-    notes = [*problems.notes(where), *header.notes]
+    notes = [*problems.notes(header.unit), *header.notes]
     if not columns.texts:
-        notes += _twins_apart(folder, kept, lines_N, where)
-    summary = {
-        "dropped": problems.counts,
-        "notes": notes,
-        "guessed": header.guessed,
-        "where": where,
-    }
+        notes += _twins_apart(folder, kept, lines_N, header.unit)
+    summary = {"dropped": problems.counts, "notes": notes, "guessed": header.guessed}
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
-def _twins_apart(folder: Path, kept: np.ndarray, lines: np.ndarray, where: str) -> list[str]:
+def _twins_apart(folder: Path, kept: np.ndarray, lines: np.ndarray, unit: str) -> list[str]:
     """A note of kept rows that differ from an earlier one in case, spacing, Unicode form or
     invisible characters only, and yet have another label: nothing says which of the two is right.
     """
@@ -232,9 +224,9 @@ def _twins_apart(folder: Path, kept: np.ndarray, lines: np.ndarray, where: str) 
         return []
     more = ", ..." if len(apart) > SHOWN_LINES else ""
     return [
-        f"{where}: {len(apart)} row{'s' if len(apart) > 1 else ''} kept whose text is an earlier "
+        f"{counted(len(apart), 'row')} kept whose text is an earlier "
         "one's but for case, spacing or Unicode form, and whose label is another "
-        f"(line {', '.join(map(str, apart[:SHOWN_LINES]))}{more}): correct them"
+        f"({unit} {', '.join(map(str, apart[:SHOWN_LINES]))}{more}): correct them"
     ]
 
 

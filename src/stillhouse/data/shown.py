@@ -32,15 +32,7 @@ def shown(tokenizer: Any, said: Conversation, *, asking: bool = False) -> str:
         return tokenizer.apply_chat_template(
             turns, list(said.tools) or None, tokenize=False, add_generation_prompt=asking
         )
-    # A template is a program: it raises its own errors, and those of the language it is run in.
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
+    except RAISED as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"the chat template can't show this conversation ({words}; its roles: "

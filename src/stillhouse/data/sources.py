@@ -21,6 +21,7 @@ from stillhouse.data.labels import LabelRule, agree_labels
 from stillhouse.data.near_duplicates import FORMAT as NEAR_FORMAT
 from stillhouse.data.near_duplicates import LENGTH, SIMILAR, near_duplicates
 from stillhouse.data.opening import open_files, open_unlabelled
+from stillhouse.data.places import spoken
 from stillhouse.data.rows import CHUNK, Rows
 
 FEW_ROWS = 100
@@ -218,7 +219,7 @@ def load(
     columns = Columns(config.text, config.pair, config.label, config.group, texts)
     files = open_files(config, columns, store, progress)
     if "train" not in files:
-        raise DataError(f"{config.path} has no train split")
+        raise DataError(f"{spoken(config.path)} has no train split")
     files, agreed = agree_labels(files, config, rule or LabelRule(values=texts))
     train, without = _with_labels(_whole(files["train"]))
     unlabelled: dict[str, int] = {}  # rows by what they were for
@@ -280,8 +281,8 @@ def _check_selecting(config: DataConfig, given: int, left: int) -> None:
         return
     why = f"all {given} of them are in the test rows too" if given else "none has a label"
     raise DataError(
-        f"{config.path}: no row of dev is left to select on, as {why}: give other rows, or leave "
-        "dev out, and some training rows select"
+        f"{spoken(config.path)}: no row of dev is left to select on, as {why}: give other rows, or "
+        "leave dev out, and some training rows select"
     )
 
 
@@ -319,14 +320,16 @@ def _check(
     if len(reported) < 2:
         total = sum(map(len, (train, *spare, held_out, reported)))
         raise DataError(
-            f"{config.path}: of {total} usable rows {len(reported)} are to report on; "
+            f"{spoken(config.path)}: of {total} usable rows {len(reported)} are to report on; "
             "at least 2 are needed: give more rows, or --set data.dev_share=0.5"
         )
     if len(train) < 2:
-        raise DataError(f"{config.path}: {len(train)} labelled rows to train on; need at least 2")
+        raise DataError(
+            f"{spoken(config.path)}: {len(train)} labelled rows to train on; need at least 2"
+        )
     if len({rows.table["pair"].null_count == 0 for rows in sources}) > 1:
         raise DataError(
-            f"{config.path}: some of its files have a second text and some have not: "
+            f"{spoken(config.path)}: some of its files have a second text and some have not: "
             "say which column it is with --pair-column, or leave the others out"
         )
     dropped: dict[str, int] = {}
@@ -336,8 +339,8 @@ def _check(
     notes = [note for rows in sources for note in rows.notes]
     if blank := len(spare[0]):
         notes.append(
-            f"{config.path}: {counted(blank, 'row')} without a label, which only a teacher can "
-            "answer"
+            f"{spoken(config.path)}: {counted(blank, 'row')} without a label, which only a teacher "
+            "can answer"
         )
     if len(reported) < FEW_ROWS:
         notes.append(f"{len(reported)} rows to report on are few: the intervals will be wide")

@@ -36,17 +36,19 @@ class Problems:
         if len(lines) < SHOWN_LINES:
             lines.append(line)
 
-    def notes(self, where: str) -> list[str]:
+    def notes(self, unit: str) -> list[str]:
+        """A row stands in a `unit` of its file."""
+
         def one(kind: str, count: int) -> str:
             lines = self.lines[kind]
             more = ", ..." if count > len(lines) else ""
             listed = ", ".join(map(str, lines)) + more
             row = "row" if count == 1 else "rows"
             hint = HINTS.get(kind, "")
-            return f"{where}: {count} {kind} {row} left out (line {listed}){hint}"
+            return f"{count} {kind} {row} left out ({unit} {listed}){hint}"
 
         found = [one(kind, count) for kind, count in self.counts.items()]
-        return found + [f"{where}: {each}" for each in sorted(self.told)]
+        return found + sorted(self.told)
 
 
 class Header:
@@ -54,9 +56,15 @@ class Header:
     first ones lack what is needed."""
 
     def __init__(
-        self, source: Iterable[Row], where: str, asked: Columns, *, labelled: bool
+        self,
+        source: Iterable[Row],
+        where: str,
+        asked: Columns,
+        *,
+        labelled: bool,
+        unit: str = "line",
     ) -> None:
-        self.where, self.labelled, self._asked = where, labelled, asked
+        self.where, self.labelled, self._asked, self.unit = where, labelled, asked, unit
         rows = iter(source)
         first = list(islice(rows, PEEKED))
         self.rows: Iterator[Row] = chain(first, rows)
@@ -86,7 +94,7 @@ class Header:
     def notes(self) -> list[str]:
         """What looks like a text and is not read."""
         unread = ", ".join(self.found.unread(self.names, self._asked))
-        said = f"{self.where}: {unread} not read (--text-column, --pair-column say what is)"
+        said = f"{unread} not read (--text-column, --pair-column say what is)"
         return [said] if unread else []
 
     def _find(self) -> Columns:
@@ -98,7 +106,7 @@ class Header:
         pair = self.found.pair
         if pair is not None and self._asked.pair is None and pair not in row:
             raise DataError(
-                f"{self.where} line {line} has no {pair}, which other rows have: {hint}"
+                f"{self.where} {self.unit} {line} has no {pair}, which other rows have: {hint}"
             )
         if row.keys() <= self._names.keys():
             return
@@ -106,7 +114,7 @@ class Header:
         self._names |= row
         if self._find() != self.found:
             raise DataError(
-                f"{self.where} line {line} has {new}, which the rows before it lack: {hint}"
+                f"{self.where} {self.unit} {line} has {new}, which the rows before it lack: {hint}"
             )
 
 
@@ -123,7 +131,7 @@ def usable(header: Header, problems: Problems) -> Iterator[Usable]:
         try:
             text, pair, label, group = _fields(row, header.found, problems.told.add)
         except DataError as error:
-            raise DataError(f"{header.where} line {line}: {error}") from None
+            raise DataError(f"{header.where} {header.unit} {line}: {error}") from None
         if not is_utf8(text, pair, label, group):
             problems.add(NOT_UTF8, line)
         elif text is None or (header.found.pair and pair is None):

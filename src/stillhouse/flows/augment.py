@@ -38,6 +38,7 @@ from stillhouse.models.masked import load_masked_lm
 from stillhouse.models.vocabulary import MaskedGuesses, embedding_words
 
 METHOD = 1  # of what is drawn and kept: rows made by another one are made anew
+MADE = "augmented rows"
 CONTEXT = 512  # the most tokens that a masked language model reads of a row
 
 
@@ -73,7 +74,7 @@ def augmented(
     has_pair = bool(len(pool)) and next(iter(pool)).pair is not None
     columns = Columns("text", "pair" if has_pair else None)
     if (folder / "summary.json").exists():
-        return Rows(folder)
+        return Rows(folder, MADE)
     tally = Tally()
     with progress.stage("augmenting", len(pool), "rows") as advance:
         candidates = _candidates(config, teacher, tokenizer)
@@ -92,7 +93,7 @@ def augmented(
                 f"candidate, or too few are replaced (share {config.share})"
             )
         source = _numbered(chain([first], variants))
-        rows = ingest(source, "augmented rows", columns, folder, labelled=False)
+        rows = ingest(source, MADE, columns, folder, labelled=False)
     progress.note(
         f"{tally.made:,} augmented rows of {len(pool):,}; left out: {tally.repeated:,} equal to "
         f"their row or to another copy of it, {tally.forbidden:,} equal to another row"
