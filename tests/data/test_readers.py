@@ -170,7 +170,14 @@ def test_find_splits_refuses_to_guess(tmp_path: Path) -> None:
         find_splits(tmp_path)
     (tmp_path / "train.csv").touch()
     (tmp_path / "train.tsv").touch()
-    with pytest.raises(DataError, match=r"several train files: train\.csv, train\.tsv"):
+    with pytest.raises(
+        DataError, match=r"several train files \(train\.csv, train\.tsv\): keep one"
+    ):
+        find_splits(tmp_path)
+    (tmp_path / "train.tsv").unlink()
+    (tmp_path / "dev.csv").touch()
+    (tmp_path / "validation.csv").touch()
+    with pytest.raises(DataError, match=r"several dev files \(dev\.csv, validation\.csv\)"):
         find_splits(tmp_path)
 
 

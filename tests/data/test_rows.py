@@ -80,9 +80,11 @@ def test_only_the_first_lines_are_listed(tmp_path: Path) -> None:
 
 def test_stored_rows_are_read_again_without_the_file(tmp_path: Path) -> None:
     first = store(tmp_path, MESSY)
-    again = ingest(iter(()), "gone", Columns(), first.folder, labelled=True)
+    again = ingest(iter(()), "now.csv", Columns(), first.folder, labelled=True)
     assert list(again.examples(again.kept)) == list(first.examples(first.kept))
-    assert again.notes == first.notes
+    assert again.place(0).startswith("now.csv line ")  # the file that is given, not the first one
+    assert again.notes == [note.replace("data.csv", "now.csv") for note in first.notes]
+    assert again.notes != first.notes
     assert (again.keys == first.keys).all()
 
 

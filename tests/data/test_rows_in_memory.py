@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import datetime
+import enum
+import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,10 @@ def _frame(path: Path) -> pd.DataFrame:
 def _rows(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+class Answer(enum.Enum):
+    YES = "yes"
 
 
 def _classes(path: Path) -> datasets.Dataset:
@@ -103,7 +110,7 @@ def test_what_is_missing_is_missing(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == [
         '{"text": "a", "label": 1.5, "day": null, "count": 1, "list": [0, 1]}',
         '{"text": "b", "label": null, "day": "2020-01-02", "count": null, "list": [1, 2]}',
-        '{"text": "c", "label": 2.5, "day": "2020-01-02 00:00:00", "count": 3, "list": ["a"]}',
+        '{"text": "c", "label": 2.5, "day": "2020-01-02T00:00:00", "count": 3, "list": ["a"]}',
         '{"text": "d", "label": 3.5, "day": null, "count": 4, "list": {"a": 0.5}}',
     ]
 
@@ -119,7 +126,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([], "data is an empty list: it has no row"),
     (pd.DataFrame({"text": []}), "data is an empty DataFrame"),
     ([("a", "b")], "row 1 of data is a tuple: a row is a dict"),
-    ([{"text": b"a"}], "row 1 of data: text is a bytes"),
+    ([{"text": object()}], "row 1 of data: text is an object"),
     ([{"text": "a", "label": float("inf")}], "row 1 of data: label is inf"),
     (pd.DataFrame([["a", "b"]]), "data has a column 0: name its columns"),
     (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "has two columns 'text'"),
@@ -135,3 +142,36 @@ def test_what_is_no_data_is_refused_by_its_name_and_leaves_nothing(at: int, tmp_
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
     assert not list(tmp_path.glob("memory/*"))
+
+
+def test_values_in_memory_are_read_as_cells_of_a_file_are(tmp_path: Path) -> None:
+    rows = [
+        {"text": b"a", "label": Decimal("1E+2")},
+        {"text": "b", "label": Decimal("NaN")},
+        {"text": "c", "label": Answer.YES},
+        {"text": "d", "label": np.str_("no")},
+    ]
+    path = Path(data_section(rows, tmp_path)["path"])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"text": "a", "label": "100"},
+        {"text": "b", "label": None},
+        {"text": "c", "label": "yes"},
+        {"text": "d", "label": "no"},
+    ]
+
+
+def test_a_row_in_memory_is_named_by_what_held_it_and_its_number(
+    reviews: Path, tmp_path: Path
+) -> None:
+    frame = _frame(reviews)
+    frame.loc[3, "text"] = ""
+    both = {"train": frame.head(90), "test": frame.tail(30)}
+    named = ((frame, "the DataFrame: "), (frame.to_dict("records"), "the rows: "),
+             (both, "train rows of the dict: "))  # fmt: skip
+    for data, name in named:
+        (note,) = [note for note in splits(data, tmp_path).notes if "empty" in note]
+        assert note.startswith(name)
+        assert "(row 4)" in note
+    with pytest.raises(StillhouseError, match=r"^the rows has no usable row|^the rows ") as caught:
+        splits([{"text": "one"}], tmp_path)
+    assert str(tmp_path) not in str(caught.value)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -280,7 +280,7 @@ def _position(place: list[Any], section: str, name: str) -> int:
 def _is_text(kind: type[BaseModel], path: list[str]) -> bool:
     """Whether the setting at `path` is a text and nothing else. Positions and names of stages lead
     to what stands there."""
-    kinds: list[type[BaseModel]] = [kind]
+    kinds: Sequence[type[BaseModel]] = [kind]
     for name in path[:-1]:
         fields = [held.model_fields[name] for held in kinds if name in held.model_fields]
         inner = [section for each in fields for section in _sections(each.annotation)]

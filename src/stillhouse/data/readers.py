@@ -104,7 +104,7 @@ def find_splits(path: Path) -> dict[str, Path]:
         present = [file for file in files if file.is_file()]
         if len(present) > 1:
             listed = ", ".join(file.name for file in present)
-            raise DataError(f"{path} has several {split} files ({listed}): leave one of them")
+            raise DataError(f"{path} has several {split} files ({listed}): keep one of them")
         if present:
             found[split] = present[0]
     if "train" not in found:
