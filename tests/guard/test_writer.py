@@ -153,7 +153,9 @@ def test_a_thief_is_flagged_by_blocks_and_the_owner_told_why(registry: Registry,
     worker = Writer(registry, Odds(burst=4))
     worker.start()
     for at in range(0, 600, 100):
-        worker.log([line(ann, n) | {"odd": n >= 300, "time": float(n)} for n in range(at, at + 100)])
+        worker.log(
+            [line(ann, n) | {"odd": n >= 300, "time": float(n)} for n in range(at, at + 100)]
+        )
         worker.flush()
     worker.close()
     assert registry.client(ann).flagged is not None

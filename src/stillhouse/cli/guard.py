@@ -315,6 +315,8 @@ def bursts(
     if json:
         console.print_json(found.as_json())
         return
+    if not client:
+        console.say("All clients that are not flagged are taken for honest (name some: --client).")
     for sentence in found.advice(odds):
         console.say(sentence)
 

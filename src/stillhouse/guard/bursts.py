@@ -3,8 +3,8 @@ whom the owner trusts: what `check.burst` is to be.
 
 A hidden chain changes between calm and bursts; in either, questions are odd with a probability of
 its own. Its likelihood is reckoned for each length and several mixtures, every client at its own
-share of odd questions. Bursts hold a tenth of the odd questions at least, and are odd to three
-tenths at least: fewer or thinner ones are not told from none. The upper bound is the greatest
+share of odd questions. Bursts hold a tenth of the odd questions at least, and three tenths of what
+would not be odd otherwise: fewer or thinner ones are not told from none. The upper bound is the greatest
 length whose likelihood is not refuted at 5 % (one-sided: 1.35 below the best, Wilks), which is that
 of no bursts where nothing is better. Sources: Rabiner 1989 (the forward pass).
 
@@ -13,6 +13,7 @@ Axes: N questions, G grid points, L lengths.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -28,8 +29,8 @@ from stillhouse.guard.simulated import independent
 from stillhouse.guard.suspicion import flagged_at
 from stillhouse.guard.tables import queries
 
-LENGTHS_L = np.array([2, 3, 4, 5, 7, 10, 14, 20, 30, 40, 50, 70, 100, 140, 200, 300, 500, 1000])
-INSIDE = (0.3, 0.5, 0.7, 0.95)  # shares of odd questions in a burst
+LENGTHS_L = np.array([2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 1000])
+INSIDE = (0.3, 0.5, 0.7, 0.95)  # of the questions in a burst that else were not odd
 ALONE = (0.0, 0.3, 0.6, 0.9)  # shares of the odd questions that are in no burst
 REFUTED = 1.35  # of the logarithm of the likelihood: half of chi square's 90 %
 SEEN = 3.0  # by so much bursts explain the log better than none, where there are some
@@ -67,14 +68,20 @@ class Burstiness:
             f"{self.odd:,} of {self.questions:,} new questions of {self.clients} clients are odd "
             f"({self.share:.1%})."
         ]
-        if self.bound is None:
+        if self.bound is None and self.length == 1:
             found.append(
-                "Bursts of odd questions may be longer than 1,000: this check can't promise "
-                "anything for such clients. Show the check their texts (guard learn --customers)."
+                "There is no sign of bursts, but the log is too short to tell how long they may "
+                "be: ask again when there is more of it."
+            )
+        elif self.bound is None:
+            found.append(
+                "Bursts of odd questions may be longer than 1,000: nothing can be promised for "
+                "such clients. Show the check their texts (guard learn --customers)."
             )
         else:
             found.append(
-                "There is no sign of bursts" if self.length == 1
+                "There is no sign of bursts"
+                if self.length == 1
                 else f"Bursts of odd questions are {self.length:g} long in the mean, by the likeliest"
             )
             found[-1] += f"; {self.bound:g} at most, at 95 %."
@@ -129,7 +136,9 @@ def measured(by_client: Mapping[str, np.ndarray], odds: Odds) -> Burstiness:
             f"the log has {count:,} judged questions of these clients: {LEAST:,} and more are "
             "needed to learn how long bursts are"
         )
-    shares = {n: float(odd_N.mean()) for n, odd_N in by_client.items() if len(odd_N) >= LEAST_OF_ONE}
+    shares = {
+        n: float(odd_N.mean()) for n, odd_N in by_client.items() if len(odd_N) >= LEAST_OF_ONE
+    }
     length, bound = _fit(list(by_client.values())) if odd >= LEAST_ODD else (1.0, 1.0)
     flagged = [name for name, odd_N in by_client.items() if flagged_at(odd_N[None], odds)[0]]
     worst = max(shares.items(), key=lambda each: each[1], default=None)
@@ -147,30 +156,35 @@ def soonest(odds: Odds) -> str:
 
 
 def _fit(streams: Sequence[np.ndarray]) -> tuple[float, float | None]:
-    """The likeliest mean length of a burst, and its upper bound."""
+    """The likeliest mean length of a burst, and its upper bound: the next length on the grid, for
+    the truth may lie between two."""
     grid = np.array(list(product(LENGTHS_L, INSIDE, ALONE)), dtype=float)
     whole_G, none = np.zeros(len(grid)), 0.0
     for odd_N in streams:
-        share = float(np.clip(odd_N.mean(), 1e-4, 0.25))
+        share = float(np.clip(odd_N.mean(), 1e-4, 1 - 1e-4))
         whole_G += _likelihoods(odd_N, share, grid)
         k = int(odd_N.sum())
-        none += k * np.log(share) + (len(odd_N) - k) * np.log1p(-share)
+        none += k * math.log(share) + (len(odd_N) - k) * math.log1p(-share)
     best_L = whole_G.reshape(len(LENGTHS_L), -1).max(1)
     best = max(float(best_L.max()), none)
     length = float(LENGTHS_L[best_L.argmax()]) if best_L.max() > none + SEEN else 1.0
-    possible = LENGTHS_L[best_L >= best - REFUTED]
-    bound = max(length, float(possible.max(initial=1)))
-    return length, None if bound == LENGTHS_L[-1] else bound
+    possible = np.flatnonzero(best_L >= best - REFUTED)
+    if not len(possible):
+        return length, 1.0
+    after = int(possible[-1]) + 1
+    return length, float(LENGTHS_L[after]) if after < len(LENGTHS_L) else None
 
 
 def _likelihoods(odd_N: np.ndarray, share: float, grid: np.ndarray) -> np.ndarray:
     """The logarithm of the probability of a client's questions at each grid point, G x 3: length of
-    a burst, share of odd questions in it, part of all odd questions outside of bursts."""
-    length_G, inside_G, alone_G = grid.T
-    calm_G = alone_G * share
-    in_burst_G = (share - calm_G) / (inside_G - calm_G)
-    stays_G, begins_G = 1 - 1 / length_G, in_burst_G / (1 - in_burst_G) / length_G
-    calm_G = np.maximum(calm_G, 1e-6)
+    a burst, how much of the rest of its questions are odd too, part of all odd questions outside of
+    bursts. -inf for what can't be, such as bursts that leave no room for calm."""
+    length_G, extra_G, alone_G = grid.T
+    inside_G, calm_G = share + (1 - share) * extra_G, np.maximum(alone_G * share, 1e-6)
+    in_burst_G = (share - alone_G * share) / (inside_G - alone_G * share)
+    begins_G = in_burst_G / (1 - in_burst_G) / length_G
+    can_be_G = begins_G < 1
+    stays_G, begins_G = 1 - 1 / length_G, np.where(can_be_G, begins_G, 0.5)
     given = {True: (inside_G, calm_G), False: (1 - inside_G, 1 - calm_G)}
     found_G, now_G = np.zeros(len(grid)), in_burst_G
     for odd in odd_N.tolist():
@@ -180,4 +194,4 @@ def _likelihoods(odd_N: np.ndarray, share: float, grid: np.ndarray) -> np.ndarra
         found_G += np.log(whole_G)
         now_G = burst_G / whole_G
         now_G = now_G * stays_G + (1 - now_G) * begins_G
-    return found_G
+    return np.where(can_be_G, found_G, -np.inf)

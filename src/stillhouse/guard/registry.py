@@ -173,9 +173,7 @@ class Registry(Database):
                 for table in (queries, marks)
             )
             connection.execute(
-                sa.update(clients)
-                .where(clients.c.id == row.id)
-                .values(distinct=0, **ANEW)
+                sa.update(clients).where(clients.c.id == row.id).values(distinct=0, **ANEW)
             )
             _event(connection, "forgotten", f"{gone} rows", row.id)
         return gone

@@ -166,7 +166,7 @@ def flagged_at(odd_CN: np.ndarray, odds: Odds) -> np.ndarray:
     """After how many questions each of many clients is flagged, C; 0 for those that never are."""
     blocks, high = blocks_of(odds.tolerance, odds.burst), limit(odds)
     count = odd_CN.shape[1] // blocks.length
-    share_CB = odd_CN[:, : count * blocks.length].reshape(-1, count, blocks.length).mean(2)
+    share_CB = odd_CN[:, : count * blocks.length].reshape(len(odd_CN), count, blocks.length).mean(2)
     found_C = np.zeros(len(odd_CN), dtype=int)
     log_wealth_CKS = np.full((len(odd_CN), blocks.tests, len(STAKES_S)), -np.inf)
     for place in range(count):
