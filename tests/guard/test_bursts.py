@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_the_likelihood_is_the_sum_over_all_ways_through_the_chain() -> None:
     whole = 0.0
     for path in product((0, 1), repeat=len(odd)):
         chance = of_burst if path[0] else 1 - of_burst
-        for now, then in zip(path, path[1:], strict=False):
+        for now, then in pairwise(path):
             stays = (1 - begins, begins), (ends, 1 - ends)
             chance *= stays[now][then]
         for state, each in zip(path, odd, strict=True):
@@ -137,7 +137,8 @@ def test_the_log_is_read_in_order_each_question_once(registry: Registry) -> None
             sa.insert(queries),
             [
                 line(ann.id, 3, 9.0, True), line(ann.id, 1, 2.0, True), line(ann.id, 2, 3.0, None),
-                line(ann.id, 4, 4.0, False), line(ann.id, 1, 5.0, False), line(bob.id, 5, 1.0, True),
+                line(ann.id, 4, 4.0, False), line(ann.id, 1, 5.0, False),
+                line(bob.id, 5, 1.0, True),
             ],
         )  # fmt: skip
         connection.execute(

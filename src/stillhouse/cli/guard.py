@@ -258,6 +258,8 @@ def learn(
     checked = parse(LearnConfig, values)
     from stillhouse.core.console import Terminal
     from stillhouse.guard.learning import learn_check
+    from stillhouse.guard.settings import Odds
+    from stillhouse.guard.suspicion import blocks_of
 
     found = learn_check(checked, out, progress=Terminal())
     if json:
@@ -275,10 +277,12 @@ def learn(
         "guard.check.tolerance (0.1) must stay above that. How long bursts of odd questions are "
         "(guard.check.burst), clients you trust show: stillhouse guard bursts."
     )
-    if all(each.at_line <= 0.1 for each in found.qualities if each.kind != "shuffled"):
+    usual = Odds()
+    least = blocks_of(usual.tolerance, usual.burst).expected
+    if all(each.at_line <= least for each in found.qualities if each.kind != "shuffled"):
         console.say(
-            "It tells made-up questions so badly that at this tolerance it would flag nobody: give "
-            "more rows, or another corpus."
+            f"It tells made-up questions so badly that at this tolerance (and guard.check.burst "
+            f"{usual.burst:g}) it would flag nobody: give more rows, or another corpus."
         )
 
 

@@ -4,9 +4,9 @@ whom the owner trusts: what `check.burst` is to be.
 A hidden chain changes between calm and bursts; in either, questions are odd with a probability of
 its own. Its likelihood is reckoned for each length and several mixtures, every client at its own
 share of odd questions. Bursts hold a tenth of the odd questions at least, and three tenths of what
-would not be odd otherwise: fewer or thinner ones are not told from none. The upper bound is the greatest
-length whose likelihood is not refuted at 5 % (one-sided: 1.35 below the best, Wilks), which is that
-of no bursts where nothing is better. Sources: Rabiner 1989 (the forward pass).
+would not be odd otherwise: fewer or thinner ones are not told from none. The upper bound follows
+the greatest length whose likelihood is not refuted at 5 % (one-sided: 1.35 below the best, Wilks),
+which is that of no bursts where nothing is better. Source: Rabiner 1989 (the forward pass).
 
 Axes: N questions, G grid points, L lengths.
 """
@@ -79,12 +79,11 @@ class Burstiness:
                 "such clients. Show the check their texts (guard learn --customers)."
             )
         else:
+            seen = f"Bursts of odd questions are {self.length:g} long in the mean, most likely"
             found.append(
-                "There is no sign of bursts"
-                if self.length == 1
-                else f"Bursts of odd questions are {self.length:g} long in the mean, by the likeliest"
+                f"{seen if self.length > 1 else 'There is no sign of bursts'}; {self.bound:g} at "
+                "most, at 95 %."
             )
-            found[-1] += f"; {self.bound:g} at most, at 95 %."
             told = "is enough" if odds.burst >= self.bound else "is too little"
             at_bound = odds.model_copy(update={"burst": self.bound})
             found.append(
