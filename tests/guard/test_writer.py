@@ -124,8 +124,10 @@ def test_evidence_adds_up_over_workers_and_flags(registry: Registry, ann: str) -
         each.log([line(ann, 10 * number + i) | {"odd": True} for i in range(3)])
     for each in workers:
         each.flush()
-    assert registry.client(ann).distinct == 6
-    assert registry.client(ann).flagged is not None
+    found = registry.client(ann)
+    assert found.distinct == found.evidence.asked == found.evidence.odd == 6
+    assert found.evidence.under(Odds(burst=1)).blocks == 6
+    assert found.flagged is not None
     for each in workers:
         each.close()
 

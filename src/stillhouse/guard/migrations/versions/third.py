@@ -10,7 +10,8 @@ down_revision = "0001"
 
 def upgrade() -> None:
     op.add_column("clients", sa.Column("bets", sa.JSON))
-    op.execute("UPDATE clients SET asked = 0, odd = 0, window = 1")
+    clients = sa.table("clients", *map(sa.column, ("asked", "odd", "window")))
+    op.execute(sa.update(clients).values(asked=0, odd=0, window=1))
 
 
 def downgrade() -> None:
