@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 import tiny
 from stillhouse.core.settings import parse
@@ -17,6 +18,8 @@ from stillhouse.guard.keys import read_keys
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.settings import GuardConfig
+from stillhouse.guard.simulated import bursty
+from stillhouse.guard.tables import queries
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -98,6 +101,36 @@ def test_learning_says_how_good_the_check_is(call: Call, folder: Path) -> None:
     assert "AUC" in out
     assert "tolerance" in out
     assert (folder / "check" / "membership.safetensors").is_file()
+
+
+def test_bursts_are_learned_from_the_log(call: Call, url: str) -> None:
+    registry = Registry(url)
+    registry.upgrade()
+    ann = registry.create_client("ann")[0].id
+    odd = bursty(np.random.default_rng(0), (1, 4000), 0.05, 5)[0].tolist()
+    rows = [
+        {"time": float(n), "client": ann, "query": n.to_bytes(16, "big"), "model": "m", "units": 1,
+         "odd": each, "text": None, "pair": None}
+        for n, each in enumerate(odd)
+    ]  # fmt: skip
+    with registry.writing() as connection:
+        connection.execute(sa.insert(queries), rows)
+    registry.close()
+    code, out, err = call("guard", "bursts", "--registry", url)
+    assert code == 0, err
+    assert "taken for honest" in out
+    assert "guard.check.burst (50) is enough" in out
+    code, out, err = call(
+        "guard", "bursts", "--registry", url, "--client", "ann", "--burst", 1, "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["questions"] == 4000
+    assert found["flagged"] == ["ann"]
+    assert 5 <= found["bound"] <= 15
+    code, _, err = call("guard", "bursts", "--registry", url, "--burst", 0)
+    assert code == 2
+    assert "burst" in err
 
 
 def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: str) -> None:

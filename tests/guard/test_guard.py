@@ -321,7 +321,7 @@ def test_a_repeated_question_is_no_new_evidence(make: Made) -> None:
 
 
 def flagged(make: Made, on_flag: str, **changes: Any) -> tuple[Guard, str]:
-    guard = make(check={"on_flag": on_flag, "slow_per_s": 0.5}, **changes)
+    guard = make(check={"on_flag": on_flag, "slow_per_s": 0.5, "burst": 1}, **changes)
     ann = client(guard)
     for i in range(12):
         ask(guard, ann, f"odd question {i}", odd=2.0)
@@ -332,7 +332,7 @@ def flagged(make: Made, on_flag: str, **changes: Any) -> tuple[Guard, str]:
 
 
 def test_an_honest_client_is_not_flagged(make: Made) -> None:
-    guard = make()
+    guard = make(check={"burst": 1})
     ann = client(guard)
     for i in range(50):
         ask(guard, ann, f"question {i}", odd=2.0 if i % 20 == 0 else -2.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
@@ -80,8 +81,10 @@ def test_an_unknown_client_is_told(registry: Registry) -> None:
 
 def test_a_flag_is_set_once_and_taken_back_with_the_evidence(registry: Registry) -> None:
     row, _ = registry.create_client("ann")
+    bets = {"0.1/50.0": {"asked": 9, "odd": 8}}
     with registry.writing() as connection:
-        connection.execute(sa.update(clients).values(asked=9, odd=8))
+        connection.execute(sa.update(clients).values(asked=9, odd=8, bets=bets))
+    assert registry.client(row.id).evidence == Evidence(9, 8, 1, bets)
     registry.flag("ann", "odd")
     registry.flag("ann", "odd again")
     assert registry.client(row.id).flagged is not None
@@ -153,6 +156,26 @@ def test_the_revision_that_the_code_knows_is_the_last_migrations(registry: Regis
         assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).all() == [
             (REVISION,)
         ]
+
+
+def test_evidence_of_another_test_begins_anew_and_flags_stay(url: str) -> None:
+    """That of whole windows of single questions is no part of bets on blocks."""
+    config = Config()
+    config.set_main_option("script_location", str(files("stillhouse.guard") / "migrations"))
+    made = Registry(url)
+    with made.writing() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        row = {"id": "a", "name": "ann", "role": "client", "secret": "", "created": 1.0,
+               "charged": 9, "units": 0, "distinct": 9, "asked": 9, "odd": 8, "window": 40,
+               "flagged": 2.0}  # fmt: skip
+        names, values = ", ".join(f'"{n}"' for n in row), ", ".join(f":{n}" for n in row)
+        connection.execute(sa.text(f"INSERT INTO clients ({names}) VALUES ({values})"), row)
+    made.upgrade()
+    found = made.client("a")
+    assert found.evidence == Evidence()
+    assert (found.flagged, found.distinct) == (2.0, 9)
+    made.close()
 
 
 @pytest.mark.parametrize("held", [[], ["0000"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from typing import Any
@@ -12,8 +13,9 @@ from stillhouse.core.errors import RunError
 from stillhouse.guard import writer as writing
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.registry import Registry
-from stillhouse.guard.suspicion import Odds
-from stillhouse.guard.tables import marks, queries
+from stillhouse.guard.settings import Odds
+from stillhouse.guard.suspicion import Evidence, joined
+from stillhouse.guard.tables import events, marks, queries
 from stillhouse.guard.writer import Writer
 
 
@@ -116,16 +118,51 @@ def test_closing_writes_what_waits(registry: Registry, ann: str, keys: Keys) -> 
 
 
 def test_evidence_adds_up_over_workers_and_flags(registry: Registry, ann: str) -> None:
-    workers = [Writer(registry, Odds(alpha=1e-3)) for _ in range(2)]
+    workers = [Writer(registry, Odds(alpha=1e-3, burst=1)) for _ in range(2)]
     for number, each in enumerate(workers):
         each.start()
         each.log([line(ann, 10 * number + i) | {"odd": True} for i in range(3)])
     for each in workers:
         each.flush()
-    assert registry.client(ann).distinct == 6
-    assert registry.client(ann).flagged is not None
+    found = registry.client(ann)
+    assert found.distinct == found.evidence.asked == found.evidence.odd == 6
+    assert found.evidence.under(Odds(burst=1)).blocks == 6
+    assert found.flagged is not None
     for each in workers:
         each.close()
+
+
+def test_blocks_go_on_from_worker_to_worker_in_the_order_of_the_questions(
+    registry: Registry, ann: str
+) -> None:
+    """A hundred that come in the wrong order, in parts, by two workers; the same again is none."""
+    odds, rng = Odds(burst=6), random.Random(3)
+    odd = [rng.random() < 0.5 for _ in range(100)]
+    lines = [line(ann, n) | {"odd": each, "time": float(n)} for n, each in enumerate(odd)]
+    for at in (0, 40, 80):
+        part = lines[at : at + 40] + lines[:5]
+        rng.shuffle(part)
+        worker = Writer(registry, odds)
+        worker.start()
+        worker.log(part)
+        worker.close()
+    found = registry.client(ann).evidence
+    assert found == joined(Evidence(), odd, odds)[0]
+    assert found.under(odds).blocks == 33
+
+
+def test_a_thief_is_flagged_by_blocks_and_the_owner_told_why(registry: Registry, ann: str) -> None:
+    worker = Writer(registry, Odds(burst=4))
+    worker.start()
+    for at in range(0, 600, 100):
+        worker.log(
+            [line(ann, n) | {"odd": n >= 300, "time": float(n)} for n in range(at, at + 100)]
+        )
+        worker.flush()
+    worker.close()
+    assert registry.client(ann).flagged is not None
+    (event,) = [each for each in registry.rows(events) if each["kind"] == "flagged"]
+    assert event["detail"].endswith("new questions are odd, 12 of the 12 latest")
 
 
 def test_a_question_counts_once_whoever_answers_it(registry: Registry, ann: str) -> None:

@@ -54,7 +54,7 @@ def list_(registry: Url = REGISTRY, json: options.Json = False) -> None:
     rows = held.clients()
     held.close()
     if json:
-        console.print_json([vars(row) | {"evidence": vars(row.evidence)} for row in rows])
+        console.print_json([vars(row) | {"evidence": row.evidence.as_json()} for row in rows])
         return
     console.table(
         ("client", "id", "role", "made", "charged", "new", "odd", "state"),

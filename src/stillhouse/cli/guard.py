@@ -258,6 +258,8 @@ def learn(
     checked = parse(LearnConfig, values)
     from stillhouse.core.console import Terminal
     from stillhouse.guard.learning import learn_check
+    from stillhouse.guard.settings import Odds
+    from stillhouse.guard.suspicion import blocks_of
 
     found = learn_check(checked, out, progress=Terminal())
     if json:
@@ -272,13 +274,55 @@ def learn(
     )
     console.say(
         f"\nOf your reported rows {found.honest:.1%} are beyond the line: the setting "
-        "guard.check.tolerance (0.1) must stay above that."
+        "guard.check.tolerance (0.1) must stay above that. How long bursts of odd questions are "
+        "(guard.check.burst), clients you trust show: stillhouse guard bursts."
     )
-    if all(each.at_line <= 0.1 for each in found.qualities if each.kind != "shuffled"):
+    usual = Odds()
+    least = blocks_of(usual.tolerance, usual.burst).expected
+    if all(each.at_line <= least for each in found.qualities if each.kind != "shuffled"):
         console.say(
-            "It tells made-up questions so badly that at this tolerance it would flag nobody: give "
-            "more rows, or another corpus."
+            f"It tells made-up questions so badly that at this tolerance (and guard.check.burst "
+            f"{usual.burst:g}) it would flag nobody: give more rows, or another corpus."
         )
+
+
+@app.command("bursts")
+def bursts(
+    client: Annotated[
+        list[str] | None,
+        typer.Option("--client", help="a client you trust (default: all that are not flagged)"),
+    ] = None,
+    registry: Url = REGISTRY,
+    alpha: Annotated[float | None, typer.Option("--alpha", help="guard.check.alpha")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="guard.check.tolerance")
+    ] = None,
+    burst: Annotated[float | None, typer.Option("--burst", help="guard.check.burst")] = None,
+    json: options.Json = False,
+) -> None:
+    """Learn from honest clients' questions how long their bursts of odd ones are, and what to set.
+
+    Example: stillhouse guard bursts --client "Ann's shop" --client "Bob's shop"
+    """
+    needed()
+    from stillhouse.core.settings import parse
+    from stillhouse.guard.bursts import bursts_of
+    from stillhouse.guard.settings import Odds
+
+    values = {"alpha": alpha, "tolerance": tolerance, "burst": burst}
+    odds = parse(Odds, {name: value for name, value in values.items() if value is not None})
+    held = registry_at(registry)
+    try:
+        found = bursts_of(held, client or (), odds)
+    finally:
+        held.close()
+    if json:
+        console.print_json(found.as_json())
+        return
+    if not client:
+        console.say("All clients that are not flagged are taken for honest (name some: --client).")
+    for sentence in found.advice(odds):
+        console.say(sentence)
 
 
 @app.command("check-verdict")

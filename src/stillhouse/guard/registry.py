@@ -22,6 +22,7 @@ from stillhouse.guard.tables import clients, events, keys, marks, models, querie
 
 Role = Literal["client", "owner"]
 LONGEST_NAME = 200
+ANEW: dict[str, Any] = {"asked": 0, "odd": 0, "bets": None, "window": clients.c.window + 1}
 API_KEY = re.compile(r"sh_([0-9a-f]{12})_([0-9a-f]{64})")
 
 
@@ -156,7 +157,7 @@ class Registry(Database):
             done = connection.execute(
                 sa.update(clients)
                 .where(clients.c.id == row.id, clients.c.flagged.is_not(None))
-                .values(flagged=None, asked=0, odd=0, window=clients.c.window + 1)
+                .values(flagged=None, **ANEW)
             ).rowcount
             if done:
                 _event(connection, "unflagged", "", row.id)
@@ -172,9 +173,7 @@ class Registry(Database):
                 for table in (queries, marks)
             )
             connection.execute(
-                sa.update(clients)
-                .where(clients.c.id == row.id)
-                .values(distinct=0, asked=0, odd=0, window=clients.c.window + 1)
+                sa.update(clients).where(clients.c.id == row.id).values(distinct=0, **ANEW)
             )
             _event(connection, "forgotten", f"{gone} rows", row.id)
         return gone
@@ -278,6 +277,11 @@ def flag(connection: sa.Connection, client: str, detail: str) -> None:
         _event(connection, "flagged", detail, client)
 
 
+def evidence_of(row: Any) -> Evidence:
+    """Of a row of clients."""
+    return Evidence(row.asked, row.odd, row.window, row.bets or {})
+
+
 def _event(connection: sa.Connection, kind: str, detail: str, client: str | None = None) -> None:
     row = {"time": time.time(), "client": client, "kind": kind, "detail": detail}
     connection.execute(sa.insert(events).values(row))
@@ -285,7 +289,7 @@ def _event(connection: sa.Connection, kind: str, detail: str, client: str | None
 
 def _client(row: Any) -> ClientRow:
     held = dict(row._mapping)
-    held["evidence"] = Evidence(held.pop("asked"), held.pop("odd"), held.pop("window"))
+    held["evidence"] = evidence_of(row)
     return ClientRow(**{name: held[name] for name in ClientRow.__dataclass_fields__})
 
 

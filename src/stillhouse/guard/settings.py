@@ -12,7 +12,6 @@ from stillhouse.core.errors import UsageError
 from stillhouse.core.terms import Config, Positive, Precision, Share
 from stillhouse.extract.prices import Tariff
 from stillhouse.extract.views import View
-from stillhouse.guard.suspicion import Odds
 
 OnFlag = Literal["log", "throttle", "label", "random"]
 Features = Literal["both", "last", "logits"]
@@ -49,6 +48,18 @@ class LimitsConfig(Config):
     money: Annotated[float, Field(ge=0)] | None = None
     per_s: Annotated[float, Field(gt=0)] | None = None
     burst_s: Annotated[float, Field(gt=0)] = 10.0
+
+
+class Odds(Config):
+    """alpha: the chance that an honest client is ever flagged. Honest is one whose share of odd
+    questions is at most `tolerance` in the long run, and whose odd questions come in bursts of
+    `burst` questions in the mean at most (1: independent of each other). Not covered: a share that
+    stays above the tolerance for longer than such bursts, and bursts that are longer, or of which
+    some are very much longer, than that. A thief is found after a time that grows with `burst`."""
+
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    tolerance: Annotated[Share, Field(gt=0, lt=1)] = 0.1
+    burst: Annotated[float, Field(ge=1, le=1e6)] = 50.0
 
 
 class CheckConfig(Odds):

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 METADATA = MetaData()
-REVISION = "0001"  # of the last migration, which makes these tables
+REVISION = "0003"  # of the last migration, which makes these tables
 SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER by itself
 
 keys = Table(
@@ -59,10 +59,11 @@ clients = Table(
     Column("tokens", Float),  # of the rate limit; NULL: full
     Column("filled", Float),
     Column("distinct", BigInteger, nullable=False, default=0),
-    Column("asked", BigInteger, nullable=False, default=0),  # in this window of evidence
+    Column("asked", BigInteger, nullable=False, default=0),  # and judged, in this window
     Column("odd", BigInteger, nullable=False, default=0),
-    Column("window", Integer, nullable=False, default=1),
+    Column("window", Integer, nullable=False, default=1),  # of evidence, begun anew after a flag
     Column("flagged", Float),
+    Column("bets", JSON(none_as_null=True)),  # the tests of this window (suspicion.Bets)
 )  # fmt: skip
 
 queries = Table(

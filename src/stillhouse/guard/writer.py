@@ -17,8 +17,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from stillhouse.core.errors import RunError
-from stillhouse.guard.registry import Registry, flag
-from stillhouse.guard.suspicion import Evidence, Odds, joined
+from stillhouse.guard.registry import Registry, evidence_of, flag
+from stillhouse.guard.settings import Odds
+from stillhouse.guard.suspicion import joined
 from stillhouse.guard.tables import clients, marks, queries
 
 PAUSE_S = 0.2
@@ -205,11 +206,14 @@ class Writer:
 
     def _count(self, connection: sa.Connection, client: str, lines: Sequence[Row]) -> None:
         """Adds a client's new questions to its evidence, and flags it where that is enough. A
-        question is new that no worker has in the log."""
+        question is new that no worker has in the log. They count in the order they were asked, but
+        for what several workers write within a pause of each other."""
         row = connection.execute(
             sa.select(clients).where(clients.c.id == client).with_for_update(key_share=True)
         ).one()
-        first = {line["query"]: line for line in reversed(lines)}
+        first: dict[bytes, Row] = {}
+        for line in sorted(lines, key=lambda each: each["time"]):  # as they were asked
+            first.setdefault(line["query"], line)
         names = list(first)
         for at in range(0, len(names), AT_ONCE):
             few = names[at : at + AT_ONCE]
@@ -218,20 +222,18 @@ class Writer:
             )
             for (name,) in connection.execute(met):
                 first.pop(bytes(name), None)
-        judged = [line["odd"] for line in first.values() if line["odd"] is not None]
-        before = Evidence(row.asked, row.odd, row.window)
-        after, suspect = joined(before, len(judged), sum(judged), self._odds)
+        judged = [bool(line["odd"]) for line in first.values() if line["odd"] is not None]
+        after, suspect = joined(evidence_of(row), judged, self._odds)
         connection.execute(
             sa.update(clients)
             .where(clients.c.id == client)
             .values(
                 distinct=clients.c.distinct + len(first), asked=after.asked, odd=after.odd,
-                window=after.window,
+                bets=after.bets,
             )
         )  # fmt: skip
         if suspect:
-            seen = before.asked + len(judged), before.odd + sum(judged)
-            flag(connection, client, f"{seen[1]} of {seen[0]} new questions are odd")
+            flag(connection, client, after.said(self._odds))
 
     def _fail(self) -> None:
         """Ends what still waits for a decision."""
