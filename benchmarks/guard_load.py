@@ -34,7 +34,7 @@ from stillhouse.core.types import Example
 from stillhouse.guard import Keys, Registry, ServedModel, new_keys, read_keys
 from stillhouse.guard.purses import LEASE
 from stillhouse.guard.tables import queries
-from stillhouse.guard.watermark import canonical, draw
+from stillhouse.guard.watermark import draw
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "guard"))
 import postgres
@@ -194,13 +194,18 @@ def soak(args: argparse.Namespace, cluster: postgres.Cluster, owner: Keys) -> di
     model = ServedModel(args.teacher)
     without, lost = 0, list[int]()
     for (row, _), told, paid in zip(made, load.told, load.paid, strict=True):
-        kept = {e.text for e in registry.evidence(client=row.id) if e.kind == "mark"}
-        likely = [t for t in told if draw(owner.marking, row.id, canonical(t)).chance < 0.02]
-        truths = model.answers([Example(t) for t in likely])
-        for each, truth in zip(likely, truths, strict=True):
+        kept = {e.read for e in registry.evidence(client=row.id) if e.kind == "mark"}
+        contents = [each.content for each in model.reads([Example(t) for t in told])]
+        likely = [
+            (text, content)
+            for text, content in zip(told, contents, strict=True)
+            if draw(owner.marking, row.id, content).chance < 0.02
+        ]
+        truths = model.answers([Example(text) for text, _ in likely])
+        for (text_, content), truth in zip(likely, truths, strict=True):
             assert truth.probabilities_K is not None
             true = model.choices[int(truth.probabilities_K.argmax())]
-            without += told[each] != true and each not in kept
+            without += told[text_] != true and content not in kept
         lost.append(registry.client(row.id).charged - paid)
     registry.close()
     bound = (kills + args.workers) * (LEASE + 16)  # of each client: leases, and what was under way

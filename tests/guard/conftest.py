@@ -67,12 +67,17 @@ def make(tmp_path: Path, served: ServedModel, keys: Keys) -> Iterator[Made]:
     guards: list[Guard] = []
 
     def made(
-        *, name: str = "registry", about: Any = None, curve: Any = None, **config: Any
+        *,
+        name: str = "registry",
+        about: Any = None,
+        curve: Any = None,
+        reads: Any = None,
+        **config: Any,
     ) -> Guard:
         guards.append(
             Guard(
                 parse(GuardConfig, config), keys, Registry(f"sqlite:///{tmp_path / name}.db"),
-                about or served.about, curve=curve,
+                about or served.about, curve=curve, reads=reads,
             )
         )  # fmt: skip
         return guards[-1]

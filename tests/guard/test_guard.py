@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from guarded import Made, sure
 
-from stillhouse.core.errors import DataError, UsageError
+from stillhouse.core.errors import DataError, RunError, UsageError
 from stillhouse.core.types import Example
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import About, ServedModel, Truth
 from stillhouse.guard.purses import Denied
+from stillhouse.guard.reading import words
 from stillhouse.guard.tables import queries
-from stillhouse.guard.watermark import canonical, draw
+from stillhouse.guard.watermark import draw
 
 ALL = {"marks": {"rate": 1.0}}  # every question is marked
 SOME = {"marks": {"rate": 0.1, "early": 0, "controls": 4}}
@@ -169,16 +170,6 @@ def test_a_mark_in_a_narrower_view_shows_no_more(make: Made) -> None:
     assert answer["probabilities"] == {"negative": 0.88, "positive": 0.12}
 
 
-def test_a_mark_shown_as_a_label_is_the_mark_that_it_was(make: Made) -> None:
-    """Even where the model, asked anew, would say otherwise by a hair."""
-    guard = make(**ALL)
-    ann = client(guard)
-    (first,) = ask(guard, ann, "a film", share=0.501)
-    guard.flush()
-    (again,) = ask(make(shows="label", **ALL), ann, "a film", share=0.499)
-    assert again == {"label": first["label"]}
-
-
 def test_what_another_worker_marked_at_a_higher_rate_is_marked(make: Made) -> None:
     texts = [f"film {i}" for i in range(60)]
     late = make(marks={"rate": 0.001, "early": 0, "most": 0.5, "controls": 1})
@@ -198,18 +189,59 @@ def test_a_question_is_odd_from_even_odds_on(make: Made) -> None:
     assert guard.registry.client(ann).evidence.odd == 2
 
 
-def test_controls_wait_and_are_repeated_as_marks_are(make: Made) -> None:
-    """Neither how long an answer takes nor its last digits tell a mark."""
+def test_no_digit_tells_a_question_that_is_kept(make: Made) -> None:
+    """Each answer is what the model says at that time, kept or not: none is repeated from before,
+    where others differ by what else is in a batch."""
+    guard = make(shows="probabilities", marks={"rate": 0.1, "early": 0, "controls": 4})
+    ann = client(guard)
+    texts = [f"film {i}" for i in range(60)]
+    first, again = (ask(guard, ann, *texts, share=share) for share in (0.9, 0.9000001))
+    kinds = [each.kind for each in guard.registry.evidence()]
+    assert 2 < kinds.count("mark") < 15 < kinds.count("control") < 50
+    assert [a["label"] for a in first] == [a["label"] for a in again]
+    assert all(a["probabilities"] != b["probabilities"] for a, b in zip(first, again, strict=True))
+
+
+def test_digits_beyond_the_third_are_not_shown(make: Made) -> None:
+    guard = make(marks={"rate": 0.0, "most": 0.0})
+    (answer,) = ask(guard, client(guard), "a film", share=0.87654321)
+    assert answer["probabilities"] == {"negative": 0.123, "positive": 0.877}
+
+
+def test_every_answer_waits_for_its_line(make: Made) -> None:
+    """Kept or not, and asked before or not: how long an answer takes tells nothing."""
     guard = make(marks={"rate": 0.01, "early": 0, "controls": 80})
     ann = client(guard)
-    texts = [Example(f"film {i}") for i in range(40)]
-    guard.admit(ann, texts)
-    plans = guard.finish(ann, texts, sure(0.9)(texts))
-    assert sum(plan.decision is not None for plan in plans) > 20
-    first = guard.settle(plans)
-    again = ask(guard, ann, *(e.text for e in texts), share=0.9000001)
-    kept = [plan.decision is not None for plan in plans]
-    assert [a == b for a, b in zip(first, again, strict=True)] == kept
+    asked = [[Example(f"film {i}")] for i in range(30)]
+    for _ in range(2):
+        for each in asked:
+            guard.admit(ann, each)
+            lines = len(guard.registry.rows(queries))
+            finished = guard.finish(ann, each, sure(0.9)(each))
+            guard.settle(finished)
+            assert finished.answered.written.done()
+            assert len(guard.registry.rows(queries)) == lines + 1
+    assert 10 < len(guard.registry.evidence()) < 30
+
+
+def test_nobody_is_answered_while_the_registry_is_away(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = make(marks={"rate": 0.1, "early": 0})
+    ann = client(guard)
+    ask(guard, ann, "a film")
+    monkeypatch.setattr(guard._writer, "_transact", away)
+    for number in range(5):
+        each = [Example(f"film {number}")]
+        with pytest.raises(RunError, match="try again"):
+            guard.settle(guard.finish(ann, each, sure(0.9)(each)), wait_s=0.01)
+    monkeypatch.undo()
+    guard.flush()
+    assert len(guard.registry.rows(queries)) == 1  # of what nobody waits for no more is written
+
+
+def away(_: Any) -> Any:
+    raise RunError("the registry can't be reached")
 
 
 def test_which_questions_are_marked_is_the_keys_doing(make: Made, keys: Any) -> None:
@@ -217,13 +249,13 @@ def test_which_questions_are_marked_is_the_keys_doing(make: Made, keys: Any) -> 
     ann = client(guard)
     texts = [f"film number {i}" for i in range(150)]
     answers = ask(guard, ann, *texts)
-    by_hand = [draw(keys.marking, ann, canonical(t)).chance < 0.1 for t in texts]
+    by_hand = [draw(keys.marking, ann, words(t)).chance < 0.1 for t in texts]
     assert [a["label"] == "negative" for a in answers] == by_hand
     guard.flush()
     kept = guard.registry.evidence()
     kinds = {e.text: e.kind for e in kept}
     for text in texts:
-        chance = draw(keys.marking, ann, canonical(text)).chance
+        chance = draw(keys.marking, ann, words(text)).chance
         expected = "mark" if chance < 0.1 else "control" if chance < 0.1 * 5 else None
         assert kinds.get(text) == expected
     assert {e.target for e in kept} == {"negative"}
@@ -444,4 +476,4 @@ def test_an_own_model_is_answered_as_it_answers(make: Made, served: ServedModel)
     for answer, truth in zip(found, served.answers(asked), strict=True):
         assert truth.probabilities_K is not None
         shares = [answer["probabilities"][name] for name in served.choices]
-        np.testing.assert_allclose(shares, truth.probabilities_K, rtol=1e-6)
+        np.testing.assert_allclose(shares, truth.probabilities_K, atol=5.01e-4)

@@ -240,7 +240,7 @@ def test_many_clients_at_once_get_their_own_answers(model: Path) -> None:
     expected = [float(alone.answers([Example(t)])[0].probabilities_K[1]) for t in texts]
     assert len(set(expected)) == 40
     for who in range(4):
-        assert [found[who, i] for i in range(40)] == pytest.approx(expected, abs=1e-5)
+        assert [found[who, i] for i in range(40)] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_registry_away_is_503_and_no_charge(

@@ -405,7 +405,7 @@ def test_periods_of_other_odds_are_tested_apart(make: Made, keys: Keys, tmp_path
 
 def test_what_a_fresh_keys_wrong_answer_would_be() -> None:
     """Of three choices an error is hit by one of the two wrong answers."""
-    kept = Kept("c", b"", "mark", "t", None, {"label": "neutral"}, {}, "entailment", "label",
+    kept = Kept("c", b"", "mark", "t", None, "t", {"label": "neutral"}, {}, "entailment", "label",
                 0.1, 9, "client", "k", "m", 0.0)  # fmt: skip
     assert likely(kept, "contradiction", CHOICES) == 0.5
     assert likely(kept, "neutral", CHOICES) == 0.0

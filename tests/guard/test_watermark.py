@@ -10,51 +10,35 @@ from scipy import stats
 
 from stillhouse.core.folding import folded
 from stillhouse.guard.settings import MarksConfig
-from stillhouse.guard.watermark import canonical, draw, permuted, wrong_choice, wrong_span
+from stillhouse.guard.watermark import draw, permuted, wrong_choice, wrong_span
 from stillhouse.numerics.qa_metrics import f1
 
 KEY = bytes(range(32))
 
 
-@pytest.mark.parametrize(
-    "other",
-    ["a  Lovely film", " a lovely\tFILM\n", "a lovely ｆｉｌｍ", "a lo​vely film",
-     "a lovely ﬁlm"],
-)  # fmt: skip
-def test_what_nobody_sees_changes_nothing(other: str) -> None:
-    assert canonical(other) == canonical("a lovely film")
-
-
-@given(st.text(), st.none() | st.text())
-def test_folding_twice_is_folding_once(text: str, pair: str | None) -> None:
+@given(st.text())
+def test_folding_twice_is_folding_once(text: str) -> None:
     assert folded(folded(text)) == folded(text)
-    twice = None if pair is None else folded(pair)
-    assert canonical(folded(text), twice) == canonical(text, pair)
-
-
-def test_no_two_questions_are_one() -> None:
-    asked = [("ab", None), ("a", "b"), ("", "ab"), ("ab", ""), ("a", "")]
-    assert len({canonical(*each) for each in asked}) == len(asked)
 
 
 def test_a_draw_depends_on_key_client_and_question() -> None:
-    one = draw(KEY, "ann", b"x")
-    assert one == draw(KEY, "ann", b"x")
-    assert one != draw(KEY, "bob", b"x") != draw(KEY, "ann", b"y")
-    assert one != draw(bytes(32), "ann", b"x")
-    assert draw(KEY, "an", b"nx") != draw(KEY, "ann", b"x")
+    one = draw(KEY, "ann", "x")
+    assert one == draw(KEY, "ann", "x")
+    assert one != draw(KEY, "bob", "x") != draw(KEY, "ann", "y")
+    assert one != draw(bytes(32), "ann", "x")
+    assert draw(KEY, "an", "nx") != draw(KEY, "ann", "x")
 
 
 def test_draws_are_uniform() -> None:
-    chances = [draw(KEY, "ann", str(i).encode()).chance for i in range(20_000)]
+    chances = [draw(KEY, "ann", str(i)).chance for i in range(20_000)]
     assert stats.kstest(chances, "uniform").pvalue > 1e-3
-    picks = np.bincount([draw(KEY, "ann", str(i).encode()).pick % 3 for i in range(9_000)])
+    picks = np.bincount([draw(KEY, "ann", str(i)).pick % 3 for i in range(9_000)])
     assert stats.chisquare(picks).pvalue > 1e-3
 
 
 def test_bands_have_the_shares_they_should() -> None:
     rate, controls = 0.005, 10
-    bands = [draw(KEY, "", str(i).encode()).band(rate, controls) for i in range(100_000)]
+    bands = [draw(KEY, "", str(i)).band(rate, controls) for i in range(100_000)]
     assert abs(bands.count("mark") - 500) < 4 * 500**0.5
     assert abs(bands.count("control") - 5_000) < 4 * 5_000**0.5
 
@@ -104,6 +88,16 @@ def test_a_wrong_span_is_a_word_of_the_passage_and_wrong() -> None:
         assert word in passage
         assert f1(word, ("Ann Lee",)) <= 0.2
         assert word.lower() not in ("the", "a", "an")  # nothing is left of these
+
+
+def test_a_passage_written_a_little_otherwise_has_the_same_wrong_word() -> None:
+    passage = "It was written by Ann Lee in 1999, in the old house."
+    others = [passage.upper(), passage.replace(",", " ,"), passage + " It was.", passage[:-1]]
+    for pick in range(50):
+        word = wrong_span(pick, passage, "Ann Lee")
+        assert word is not None
+        for other in others:
+            assert str(wrong_span(pick, other, "Ann Lee")).lower() == word.lower()
 
 
 def test_a_passage_without_a_wrong_word_has_no_mark() -> None:

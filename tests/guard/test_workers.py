@@ -23,7 +23,7 @@ from stillhouse.guard.model import ServedModel
 from stillhouse.guard.purses import LEASE
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.tables import queries
-from stillhouse.guard.watermark import canonical, draw
+from stillhouse.guard.watermark import draw
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 MANY = ("--set", "guard.marks.rate=0.2", "--set", "guard.marks.early=0")
@@ -96,16 +96,17 @@ def marked_without_record(
     told: dict[str, str], client: str, owner: Keys, model: ServedModel, registry: Registry
 ) -> list[str]:
     """Questions whose answer was marked, though nothing of that is in the registry."""
-    kept = {e.text for e in registry.evidence(client=client) if e.kind == "mark"}
+    kept = {e.read for e in registry.evidence(client=client) if e.kind == "mark"}
     texts = list(told)
     truths = model.answers([Example(text) for text in texts])
     found = []
     for text, truth in zip(texts, truths, strict=True):
         assert truth.probabilities_K is not None
+        assert truth.read is not None
         true = model.choices[int(truth.probabilities_K.argmax())]
         if told[text] != true:
-            assert draw(owner.marking, client, canonical(text)).chance < 0.2
-            if text not in kept:
+            assert draw(owner.marking, client, truth.read.content).chance < 0.2
+            if truth.read.content not in kept:
                 found.append(text)
     return found
 

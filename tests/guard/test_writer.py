@@ -1,4 +1,4 @@
-"""What is written when: decisions before their answers, lines soon, nothing twice."""
+"""What is written when: lines and decisions before their answers, nothing twice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from stillhouse.core.errors import RunError
 from stillhouse.guard import writer as writing
@@ -16,7 +17,7 @@ from stillhouse.guard.registry import Registry
 from stillhouse.guard.settings import Odds
 from stillhouse.guard.suspicion import Evidence, joined
 from stillhouse.guard.tables import events, marks, queries
-from stillhouse.guard.writer import Writer
+from stillhouse.guard.writer import Answered, Writer
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def ann(registry: Registry, keys: Keys) -> str:
 
 def row(client: str, keys: Keys, *, query: int = 0, kind: str = "mark") -> dict[str, Any]:
     return {"time": time.time(), "client": client, "query": query.to_bytes(16, "big"),
-            "kind": kind, "text": "t", "pair": None, "truth": {"label": "a"},
+            "kind": kind, "text": "t", "pair": None, "read": "t", "truth": {"label": "a"},
             "served": {"label": "b"}, "target": "b", "shows": "label", "rate": 0.1,
             "controls": 9, "scope": "client", "key": keys.id, "model": "m"}  # fmt: skip
 
@@ -36,6 +37,30 @@ def row(client: str, keys: Keys, *, query: int = 0, kind: str = "mark") -> dict[
 def line(client: str, query: int = 0) -> dict[str, Any]:
     return {"time": time.time(), "client": client, "query": query.to_bytes(16, "big"),
             "model": "m", "units": 1, "odd": None, "text": None, "pair": None}  # fmt: skip
+
+
+def put(writer: Writer, client: str, *lines: dict[str, Any], **more: Any) -> Answered:
+    """A request's lines on their way."""
+    return sent(writer, client, list(lines), **more)
+
+
+def sent(
+    writer: Writer, client: str, lines: list[Any], *, rows: list[Any] | None = None, key: str = "k"
+) -> Answered:
+    answered = Answered(client, key, "m", lines, rows or [])
+    writer.write(answered)
+    return answered
+
+
+def decide(writer: Writer, held: dict[str, Any]) -> Answered:
+    """A request of one question that may be marked."""
+    asked = line(held["client"]) | {"query": held["query"]}
+    return sent(writer, held["client"], [asked], rows=[held], key=held["key"])
+
+
+def kind(answered: Answered, timeout_s: float = 5) -> str | None:
+    kinds = answered.written.result(timeout_s)
+    return kinds.get(answered.lines[0]["query"])
 
 
 @pytest.fixture
@@ -49,10 +74,36 @@ def writer(registry: Registry) -> Any:
 def test_a_decision_is_in_the_registry_when_it_is_told(
     registry: Registry, writer: Writer, ann: str, keys: Keys
 ) -> None:
-    decided = writer.decide(row(ann, keys)).result(5)
-    assert decided["kind"] == "mark"
-    assert decided["served"] == {"label": "b"}
+    assert kind(decide(writer, row(ann, keys))) == "mark"
     assert [each["kind"] for each in registry.rows(marks)] == ["mark"]
+    assert len(registry.rows(queries)) == 1
+
+
+def test_a_question_without_a_decision_waits_as_long(
+    registry: Registry, writer: Writer, ann: str
+) -> None:
+    answered = put(writer, ann, line(ann, 4))
+    assert kind(answered) is None
+    assert len(registry.rows(queries)) == 1
+
+
+def test_a_decision_is_told_to_whoever_asks_again(
+    registry: Registry, writer: Writer, ann: str, keys: Keys
+) -> None:
+    assert kind(decide(writer, row(ann, keys))) == "mark"
+    for answered in (put(writer, ann, line(ann), key=keys.id),
+                     decide(writer, row(ann, keys, kind="control"))):  # fmt: skip
+        assert kind(answered) == "mark"
+    assert kind(put(writer, ann, line(ann), key="another")) is None
+
+
+def test_what_was_asked_before_it_could_be_marked_is_never_marked(
+    registry: Registry, writer: Writer, ann: str, keys: Keys
+) -> None:
+    assert kind(put(writer, ann, line(ann))) is None
+    assert kind(decide(writer, row(ann, keys))) == "passed"
+    (held,) = registry.rows(marks)
+    assert held["text"] is held["read"] is None
 
 
 def test_the_first_decision_holds_for_all_workers(registry: Registry, ann: str, keys: Keys) -> None:
@@ -60,13 +111,13 @@ def test_the_first_decision_holds_for_all_workers(registry: Registry, ann: str, 
     workers = [Writer(registry, Odds()) for _ in range(4)]
     for each in workers:
         each.start()
-    found: list[str] = []
+    found: list[str | None] = []
 
-    def ask(worker: Writer, kind: str) -> None:
-        found.append(worker.decide(row(ann, keys, kind=kind)).result(20)["kind"])
+    def ask(worker: Writer, wanted: str) -> None:
+        found.append(kind(decide(worker, row(ann, keys, kind=wanted)), 20))
 
     threads = [
-        threading.Thread(target=ask, args=(workers[n % 4], ["mark", "passed"][n % 2]))
+        threading.Thread(target=ask, args=(workers[n % 4], ["mark", "control"][n % 2]))
         for n in range(12)
     ]
     for thread in threads:
@@ -79,9 +130,31 @@ def test_the_first_decision_holds_for_all_workers(registry: Registry, ann: str, 
     assert len(registry.rows(marks)) == 1
 
 
+def test_the_statements_are_the_same_whether_a_question_is_kept_or_not(
+    registry: Registry, ann: str, keys: Keys
+) -> None:
+    """But for the row of the decision itself."""
+    told: list[list[str]] = []
+
+    def note(*given: Any) -> None:
+        told[-1].append(given[2].split()[0])
+
+    writer = Writer(registry, Odds())
+    event.listen(registry.engine, "before_cursor_execute", note)
+    for answered in (Answered(ann, keys.id, "m", [line(ann, 1)], []),
+                     Answered(ann, keys.id, "m", [line(ann, 2)], [row(ann, keys, query=2)])):  # fmt: skip
+        told.append([])
+        writer._transact([answered])
+    event.remove(registry.engine, "before_cursor_execute", note)
+    plain, kept = told
+    kept.remove("INSERT")
+    assert plain == kept
+    assert plain.count("SELECT") >= 3
+
+
 def test_lines_come_in_their_order(registry: Registry, writer: Writer, ann: str) -> None:
     for number in range(2500):
-        writer.log([line(ann, number)])
+        put(writer, ann, line(ann, number))
     writer.flush()
     held = [int.from_bytes(each["query"], "big") for each in registry.rows(queries)]
     assert held == list(range(2500))
@@ -95,11 +168,11 @@ def test_what_comes_while_others_are_written_is_written_next(
 
     def writing() -> Any:
         if late:
-            writer.log([late.pop(0)])
+            put(writer, ann, late.pop(0))
         return real()
 
     monkeypatch.setattr(registry, "writing", writing)
-    writer.log([line(ann, 0)])
+    put(writer, ann, line(ann, 0))
     while late:
         writer.flush()
     writer.flush()
@@ -109,11 +182,11 @@ def test_what_comes_while_others_are_written_is_written_next(
 def test_closing_writes_what_waits(registry: Registry, ann: str, keys: Keys) -> None:
     writer = Writer(registry, Odds())
     writer.start()
-    writer.log([line(ann) | {"odd": True}])
-    decided = writer.decide(row(ann, keys, kind="control"))
+    put(writer, ann, line(ann, 1) | {"odd": True})
+    decided = decide(writer, row(ann, keys, kind="control"))
     writer.close()
-    assert decided.result(0)["kind"] == "control"
-    assert len(registry.rows(queries)) == len(registry.rows(marks)) == 1
+    assert kind(decided, 0) == "control"
+    assert (len(registry.rows(queries)), len(registry.rows(marks))) == (2, 1)
     assert registry.client(ann).evidence.odd == 1
 
 
@@ -121,7 +194,7 @@ def test_evidence_adds_up_over_workers_and_flags(registry: Registry, ann: str) -
     workers = [Writer(registry, Odds(alpha=1e-3, burst=1)) for _ in range(2)]
     for number, each in enumerate(workers):
         each.start()
-        each.log([line(ann, 10 * number + i) | {"odd": True} for i in range(3)])
+        put(each, ann, *(line(ann, 10 * number + i) | {"odd": True} for i in range(3)))
     for each in workers:
         each.flush()
     found = registry.client(ann)
@@ -144,7 +217,7 @@ def test_blocks_go_on_from_worker_to_worker_in_the_order_of_the_questions(
         rng.shuffle(part)
         worker = Writer(registry, odds)
         worker.start()
-        worker.log(part)
+        put(worker, ann, *part)
         worker.close()
     found = registry.client(ann).evidence
     assert found == joined(Evidence(), odd, odds)[0]
@@ -155,9 +228,10 @@ def test_a_thief_is_flagged_by_blocks_and_the_owner_told_why(registry: Registry,
     worker = Writer(registry, Odds(burst=4))
     worker.start()
     for at in range(0, 600, 100):
-        worker.log(
-            [line(ann, n) | {"odd": n >= 300, "time": float(n)} for n in range(at, at + 100)]
-        )
+        put(
+            worker, ann,
+            *(line(ann, n) | {"odd": n >= 300, "time": float(n)} for n in range(at, at + 100)),
+        )  # fmt: skip
         worker.flush()
     worker.close()
     assert registry.client(ann).flagged is not None
@@ -170,7 +244,7 @@ def test_a_question_counts_once_whoever_answers_it(registry: Registry, ann: str)
         workers = [Writer(registry, Odds()) for _ in range(2)]
         for each in workers:
             each.start()
-            each.log([line(ann, 7) | {"odd": True}] * 3)
+            put(each, ann, *[line(ann, 7) | {"odd": True}] * 3)
             each.flush()
             each.close()
     found = registry.client(ann)
@@ -181,7 +255,7 @@ def test_a_question_counts_once_whoever_answers_it(registry: Registry, ann: str)
 def test_questions_that_nobody_judged_are_no_evidence(registry: Registry, ann: str) -> None:
     writer = Writer(registry, Odds())
     writer.start()
-    writer.log([line(ann, number) for number in range(2000)])
+    put(writer, ann, *(line(ann, number) for number in range(2000)))
     writer.flush()
     writer.close()
     found = registry.client(ann)
@@ -191,15 +265,15 @@ def test_questions_that_nobody_judged_are_no_evidence(registry: Registry, ann: s
 def test_what_the_database_refuses_holds_nothing_else_up(
     registry: Registry, writer: Writer, ann: str, keys: Keys
 ) -> None:
-    bad = writer.decide(row(ann, keys) | {"truth": {"label": object()}})
-    writer.log([line("nobody", 1), line(ann, 2)])
-    good = writer.decide(row(ann, keys, query=3))
-    assert good.result(5)["kind"] == "mark"
-    with pytest.raises(RunError, match="can't be written"):
-        bad.result(5)
+    bad = decide(writer, row(ann, keys, query=1) | {"truth": {"label": object()}})
+    nobodys = put(writer, "nobody", line("nobody", 1))
+    good = decide(writer, row(ann, keys, query=3))
+    assert kind(good) == "mark"
+    for each in (bad, nobodys):
+        with pytest.raises(RunError, match="can't be written"):
+            each.written.result(5)
     writer.flush()
     assert [each["client"] for each in registry.rows(queries)] == [ann]
-    assert writer.lost == 1
 
 
 def test_a_database_that_is_away_loses_nothing(
@@ -216,13 +290,14 @@ def test_a_database_that_is_away_loses_nothing(
     monkeypatch.setattr(registry, "writing", sometimes)
     monkeypatch.setattr(writing, "PAUSE_S", 0.01)
     writer.start()
-    writer.log([line(ann)])
-    future = writer.decide(row(ann, keys))
+    future = decide(writer, row(ann, keys))
+    left = put(writer, ann, line(ann, 8))
     time.sleep(0.2)
-    assert not future.done()  # no answer leaves
+    assert not future.written.done()  # no answer leaves
+    left.given_up = True
     assert writer.trouble == "away"
     away.clear()
-    assert future.result(5)["kind"] == "mark"
+    assert kind(future) == "mark"
     writer.flush()
     assert writer.trouble is None
     writer.close()
@@ -235,10 +310,9 @@ def test_a_full_log_refuses_more(
 ) -> None:
     monkeypatch.setattr(writing, "MOST", 10)
     writer = Writer(registry, Odds())  # not started: the database is as good as away
-    writer.log([line(ann)] * 10)
+    put(writer, ann, *[line(ann)] * 10)
     with pytest.raises(RunError, match="log is full"):
-        writer.log([line(ann)])
-    assert writer.lost == 1
+        put(writer, ann, line(ann))
 
 
 def test_a_closed_writer_decides_nothing(registry: Registry, ann: str, keys: Keys) -> None:
@@ -246,4 +320,4 @@ def test_a_closed_writer_decides_nothing(registry: Registry, ann: str, keys: Key
     writer.start()
     writer.close()
     with pytest.raises(RunError, match="closing"):
-        writer.decide(row(ann, keys))
+        decide(writer, row(ann, keys))

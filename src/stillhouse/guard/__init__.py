@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stillhouse.guard.membership import Head
     from stillhouse.guard.middleware import GuardMiddleware
     from stillhouse.guard.model import About, ServedModel, Truth
+    from stillhouse.guard.reading import Reading, TokenizerReads
     from stillhouse.guard.registry import Registry
     from stillhouse.guard.settings import GuardConfig, Outside
 
@@ -29,8 +30,10 @@ __all__ = [
     "Head",
     "Keys",
     "Outside",
+    "Reading",
     "Registry",
     "ServedModel",
+    "TokenizerReads",
     "Truth",
     "new_keys",
     "read_keys",
@@ -44,6 +47,7 @@ HOMES = {
     "stillhouse.guard.membership": ("Head",),
     "stillhouse.guard.middleware": ("GuardMiddleware",),
     "stillhouse.guard.model": ("About", "ServedModel", "Truth"),
+    "stillhouse.guard.reading": ("Reading", "TokenizerReads"),
     "stillhouse.guard.registry": ("Registry",),
     "stillhouse.guard.settings": ("GuardConfig", "Outside"),
 }

@@ -11,6 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as Late
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,9 +22,10 @@ from stillhouse.guard.keys import Keys
 from stillhouse.guard.marking import Asked, Marking, Plan
 from stillhouse.guard.model import About, Truth
 from stillhouse.guard.purses import Purses
+from stillhouse.guard.reading import Reads, as_written
 from stillhouse.guard.registry import API_KEY, ClientRow, Registry
 from stillhouse.guard.settings import GuardConfig
-from stillhouse.guard.writer import Row, Writer
+from stillhouse.guard.writer import Answered, Row, Writer
 
 DECIDED_S = 10.0  # how long an answer waits for its mark to be written
 FRESH_S = 1.0  # how old what a worker knows of clients may be
@@ -33,22 +35,33 @@ ACCENTS = 30  # combining characters in a row, as in Unicode's stream-safe form
 Predict = Callable[[Sequence[Example]], Sequence[Truth]]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A request's answers, and what must be written before they leave."""
+
+    plans: list[Plan]
+    answered: Answered
+
+
 class Guard:
     """One worker's guard of one model. Raises UsageError for a config that doesn't fit the model.
 
-    `curve`: an audit's, for how much of it a client has asked for.
+    `curve`: an audit's, for how much of it a client has asked for. `reads`: what the model reads of
+    questions, which marks are drawn from (ServedModel.reads, TokenizerReads; left out: what is
+    written, so that forms which only the model can't tell apart have decisions of their own).
     """
 
     def __init__(
         self, config: GuardConfig, keys: Keys, registry: Registry, about: About,
-        *, curve: Curve | None = None,
+        *, curve: Curve | None = None, reads: Reads | None = None,
     ) -> None:  # fmt: skip
+        self._reads = reads or (lambda examples: [as_written(each) for each in examples])
         self.config, self.keys, self.registry, self.about = config, keys, registry, about
         self.curve = curve
         self.questions = 0  # that this worker answered
         self._purses = Purses(registry, config.limits, config.tariff)
         self._writer = Writer(registry, config.check, tick=self._tick)
-        self._marking = Marking(config, keys, about, self._writer.decide)
+        self._marking = Marking(config, keys, about, self._reads)
         self._known: dict[str, tuple[float, ClientRow]] = {}
         self._by_key: dict[str, tuple[float, ClientRow | None]] = {}
         self._pinged, self._retained = 0.0, -math.inf
@@ -58,11 +71,7 @@ class Guard:
             about.fingerprint, about.name, about.task, about.choices, config.view(about.task).name,
             None if curve is None else dict(curve.as_json()),
         )  # fmt: skip
-        self._recall()
         self._writer.start()
-
-    def _recall(self) -> None:
-        self._marking.recall(self.registry.evidence(model=self.about.fingerprint))
 
     def close(self) -> None:
         """Writes what waits, and gives back what clients were charged ahead."""
@@ -111,10 +120,7 @@ class Guard:
         now = time.monotonic()
         held = self._known.get(found)
         if held is None or now - held[0] > FRESH_S:
-            row = self.registry.client(found)
-            if held is not None and row.evidence.window != held[1].evidence.window:  # forgotten?
-                self._recall()
-            held = self._known[found] = now, row
+            held = self._known[found] = now, self.registry.client(found)
         return held[1]
 
     # what is asked
@@ -175,45 +181,40 @@ class Guard:
         """Takes the charge for questions back that were not answered."""
         self._purses.refund(client, len(examples), self.cost(examples))
 
-    def finish(
-        self, client: str, examples: Sequence[Example], truths: Sequence[Truth]
-    ) -> list[Plan]:
-        """What becomes of each question: logged, and answered or waiting for a decision. Raises
-        RunError where the log can't take more."""
+    def finish(self, client: str, examples: Sequence[Example], truths: Sequence[Truth]) -> Finished:
+        """What becomes of each question, on its way to the registry. Raises DataError for answers
+        that are no numbers, RunError where the log can't take more."""
         row = self._known[client][1]  # as it was when the questions were let in
         now = time.time()
         lines: list[Row] = []
         plans: list[Plan] = []
         for example, truth in zip(examples, truths, strict=True):
             _check_finite(truth)
-            asked = Asked.by(client, example, self.keys)
+            reading = truth.read or self._reads([example])[0]
+            asked = Asked.by(client, example, reading, self.keys)
             lines.append(self._line(client, asked, truth, now))
             plans.append(self._marking.plan(row, asked, truth, now))
-        self._writer.log(lines)
+        decisions = [plan.decision for plan in plans if plan.decision is not None]
+        answered = Answered(client, self.keys.id, self.about.fingerprint, lines, decisions)
+        self._writer.write(answered)
         self.questions += len(examples)
-        return plans
+        return Finished(plans, answered)
 
-    def settle(self, plans: Sequence[Plan]) -> list[Row]:
-        """The answers, once what must be written before they leave is. Raises RunError."""
-        until = time.monotonic() + DECIDED_S
-        found: list[Row] = []
-        for plan in plans:
-            if plan.decision is None:
-                found.append(plan.answer)
-                continue
-            try:
-                decided = plan.decision.result(max(0.0, until - time.monotonic()))
-            except Late:
-                raise RunError("the registry can't be reached: try again later") from None
-            found.append(self._marking.settled(plan, decided))
-        return found
+    def settle(self, finished: Finished, *, wait_s: float = DECIDED_S) -> list[Row]:
+        """The answers, once the registry has what it must before they leave. Raises RunError."""
+        try:
+            kinds = finished.answered.written.result(wait_s)
+        except Late:
+            finished.answered.given_up = True
+            raise RunError("the registry can't be reached: try again later") from None
+        return [plan.settled(kinds.get(plan.name)) for plan in finished.plans]
 
     def _line(self, client: str, asked: Asked, truth: Truth, now: float) -> Row:
         """What the log says of a question."""
-        keep, (text, pair) = self.config.keep.texts, asked.written
+        keep, text, pair = self.config.keep.texts, asked.example.text, asked.example.pair
         return {
             "time": now, "client": client, "query": asked.name, "model": self.about.fingerprint,
-            "units": self.config.tariff.units(asked.example.text, pair),
+            "units": self.config.tariff.units(text, pair),
             "odd": None if truth.odd is None else truth.odd > 0,
             "text": text if keep else None, "pair": pair if keep else None,
         }  # fmt: skip

@@ -50,10 +50,10 @@ class Keys:
     def id(self) -> str:
         return self.commitment[:12]
 
-    def query(self, client: str, canonical: bytes) -> bytes:
+    def query(self, client: str, content: str) -> bytes:
         """What a log calls a query, 16 bytes: without the key nobody can tell which it was."""
         name = len(client.encode()).to_bytes(4, "big") + client.encode()
-        return hashlib.blake2b(name + canonical, key=self.of("log"), digest_size=16).digest()
+        return hashlib.blake2b(name + content.encode(), key=self.of("log"), digest_size=16).digest()
 
     @cached_property
     def _signing(self) -> Ed25519PrivateKey:

@@ -1,13 +1,11 @@
-"""Which answers are marked: drawn by the key, decided once, and given again to whoever asks again.
+"""Which answers are marked: drawn by the key from what the model reads, and decided once.
 
-A question that is kept, as a mark or a control, waits until the registry has it; a flagged client
-may get less, or nothing of the model.
+A flagged client may get less, or nothing of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,145 +17,87 @@ from stillhouse.core.types import Example
 from stillhouse.extract.views import View
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import About, Truth
-from stillhouse.guard.registry import ClientRow, Kept
+from stillhouse.guard.reading import Reading, Reads
+from stillhouse.guard.registry import ClientRow
 from stillhouse.guard.settings import GuardConfig
-from stillhouse.guard.watermark import (
-    Draw,
-    canonical,
-    draw,
-    permuted,
-    wrong_choice,
-    wrong_span,
-)
+from stillhouse.guard.watermark import Draw, draw, permuted, wrong_choice, wrong_span
 from stillhouse.guard.writer import PASSED, Row
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question: content, its folded texts; name, what the registry calls it."""
+    """A question: what the model reads of it, and what the registry calls it."""
 
     example: Example
-    content: bytes
+    reading: Reading
     name: bytes
 
     @classmethod
-    def by(cls, client: str, example: Example, keys: Keys) -> Asked:
-        content = canonical(example.text, example.pair)
-        return cls(example, content, keys.query(client, content))
+    def by(cls, client: str, example: Example, reading: Reading, keys: Keys) -> Asked:
+        return cls(example, reading, keys.query(client, reading.content))
 
     @property
-    def written(self) -> tuple[str | None, str | None]:
-        return self.example.text, self.example.pair
+    def content(self) -> str:
+        return self.reading.content
 
 
 @dataclass(frozen=True)
-class Before:
-    """A decision about a question: mark, control or passed (neither, for good), what was served if
-    it was kept, in which view, and how the question was written."""
-
-    kind: str
-    served: Row | None
-    shows: str
-    written: tuple[str | None, str | None]
-
-
-@dataclass
 class Plan:
-    """What becomes of one question: its answer, or where it is kept as evidence the decision to
-    wait for, and `wrong`, its answer if that is a mark. shows: the view of both; written: the
-    question as it was."""
+    """What becomes of one question: its answer, the answer it has if it is marked, and where this
+    may make it evidence the row that says so."""
 
+    name: bytes
     answer: Row
     wrong: Row | None = None
-    shows: str = ""
-    written: tuple[str | None, str | None] = (None, None)
-    decision: Future[Row] | None = None
+    decision: Row | None = None
+
+    def settled(self, kind: str | None) -> Row:
+        """Its answer, by what was decided about it: mark, control, passed or nothing."""
+        return self.wrong if kind == "mark" and self.wrong is not None else self.answer
 
 
 class Marking:
-    """What the key does to one model's answers. `decide` writes a decision down, unless there is
-    one, and has the one that holds. Raises UsageError for a list of spared texts that is none."""
+    """What the key does to one model's answers. Of two answers to one question, or to forms that
+    the model hardly tells apart, both are marked or none; each is made of what the model says at
+    that time, so that no digit tells a question that is kept. Raises UsageError for a list of
+    spared texts that is none."""
 
-    def __init__(
-        self, config: GuardConfig, keys: Keys, about: About,
-        decide: Callable[[Row], Future[Row]],
-    ) -> None:  # fmt: skip
-        self._config, self._keys, self._about, self._decide = config, keys, about, decide
+    def __init__(self, config: GuardConfig, keys: Keys, about: About, reads: Reads) -> None:
+        self._config, self._keys, self._about = config, keys, about
         self._view = config.view(about.task)
-        self._spare = _spare_list(config.marks.spare)
-        self._before: dict[bytes, Before] = {}
-
-    def recall(self, kept: Iterable[Kept]) -> None:
-        """Learns what was decided before, whatever the settings are now."""
-        self._before = {
-            each.query: Before(each.kind, each.served, each.shows, (each.text, each.pair))
-            for each in kept
-            if each.key == self._keys.id
-        }
+        self._spare = _spare_list(config.marks.spare, reads)
 
     def plan(self, row: ClientRow, asked: Asked, truth: Truth, now: float) -> Plan:
-        """The answer to one question, and whether it waits for a decision."""
+        """The answer to one question, and what may be decided about it."""
         flagged, on_flag = row.flagged is not None, self._config.check.on_flag
         if flagged and on_flag == "random":  # nothing of the model is in it: nothing to mark
-            return Plan(self._random(row.id, asked, truth))
-        view = self._view
+            return Plan(asked.name, self._random(row.id, asked, truth))
+        view, choices, settings = self._view, self._about.choices, self._config.marks
         if flagged and on_flag == "label" and self._about.task == "classification":
             view = View("label")
-        plain = shown(truth, view, self._about.choices)
-        if truth.value is not None:  # no value is wrong
-            return Plan(plain)
-        settings = self._config.marks
+        plain = shown(truth, view, choices)
         whose = row.id if settings.scope == "client" else ""
         drawn = draw(self._keys.marking, whose, asked.content)
-        if asked.name in self._before:
-            marked = self._wrong(asked.example, truth, drawn)
-            wrong = None if marked is None else shown(marked[1], view, self._about.choices)
-            found = Plan(plain, wrong, view.name, asked.written)
-            return Plan(self._again(self._before[asked.name], found))
+        marked = self._wrong(asked.example, truth, drawn)  # of every question: it takes time
+        if marked is None:
+            return Plan(asked.name, plain)
+        target, wrong_truth = marked
+        wrong = shown(wrong_truth, view, choices)
         rate = settings.at(row.distinct)
         band = drawn.band(rate, settings.controls)
         possible = max(settings.rate, settings.most if rate else 0.0)
-        if band == "plain" and drawn.chance >= possible:
-            return Plan(plain)
-        marked = None if self._spared(asked, truth) else self._wrong(asked.example, truth, drawn)
-        if marked is None:
-            return Plan(plain)
-        target, wrong_truth = marked
-        wrong = shown(wrong_truth, view, self._about.choices)
-        text, pair = asked.written
+        if (band == "plain" and drawn.chance >= possible) or self._spared(asked, truth):
+            return Plan(asked.name, plain, wrong)
         kept = {
-            "time": now, "client": row.id, "query": asked.name, "kind": band, "text": text,
-            "pair": pair, "truth": plain, "served": wrong if band == "mark" else plain,
+            "time": now, "client": row.id, "query": asked.name, "kind": band,
+            "text": asked.example.text, "pair": asked.example.pair, "read": asked.content,
+            "truth": plain, "served": wrong if band == "mark" else plain,
             "target": target, "shows": view.name, "rate": rate, "controls": settings.controls,
             "scope": settings.scope, "key": self._keys.id, "model": self._about.fingerprint,
         }  # fmt: skip
         if band == "plain":  # it could have been a mark before: that it is none now is for good
             kept |= PASSED
-        return Plan(plain, wrong, view.name, asked.written, self._decide(kept))
-
-    def settled(self, plan: Plan, decision: Row) -> Row:
-        """A question's answer by the decision that holds."""
-        before = Before(
-            decision["kind"], decision["served"], decision["shows"],
-            (decision["text"], decision["pair"]),
-        )  # fmt: skip
-        self._before[bytes(decision["query"])] = before
-        return self._again(before, plan)
-
-    def _again(self, before: Before, plan: Plan) -> Row:
-        """A kept question's answer as it was given first, to the last digit; where more or less is
-        shown today, the same answer in today's form. Written otherwise, its own answer, wrong if
-        the question is marked: of no question have two forms the same digits."""
-        if before.served is None:
-            return plan.answer
-        if before.written == plan.written:
-            if before.shows == plan.shows:
-                return before.served
-            if before.kind == "mark" and plan.answer.keys() == {"label"}:
-                return {"label": before.served["label"]}
-        if before.kind != "mark":
-            return plan.answer
-        return plan.wrong if plan.wrong is not None else plan.answer
+        return Plan(asked.name, plain, wrong, kept)
 
     def _spared(self, asked: Asked, truth: Truth) -> bool:
         """Whether a question is never marked."""
@@ -168,7 +108,7 @@ class Marking:
 
     def _wrong(self, example: Example, truth: Truth, drawn: Draw) -> tuple[str, Truth] | None:
         """The wrong answer that the key gives a question, by name and whole; None where it has
-        none."""
+        none: no value is wrong."""
         if truth.text is not None:
             word = wrong_span(drawn.pick, example.pair or "", truth.text)
             return None if word is None else (word, Truth(text=word))
@@ -211,7 +151,7 @@ def shown(truth: Truth, view: View, names: Sequence[str]) -> Row:
     return found
 
 
-def _spare_list(path: str | None) -> frozenset[bytes]:
+def _spare_list(path: str | None, reads: Reads) -> frozenset[str]:
     """Questions that are never marked: a line each, a pair's two texts with a tab between. Raises
     UsageError."""
     if path is None:
@@ -220,8 +160,6 @@ def _spare_list(path: str | None) -> frozenset[bytes]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"can't read marks.spare {path}: {error}") from None
-    found: set[bytes] = set()
-    for line in filter(folded, lines):
-        text, tab, pair = line.partition("\t")
-        found.add(canonical(text, pair if tab else None))
-    return frozenset(found)
+    parts = [line.partition("\t") for line in filter(folded, lines)]
+    examples = [Example(text, pair if tab else None) for text, tab, pair in parts]
+    return frozenset(each.content for each in reads(examples))

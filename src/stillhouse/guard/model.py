@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from stillhouse.data.windows import Window, cut
 from stillhouse.flows.common import kind_of, load_answering, trained_length
 from stillhouse.flows.dry_run import Trial, precision_for, two_rows
 from stillhouse.guard.membership import Head
+from stillhouse.guard.reading import Reading, TokenRow, reading_of, token_row
 from stillhouse.models.forward import fast_weights, has_fast_path, run
 from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import fingerprint, label_names, load_tokenizer
@@ -48,12 +49,14 @@ class About:
 @dataclass(frozen=True)
 class Truth:
     """What the model says of one question: probabilities, a value or a text. odd: the membership
-    check's score, above 0 where it takes the question for none of a customer's."""
+    check's score, above 0 where it takes the question for none of a customer's. read: what the
+    model read of the question, where that is known."""
 
     probabilities_K: np.ndarray | None = None
     value: float | None = None
     text: str | None = None
     odd: float | None = None
+    read: Reading | None = None
 
 
 class ServedModel:
@@ -108,7 +111,18 @@ class ServedModel:
             for rows, batch, cuts in self._batches(examples):
                 for row, truth in zip(rows, self._answer(examples, rows, batch, cuts), strict=True):
                     found[row] = truth
-        return [found[row] for row in range(len(examples))]
+        readings = self.reads(examples)
+        return [replace(found[row], read=each) for row, each in enumerate(readings)]
+
+    def reads(self, examples: Sequence[Example]) -> list[Reading]:
+        """What the model reads of each. Raises DataError."""
+        return [reading_of(self._rows(each), self._tokenizer) for each in examples]
+
+    def _rows(self, example: Example) -> list[TokenRow]:
+        if self.task == "span":
+            cuts = cut([example], self._tokenizer, max_length=self.max_length)
+            return [TokenRow(each.ids_T, each.second) for each in cuts]
+        return [token_row(example, self._tokenizer, self.max_length)]
 
     def features(
         self, examples: Sequence[Example]

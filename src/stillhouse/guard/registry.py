@@ -47,15 +47,17 @@ class ClientRow:
 
 @dataclass(frozen=True)
 class Kept:
-    """A question that is evidence. truth, served: answers as the service shows them; target: the
-    wrong answer that the key gave it, whether it was marked or not; shows: the view; rate,
-    controls, scope: the settings by which it was drawn."""
+    """A question that is evidence. read: what the model read of it, which all was drawn from;
+    truth, served: answers as the service shows them; target: the wrong answer that the key gave
+    it, whether it was marked or not; shows: the view; rate, controls, scope: the settings by which
+    it was drawn."""
 
     client: str
     query: bytes
     kind: str
     text: str
     pair: str | None
+    read: str
     truth: dict[str, Any]
     served: dict[str, Any]
     target: str
@@ -224,7 +226,7 @@ class Registry(Database):
 
     def evidence(self, *, model: str | None = None, client: str | None = None) -> list[Kept]:
         """The marks and controls, in the order they were kept."""
-        where = [marks.c.kind != "passed"]
+        where = [marks.c.kind != "passed", marks.c.read.is_not(None)]  # an earlier version's
         if model is not None:
             where.append(marks.c.model == model)
         if client is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from stillhouse.guard.batcher import Batcher
 from stillhouse.guard.exposure import Curve
 from stillhouse.guard.guard import DECIDED_S, Guard
 from stillhouse.guard.keys import read_keys
-from stillhouse.guard.marking import Plan, shown
+from stillhouse.guard.marking import shown
 from stillhouse.guard.membership import Head
 from stillhouse.guard.meters import Meters
 from stillhouse.guard.model import ServedModel
@@ -54,7 +54,10 @@ class Worker:
         if config.guarded:
             about = self.model.about
             keys = read_keys(Path(config.key) if config.key else None)
-            self.guard = Guard(config.guard, keys, Registry(config.registry), about, curve=curve)
+            self.guard = Guard(
+                config.guard, keys, Registry(config.registry), about, curve=curve,
+                reads=self.model.reads,
+            )  # fmt: skip
         self.meters = Meters()
 
 
@@ -112,9 +115,11 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
                 await asyncio.to_thread(guard.admit, client.id, examples)
             try:
                 truths = await batcher.ask(examples)
-                plans = guard.finish(client.id, examples, truths)
-                await _decided(plans)
-                answers = guard.settle(plans)
+                finished = await asyncio.to_thread(guard.finish, client.id, examples, truths)
+                await asyncio.wait(
+                    [asyncio.wrap_future(finished.answered.written)], timeout=DECIDED_S
+                )
+                answers = guard.settle(finished, wait_s=0)
             except BaseException:
                 guard.refund(client.id, examples)
                 raise
@@ -154,16 +159,6 @@ def _add_owner(app: FastAPI, worker: Worker) -> None:
         await who(request, guard, "owner")
         page = await asyncio.to_thread(owner_page, guard)
         return HTMLResponse(page, headers={"cache-control": "no-store", **SAFE})
-
-
-async def _decided(plans: Sequence[Plan]) -> None:
-    """Waits until what must be written before these answers leave is. Raises RunError."""
-    waiting = [asyncio.wrap_future(plan.decision) for plan in plans if plan.decision is not None]
-    if not waiting:
-        return
-    _, late = await asyncio.wait(waiting, timeout=DECIDED_S)
-    if late:
-        raise RunError("the registry can't be reached: try again later")
 
 
 SAFE = {

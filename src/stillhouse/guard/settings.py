@@ -15,6 +15,7 @@ from stillhouse.extract.views import View
 
 OnFlag = Literal["log", "throttle", "label", "random"]
 Features = Literal["both", "last", "logits"]
+USUAL = "probabilities:3"  # the digits beyond depend on what else is in a pass
 
 
 class MarksConfig(Config):
@@ -88,7 +89,8 @@ class SizesConfig(Config):
 
 class GuardConfig(Config):
     """How a model is guarded. shows: what answers have, as an audit's views: probabilities,
-    probabilities:3, top:2, label, value, text (left out: all there is)."""
+    probabilities:3, top:2, label, value, text (left out: what a task has, probabilities to three
+    digits)."""
 
     shows: str | None = None
     marks: MarksConfig = MarksConfig()
@@ -105,7 +107,7 @@ class GuardConfig(Config):
 
     def view(self, task: str) -> View:
         """What of a task's answers is shown. Raises UsageError for what it has not."""
-        usual = {"regression": "value", "span": "text"}.get(task, "probabilities")
+        usual = {"regression": "value", "span": "text"}.get(task, USUAL)
         found = View.read(self.shows or usual)
         fits = {"regression": ("value",), "span": ("text",)}.get(task, ("probabilities", "label"))
         if found.shows not in fits:

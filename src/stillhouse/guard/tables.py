@@ -90,6 +90,7 @@ marks = Table(
     Column("kind", String(8), nullable=False),  # mark, control, or passed: neither, for good
     Column("text", Text),
     Column("pair", Text),
+    Column("read", Text),  # what it was drawn from
     Column("truth", JSON),
     Column("served", JSON),
     Column("target", Text),

@@ -19,7 +19,7 @@ from stillhouse.guard.keys import commitment_to, is_signed
 from stillhouse.guard.settings import VerifyConfig
 from stillhouse.guard.snapshot import Snapshot, digest, written
 from stillhouse.guard.trial import FORMS, Said, Trial, trial, wrong_answer
-from stillhouse.guard.watermark import canonical, draw
+from stillhouse.guard.watermark import draw
 
 FEW = 5  # marks of a client below which nothing is said
 
@@ -170,7 +170,7 @@ def _drawn(snapshot: Snapshot, record: VerdictRecord) -> bool:
     key = bytes.fromhex(record.marking_key)
     for kept in snapshot.kept:
         whose = kept.client if kept.scope == "client" else ""
-        drawn = draw(key, whose, canonical(kept.text, kept.pair))
+        drawn = draw(key, whose, kept.read)
         if kept.kind != drawn.band(kept.rate, kept.controls):
             return False
         if kept.target != wrong_answer(kept, drawn.pick, record.choices):

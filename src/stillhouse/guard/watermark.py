@@ -17,22 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from stillhouse.core.folding import folded
 from stillhouse.numerics.qa_metrics import f1
 
 WHOLE = 1 << 64
 DIFFERENT = 0.2  # F1 with the true answer that a marked span may have at most
-FOLDED = 1 << 15  # characters of a text that are brought to one Unicode form: bounds the time
 WORD = re.compile(r"[^\W_](?:[\w'’-]*[^\W_])?")
 
 Band = Literal["mark", "control", "plain"]
-
-
-def canonical(text: str, pair: str | None = None) -> bytes:
-    """The folded texts of a question as bytes; no two different pairs have the same."""
-    first = folded(text, most=FOLDED).encode()
-    second = b"" if pair is None else b"\x01" + folded(pair, most=FOLDED).encode()
-    return len(first).to_bytes(8, "big") + first + second
 
 
 @dataclass(frozen=True)
@@ -49,10 +40,11 @@ class Draw:
         return "control" if self.chance < rate * (1 + controls) else "plain"
 
 
-def draw(key: bytes, whose: str, question: bytes) -> Draw:
-    """BLAKE2b keyed with the marking key, of who asks and what. `whose`: "" for everyone."""
+def draw(key: bytes, whose: str, content: str) -> Draw:
+    """BLAKE2b keyed with the marking key, of who asks and of what the model reads (see reading).
+    `whose`: "" for everyone."""
     name = whose.encode()
-    data = len(name).to_bytes(4, "big") + name + question
+    data = len(name).to_bytes(4, "big") + name + content.encode()
     digest = hashlib.blake2b(data, key=key, digest_size=16).digest()
     return Draw(int.from_bytes(digest[:8], "big") / WHOLE, int.from_bytes(digest[8:], "big"))
 
@@ -71,12 +63,29 @@ def permuted(shares_K: np.ndarray, target: int) -> np.ndarray:
 
 
 def wrong_span(pick: int, passage: str, answer: str) -> str | None:
-    """One of the passage's wrong words; None where there is none."""
-    fit = wrong_words(passage, answer)
-    return fit[pick % len(fit)] if fit else None
+    """One of the passage's wrong words, each as likely; None where there is none. Each word has its
+    place in an order that `pick` makes, and the first that is wrong is taken: a passage that is
+    written a little otherwise has the same."""
+    key = pick.to_bytes(8, "big")
+    ordered = sorted(
+        _spelled(passage).items(),
+        key=lambda each: hashlib.blake2b(each[0].encode(), key=key, digest_size=8).digest(),
+    )
+    return next((word for _, word in ordered if _is_wrong(word, answer)), None)
 
 
 def wrong_words(passage: str, answer: str) -> list[str]:
     """The words of a passage that share almost nothing with the true answer (F1 of at most 0.2)."""
-    words = sorted({found[0] for found in WORD.finditer(passage)})
-    return [word for word in words if f1(word, (answer,)) <= DIFFERENT and f1(word, ("",)) < 1]
+    return sorted(word for word in _spelled(passage).values() if _is_wrong(word, answer))
+
+
+def _spelled(passage: str) -> dict[str, str]:
+    """A passage's words, each as it is first spelled, by their lower case."""
+    found: dict[str, str] = {}
+    for each in WORD.finditer(passage):
+        found.setdefault(each[0].lower(), each[0])
+    return found
+
+
+def _is_wrong(word: str, answer: str) -> bool:
+    return f1(word, (answer,)) <= DIFFERENT and f1(word, ("",)) < 1

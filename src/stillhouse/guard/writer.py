@@ -1,15 +1,14 @@
-"""Writes the log in batches, and decisions about marks at once: one thread a worker.
+"""Writes what was answered before any of it leaves: one thread a worker, whatever waits together
+in one transaction.
 
-A question's line may be lost with a worker that is killed, up to `PAUSE_S` of them; a marked answer
-never leaves before its decision is committed.
+All answers wait for the same thing, a commit of their lines in the log and of the decisions about
+marks among them, so that how long one takes tells nothing of what it is.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,188 +25,161 @@ PAUSE_S = 0.2
 MOST = 20_000  # lines that wait for the database
 AT_ONCE = 1_000  # lines of one statement
 
-KEPT = ("text", "pair", "truth", "served", "target")
+KEPT = ("text", "pair", "read", "truth", "served", "target")
 PASSED = dict.fromkeys(KEPT) | {"kind": "passed"}  # a question that is no evidence, for good
 
 Row = dict[str, Any]
-Decision = tuple[Row, "Future[Row]"]
+Kinds = Mapping[bytes, str]  # what was decided about questions, by name: mark, control, passed
 
 
 @dataclass
-class Waiting:
-    """What is not in the registry yet."""
+class Answered:
+    """What one request leaves: a line a question, and what may be decided about some. written: what
+    was decided about these, and before, once it is committed. given_up: nobody waits any more."""
 
-    lines: list[Row] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.lines or self.decisions)
+    client: str
+    key: str
+    model: str
+    lines: list[Row]
+    decisions: list[Row]
+    written: Future[Kinds] = field(default_factory=Future)
+    given_up: bool = False
 
 
 class Writer:
-    """`tick` runs between batches (leases go back, flags are read); what it raises of the registry
-    is tried again with the next."""
+    """`tick` runs between transactions (leases go back, flags are read); what it raises of the
+    registry is tried again with the next."""
 
     def __init__(
         self, registry: Registry, odds: Odds, *, tick: Callable[[], None] = lambda: None
     ) -> None:
         self._registry, self._odds, self._tick = registry, odds, tick
-        self._waiting = Waiting()
+        self._waiting: list[Answered] = []
         self._lock = threading.Condition()
-        self._wake, self._stop, self._busy = False, False, False
-        self._flush, self._logged = False, -math.inf  # whether lines wait no longer, since when
-        self.lost = 0  # lines that found no room
+        self._stop, self._busy = False, False
         self.trouble: str | None = None
         self._thread = threading.Thread(target=self._run, name="guard-writer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def log(self, lines: Sequence[Row]) -> None:
-        """Writes lines some time soon. Raises RunError where the database is so long away that no
-        more fit."""
-        with self._lock:
-            if len(self._waiting.lines) + len(lines) > MOST:
-                self.lost += len(lines)
-                raise RunError("the registry can't be reached, and the log is full")
-            self._waiting.lines += lines
-
-    def decide(self, row: Row) -> Future[Row]:
-        """Writes a decision about a mark at once, unless there is one of this question already; the
-        future has the one that holds, when it is committed."""
-        future: Future[Row] = Future()
-        future.set_running_or_notify_cancel()  # whoever stops waiting takes nothing back
+    def write(self, answered: Answered) -> Future[Kinds]:
+        """Writes a request's lines and decisions as soon as may be. Raises RunError where the
+        database is so long away that no more fit, or while closing."""
+        answered.written.set_running_or_notify_cancel()  # whoever stops waiting ends no other's
         with self._lock:
             if self._stop:
                 raise RunError("the service is closing")
-            self._waiting.decisions.append((row, future))
-            self._wake = True
-            self._lock.notify()
-        return future
+            if sum(len(each.lines) for each in self._waiting) + len(answered.lines) > MOST:
+                raise RunError("the registry can't be reached, and the log is full")
+            self._waiting.append(answered)
+            self._lock.notify_all()
+        return answered.written
 
     def close(self) -> None:
         """Writes what waits, and ends."""
         with self._lock:
             self._stop = True
-            self._lock.notify()
+            self._lock.notify_all()
         if self._thread.is_alive():
             self._thread.join()
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Waits until what waits now is written. Raises RunError."""
-        until = time.monotonic() + timeout_s
-        while True:
-            with self._lock:
-                if not self._waiting and not self._busy:
-                    return
-                self._wake = self._flush = True
-                self._lock.notify()
-            if time.monotonic() > until:
-                raise RunError(f"the registry can't be reached: {self.trouble}")
-            time.sleep(0.01)
+        with self._lock:
+            if not self._lock.wait_for(lambda: not self._waiting and not self._busy, timeout_s):
+                raise RunError(f"the log is not written: {self.trouble or 'the database is slow'}")
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._wake and not self._stop:
+                if not self._waiting and not self._stop:
                     self._lock.wait(PAUSE_S)
-                self._wake, stop = False, self._stop
+                stop, group = self._stop, [each for each in self._waiting if not each.given_up]
+                self._waiting, self._busy = [], bool(group)
+            left = self._written(group)
             try:
-                self._write(at_once=stop)
                 self._tick()
-                self.trouble = None
+                self.trouble = None if not left else self.trouble
             except RunError as error:
                 self.trouble = str(error)
-                if not stop:
-                    time.sleep(PAUSE_S)
             except Exception as error:
                 self.trouble = f"something could not be written: {type(error).__name__}"
-                self._one_by_one()
-            if stop:
-                self._fail()
-                return
-
-    def _write(self, *, at_once: bool) -> None:
-        """A transaction of the decisions that wait, and now and then, so that few decisions wait
-        for it, one of the lines. They wait on where that fails. A line is never written before the
-        decision about its question."""
-        now = time.monotonic()
-        with self._lock:
-            due = at_once or self._flush or now - self._logged >= PAUSE_S
-            decisions = Waiting(decisions=self._waiting.decisions[:])
-            lines = Waiting(self._waiting.lines[:] if due else [])
-            self._flush = False
-        if decisions:
-            decided = self._transact(decisions)
             with self._lock:
-                del self._waiting.decisions[: len(decided)]
-            for future, row in decided:
-                future.set_result(row)
-        if lines:
-            self._transact(lines)
-            self._logged = now
-            with self._lock:
-                del self._waiting.lines[: len(lines.lines)]
+                self._waiting, self._busy = left + self._waiting, False
+                self._lock.notify_all()
+                if stop:
+                    self._fail()
+                    return
+                if left:
+                    self._lock.wait(PAUSE_S)
 
-    def _transact(self, held: Waiting) -> list[tuple[Future[Row], Row]]:
+    def _written(self, group: list[Answered]) -> list[Answered]:
+        """Writes requests in one transaction; which are to be tried again, as the database is away.
+        One that the database refuses fails by itself."""
+        if not group:
+            return []
+        try:
+            found = self._transact(group)
+        except RunError as error:
+            self.trouble = str(error)
+            return group
+        except Exception as error:
+            if len(group) > 1:
+                return [left for each in group for left in self._written([each])]
+            group[0].written.set_exception(
+                RunError(f"an answer can't be written down: {type(error).__name__}")
+            )
+            return []
+        for each, kinds in zip(group, found, strict=True):
+            each.written.set_result(kinds)
+        return []
+
+    def _transact(self, group: Sequence[Answered]) -> list[Kinds]:
+        """The statements are the same ones whether a question is kept or not."""
+        by_client: dict[str, list[Answered]] = {}
+        for each in group:
+            by_client.setdefault(each.client, []).append(each)
+        found: dict[int, Kinds] = {}
         with self._registry.writing() as connection:
-            by_client: dict[str, list[Row]] = {}
-            for line in held.lines:
-                by_client.setdefault(line["client"], []).append(line)
-            in_order = sorted(held.decisions, key=lambda each: each[0]["query"])  # no deadlocks
-            decided = [(future, self._decided(connection, row)) for row, future in in_order]
-            for client, lines in sorted(by_client.items()):
-                self._count(connection, client, lines)
-            for at in range(0, len(held.lines), AT_ONCE):
-                connection.execute(sa.insert(queries), held.lines[at : at + AT_ONCE])
-            return decided
+            for client, requests in sorted(by_client.items()):  # in one order: no deadlocks
+                new = self._count(connection, client, [line for r in requests for line in r.lines])
+                lines = [line for each in requests for line in each.lines]
+                for at in range(0, len(lines), AT_ONCE):
+                    connection.execute(sa.insert(queries), lines[at : at + AT_ONCE])
+                self._decide(connection, [row for r in requests for row in r.decisions], new)
+                for each in requests:
+                    found[id(each)] = self._kinds(connection, each)
+        return [found[id(each)] for each in group]
 
-    def _one_by_one(self) -> None:
-        """After an error that is not the database's being away: what it refuses is dropped, and the
-        rest written."""
-        with self._lock:
-            held, self._waiting, self._busy = self._waiting, Waiting(), True
-        for place, (row, future) in enumerate(held.decisions):
-            try:
-                ((_, found),) = self._transact(Waiting(decisions=[(row, future)]))
-                future.set_result(found)
-            except RunError:
-                with self._lock:
-                    self._waiting.decisions = held.decisions[place:] + self._waiting.decisions
-                break
-            except Exception as error:
-                future.set_exception(RunError(f"a mark can't be written: {type(error).__name__}"))
-        for place, line in enumerate(held.lines):
-            try:
-                self._transact(Waiting(lines=[line]))
-            except RunError:
-                with self._lock:
-                    self._waiting.lines = held.lines[place:] + self._waiting.lines
-                break
-            except Exception:
-                self.lost += 1
-        with self._lock:
-            self._busy = False
-
-    def _decided(self, connection: sa.Connection, row: Row) -> Row:
-        """The decision that holds for a question: this one, if it is the first. What the client has
+    def _decide(
+        self, connection: sa.Connection, rows: Sequence[Row], new: Mapping[bytes, Row]
+    ) -> None:
+        """Writes decisions down, unless there are some about these questions. What the client has
         asked before, under other settings or of another model, is evidence of nothing: that it was
         not marked then is known, and its answer stays."""
-        if row["kind"] != "passed":
-            asked = sa.select(queries.c.query).where(
-                queries.c.client == row["client"], queries.c.query == row["query"]
-            )
-            if connection.execute(asked.limit(1)).first() is not None:
-                row = row | PASSED
-        connection.execute(self._registry.insert(marks).values(row).on_conflict_do_nothing())
-        same = [marks.c[name] == row[name] for name in ("client", "query", "key", "model")]
-        found = connection.execute(sa.select(marks).where(*same)).one()
-        return dict(found._mapping)  # pyright: ignore[reportPrivateUsage]
+        if rows:
+            rows = [row if row["query"] in new else row | PASSED for row in rows]
+            connection.execute(self._registry.insert(marks).on_conflict_do_nothing(), rows)
 
-    def _count(self, connection: sa.Connection, client: str, lines: Sequence[Row]) -> None:
-        """Adds a client's new questions to its evidence, and flags it where that is enough. A
-        question is new that no worker has in the log. They count in the order they were asked, but
-        for what several workers write within a pause of each other."""
+    def _kinds(self, connection: sa.Connection, answered: Answered) -> Kinds:
+        """What is decided about a request's questions."""
+        names = list({line["query"] for line in answered.lines})
+        found: dict[bytes, str] = {}
+        for at in range(0, len(names), AT_ONCE):
+            chosen = sa.select(marks.c.query, marks.c.kind).where(
+                marks.c.client == answered.client, marks.c.key == answered.key,
+                marks.c.model == answered.model, marks.c.query.in_(names[at : at + AT_ONCE]),
+            )  # fmt: skip
+            found |= {bytes(name): kind for name, kind in connection.execute(chosen)}
+        return found
+
+    def _count(
+        self, connection: sa.Connection, client: str, lines: Sequence[Row]
+    ) -> dict[bytes, Row]:
+        """Adds a client's new questions to its evidence, and flags it where that is enough: those
+        that no worker has in the log, each with its first line. They count in the order they were
+        asked, but for what several workers write within a moment of each other."""
         row = connection.execute(
             sa.select(clients).where(clients.c.id == client).with_for_update(key_share=True)
         ).one()
@@ -234,10 +206,10 @@ class Writer:
         )  # fmt: skip
         if suspect:
             flag(connection, client, after.said(self._odds))
+        return first
 
     def _fail(self) -> None:
-        """Ends what still waits for a decision."""
-        with self._lock:
-            for _, future in self._waiting.decisions:
-                future.set_exception(RunError("the service closed before a mark was written"))
-            self._waiting.decisions.clear()
+        """Ends what still waits."""
+        for each in self._waiting:
+            each.written.set_exception(RunError("the service closed before this was written"))
+        self._waiting = []
