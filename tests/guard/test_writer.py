@@ -141,10 +141,9 @@ def test_the_statements_are_the_same_whether_a_question_is_kept_or_not(
 
     writer = Writer(registry, Odds())
     event.listen(registry.engine, "before_cursor_execute", note)
-    for answered in (Answered(ann, keys.id, "m", [line(ann, 1)], []),
-                     Answered(ann, keys.id, "m", [line(ann, 2)], [row(ann, keys, query=2)])):  # fmt: skip
+    for number, rows in ((1, []), (2, [row(ann, keys, query=2)])):
         told.append([])
-        writer._transact([answered])
+        writer._transact([Answered(ann, keys.id, "m", [line(ann, number)], rows)])
     event.remove(registry.engine, "before_cursor_execute", note)
     plain, kept = told
     kept.remove("INSERT")
