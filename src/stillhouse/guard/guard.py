@@ -18,6 +18,7 @@ import numpy as np
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.exposure import Curve
+from stillhouse.guard.heads import Daily
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.marking import Asked, Marking, Plan
 from stillhouse.guard.model import About, Truth
@@ -60,6 +61,7 @@ class Guard:
         self.curve = curve
         self.questions = 0  # that this worker answered
         self._purses = Purses(registry, config.limits, config.tariff)
+        self._seal = Daily(registry, keys)
         self._writer = Writer(registry, config.check, tick=self._tick)
         self._marking = Marking(config, keys, about, self._reads)
         self._known: dict[str, tuple[float, ClientRow]] = {}
@@ -221,8 +223,10 @@ class Guard:
 
     def _tick(self) -> None:
         """Between batches of the log: what clients don't use goes back, and whether the registry
-        is there is seen even where nothing is written; now and then, the log's old lines go."""
+        is there is seen even where nothing is written; now and then, the log's old lines go, and
+        what is new is sealed under a log head."""
         self._purses.give_back()
+        self._seal()
         now, days = time.monotonic(), self.config.keep.days
         if days is not None and now - self._retained > RETAIN_S:
             self._retained = now

@@ -18,7 +18,16 @@ from stillhouse.core.errors import UsageError
 from stillhouse.guard.database import Database
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.suspicion import Evidence
-from stillhouse.guard.tables import clients, events, keys, marks, models, queries, verdicts
+from stillhouse.guard.tables import (
+    clients,
+    events,
+    keys,
+    leaves,
+    marks,
+    models,
+    queries,
+    verdicts,
+)
 
 Role = Literal["client", "owner"]
 LONGEST_NAME = 200
@@ -166,10 +175,16 @@ class Registry(Database):
         return bool(done)
 
     def forget(self, name: str) -> int:
-        """Deletes all that a client asked, its evidence included; how many rows went. Raises
-        UsageError."""
+        """Deletes all that a client asked, its evidence included; how many rows went. Of leaves of
+        log heads only the hashes stay, which tell nothing without their salts. Raises UsageError.
+        """
         row = self.named(name)
         with self.writing() as connection:
+            connection.execute(
+                sa.update(leaves)
+                .where(leaves.c.client == row.id)
+                .values(mark=None, client=None, salt=None, tally=None)
+            )
             gone = sum(
                 connection.execute(sa.delete(table).where(table.c.client == row.id)).rowcount
                 for table in (queries, marks)

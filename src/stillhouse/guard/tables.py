@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 METADATA = MetaData()
-REVISION = "0003"  # of the last migration, which makes these tables
+REVISION = "0005"  # of the last migration, which makes these tables
 SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER by itself
 
 keys = Table(
@@ -121,4 +121,42 @@ verdicts = Table(
     Column("sentence", Text, nullable=False),
     Column("record", String(64), nullable=False),  # SHA-256 of record.json
     Column("signature", String(128), nullable=False),
+)  # fmt: skip
+
+heads = Table(
+    "heads", METADATA,
+    Column("number", SERIAL, primary_key=True, autoincrement=False),
+    Column("time", Float, nullable=False),
+    Column("first", Float),  # of the decisions under it
+    Column("last", Float),
+    Column("decisions", BigInteger, nullable=False),
+    Column("root", String(64), nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("head", String(64), nullable=False),  # SHA-256 of the body
+    Column("body", Text, nullable=False),  # what is hashed, signed and stamped
+    Column("signature", String(128), nullable=False),
+)  # fmt: skip
+
+leaves = Table(
+    "leaves", METADATA,
+    Column("id", SERIAL, primary_key=True),
+    Column("head", SERIAL, ForeignKey("heads.number"), nullable=False),
+    Column("place", Integer, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("mark", BigInteger),  # the row of `marks`; NULL: a tally, or deleted
+    Column("client", String(16)),  # NULL: deleted
+    Column("salt", LargeBinary(16)),  # NULL: deleted
+    Column("tally", JSON(none_as_null=True)),
+    Index("leaves_of", "head", "place", unique=True),
+    Index("leaves_mark", "mark", unique=True),
+    Index("leaves_client", "client"),
+)  # fmt: skip
+
+bindings = Table(
+    "bindings", METADATA,
+    Column("id", SERIAL, primary_key=True),
+    Column("head", SERIAL, ForeignKey("heads.number"), nullable=False),
+    Column("time", Float, nullable=False),
+    Column("stamp", LargeBinary),  # an RFC 3161 response, DER
+    Column("published", Text),
 )  # fmt: skip
