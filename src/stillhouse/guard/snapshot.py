@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from stillhouse.core.errors import UsageError
+from stillhouse.core.results import Result
+from stillhouse.guard.chain import Proof, TallyProof, leaf
+from stillhouse.guard.heads import proofs, tallies
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.registry import Kept, Registry
 from stillhouse.guard.tables import keys as key_table
 from stillhouse.guard.tables import models as model_table
 
+BYTES = [name for name, each in Kept.__dataclass_fields__.items() if "bytes" in str(each.type)]
+
+
+class Answered(Result):
+    """What one model said of all kept questions, form by form, and when (Unix time)."""
+
+    name: str
+    fingerprint: str
+    control: bool
+    said: dict[str, list[str]]
+    first: float | None = None
+    last: float | None = None
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What of the registry a verdict stands on."""
+    """What of the registry a verdict stands on. proofs: where each kept question is under the log
+    heads, None of one that no head has; tallies: how many there are of each client; left_out: how
+    many were not taken, because no stamp binds them."""
 
     key: str
     commitment: str
@@ -28,26 +48,71 @@ class Snapshot:
     choices: list[str]
     clients: dict[str, str]  # names by id
     kept: list[Kept]
+    proofs: list[Proof | None] = field(default_factory=list)
+    tallies: list[TallyProof] = field(default_factory=list)
+    left_out: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        found = asdict(self)
-        for row in found["kept"]:
-            row["query"] = row["query"].hex()
-        return found
+        kept = [
+            {name: value.hex() if isinstance(value, bytes) else value
+             for name, value in asdict(each).items()}
+            for each in self.kept
+        ]  # fmt: skip
+        rest = {name: getattr(self, name) for name in REST}
+        proofs = [None if each is None else each.model_dump() for each in self.proofs]
+        return rest | {
+            "kept": kept, "proofs": proofs, "tallies": [each.model_dump() for each in self.tallies],
+        }  # fmt: skip
 
     @classmethod
     def of_json(cls, held: dict[str, Any]) -> Snapshot:
-        rows: list[dict[str, Any]] = held["kept"]
-        kept = [Kept(**{**row, "query": bytes.fromhex(row["query"])}) for row in rows]
-        rest: dict[str, Any] = {name: held[name] for name in held if name != "kept"}
-        return cls(kept=kept, **rest)
+        """Raises ValueError, TypeError or KeyError for what is no snapshot."""
+        kept = [_kept(row) for row in held["kept"]]
+        found = cls(
+            kept=kept,
+            proofs=TypeAdapter(list[Proof | None]).validate_python(held.get("proofs", [])),
+            tallies=TypeAdapter(list[TallyProof]).validate_python(held.get("tallies", [])),
+            **{name: value for name, value in held.items() if name not in PARTS},
+        )
+        TypeAdapter(Snapshot).validate_python(vars(found), strict=True)
+        return found
+
+    def leaf(self, place: int) -> bytes | None:
+        """The hash of a kept question as the log heads have it; None without a proof."""
+        proof = self.proofs[place] if place < len(self.proofs) else None
+        if proof is None:
+            return None
+        return leaf(asdict(self.kept[place]), bytes.fromhex(proof.salt))
+
+    def only(self, places: Sequence[int]) -> Snapshot:
+        """The same of some of the kept questions, in this order."""
+        kept = [self.kept[i] for i in places]
+        names = {each.client: self.clients[each.client] for each in kept}
+        found = [self.proofs[i] if i < len(self.proofs) else None for i in places]
+        return replace(self, kept=kept, proofs=found, clients=names)
+
+
+PARTS = ("kept", "proofs", "tallies")
+REST = [name for name in Snapshot.__dataclass_fields__ if name not in PARTS]
+
+
+def _kept(row: Mapping[str, Any]) -> Kept:
+    values = {
+        name: bytes.fromhex(value) if name in BYTES and value is not None else value
+        for name, value in row.items()
+    }
+    found = Kept(**values)
+    TypeAdapter(Kept).validate_python(values, strict=True)
+    return found
 
 
 def take(
-    registry: Registry, keys: Keys, *, model: str | None = None, clients: Sequence[str] = ()
-) -> Snapshot:
+    registry: Registry, keys: Keys, *, model: str | None = None, clients: Sequence[str] = (),
+    up_to: int | None = None,
+) -> Snapshot:  # fmt: skip
     """The registry's evidence, of the model whose fingerprint begins so and of these clients (of
-    none given: of all). Raises UsageError where there is none for this key."""
+    none given: of all); with `up_to` only what the log heads have up to that one. Raises UsageError
+    where there is none for this key."""
     rows = registry.rows(key_table, key_table.c.id == keys.id)
     if not rows:
         raise UsageError(
@@ -76,9 +141,25 @@ def take(
             f"no mark was made with the key {keys.id} for these clients: nothing can be proved"
         )
     names = {row.id: row.name for row in registry.clients()}
-    return Snapshot(
+    where = proofs(registry, model=marked["id"], key=keys.id)
+    found = Snapshot(
         keys.id, keys.commitment, rows[0]["created"], marked["id"], marked["name"],
         marked["task"], marked["choices"], {each.client: names[each.client] for each in kept}, kept,
+        [where.get((each.client, bytes(each.query), each.key, each.model)) for each in kept],
+    )  # fmt: skip
+    last = max((each.head for each in found.proofs if each is not None), default=0)
+    if up_to is not None:
+        last = min(last, up_to)
+        found = found.only([i for i, p in enumerate(found.proofs) if p and p.head <= last])
+        if not found.kept:
+            raise UsageError(
+                "no time stamp binds a question of these clients yet: stamp a newer log head, or "
+                "judge without stamps (--unstamped)"
+            )
+    counted = tallies(registry, model=marked["id"], key=keys.id, up_to=last)
+    return replace(
+        found, left_out=len(kept) - len(found.kept),
+        tallies=[counted[client] for client in found.clients if client in counted],
     )  # fmt: skip
 
 
