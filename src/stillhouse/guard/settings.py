@@ -3,9 +3,10 @@ is tried for copying it."""
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import UsageError
@@ -192,20 +193,49 @@ class LearnConfig(Config):
 
 class VerifyConfig(Config):
     """suspects: model folders, or YAML descriptions of APIs; controls: models known to be
-    independent. clients: whose marks are looked for (left out: everyone's). alpha: the chance that
-    an independent model is called a copy. limit: queries that an API may be asked in all. model:
-    the fingerprint of the model that was served, where the registry has several. label_map: the
-    served model's names for the suspects' labels."""
+    independent. answers: a third party's sealed answers, instead of both. clients: whose marks are
+    looked for (left out: everyone's). alpha: the chance that an independent model is called a copy.
+    limit: queries that an API may be asked in all. model: the fingerprint of the model that was
+    served, where the registry has several. label_map: the served model's names for the suspects'
+    labels. unstamped: whether questions are used too that no outside time stamp binds, though
+    others are bound. released: the day (2026-05-01, UTC) on which a suspect could first be asked,
+    where stamps are to be older than that, not only than this test."""
 
     on_cpu: ClassVar[bool] = True
     flow: Literal["verify"] = "verify"
-    suspects: Annotated[tuple[str, ...], Field(min_length=1)]
+    suspects: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
+    answers: str | None = None
     clients: tuple[str, ...] = ()
     model: str | None = None
     label_map: dict[str, str] = Field(default_factory=dict)
     alpha: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     limit: Positive | None = None
+    unstamped: bool = False
+    released: str | None = None
     precision: Precision = "auto"
     cache: str | None = None
     trust_remote_code: bool = False
+
+    @field_validator("released")
+    @classmethod
+    def _day(cls, value: str | None) -> str | None:
+        if value is not None:
+            datetime.date.fromisoformat(value)
+        return value
+
+    @model_validator(mode="after")
+    def _tries(self) -> VerifyConfig:
+        if self.answers is None and not self.suspects:
+            raise ValueError("name a suspect, or a third party's answers")
+        if self.answers is not None and (self.suspects or self.controls):
+            raise ValueError("the answers say who was asked: name no suspects or controls")
+        return self
+
+    @property
+    def known_from(self) -> float | None:
+        """`released` in Unix time."""
+        if self.released is None:
+            return None
+        day = datetime.date.fromisoformat(self.released)
+        return datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp()

@@ -17,7 +17,6 @@ from stillhouse.extract.victim import Described, is_endpoint
 from stillhouse.flows.common import store_root
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.settings import VerifyConfig
-from stillhouse.guard.snapshot import Snapshot
 from stillhouse.guard.trial import FORMS
 
 BATCH = 256
@@ -35,10 +34,20 @@ class Candidate:
     ask: Ask
 
 
-def said_by(each: Candidate, snapshot: Snapshot, progress: Progress) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class Served:
+    """What is known of the served model: its name, its task, and its labels."""
+
+    name: str
+    task: str
+    choices: Sequence[str]
+
+
+def said_by(
+    each: Candidate, whole: Sequence[Example], progress: Progress
+) -> dict[str, list[str]]:  # fmt: skip
     """What a suspect says of all kept questions, form by form."""
     found: dict[str, list[str]] = {}
-    whole = [Example(kept.text, kept.pair) for kept in snapshot.kept]
     for form, examples in zip(FORMS, (whole, [changed(e, 0) for e in whole]), strict=True):
         with progress.stage(f"asking {each.name}, {form}", len(examples), "questions") as step:
             said: list[str] = []
@@ -65,16 +74,16 @@ def changed(example: Example, seed: int) -> Example:
     return Example(" ".join(words), example.pair)
 
 
-def candidate(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) -> Candidate:
+def candidate(name: str, config: VerifyConfig, served: Served, *, control: bool) -> Candidate:
     """A model's folder or an API's description. Raises UsageError, ModelError."""
     if is_endpoint(name):
-        return _api(name, config, snapshot, control=control)
+        return _api(name, config, served, control=control)
     model = ServedModel(
         name, precision=config.precision, trust_remote_code=config.trust_remote_code
     )
-    if model.task != snapshot.task:
-        raise UsageError(f"{name} is a {model.task}, and {snapshot.name} a {snapshot.task}")
-    ours = _names(name, model.choices, snapshot, config.label_map)
+    if model.task != served.task:
+        raise UsageError(f"{name} is a {model.task}, and {served.name} a {served.task}")
+    ours = _names(name, model.choices, served, config.label_map)
 
     def ask(examples: Sequence[Example]) -> list[str]:
         return [
@@ -90,23 +99,23 @@ def _top(model: ServedModel, shares_K: Any) -> str:
 
 
 def _names(
-    name: str, theirs: Iterable[str], snapshot: Snapshot, label_map: Mapping[str, str]
+    name: str, theirs: Iterable[str], served: Served, label_map: Mapping[str, str]
 ) -> dict[str, str]:
     """Our name of each of a suspect's labels; case is forgiven. Raises UsageError for one that is
     none of ours."""
-    folded = {each.casefold(): each for each in snapshot.choices}
+    folded = {each.casefold(): each for each in served.choices}
     found = {each: folded.get(label_map.get(each, each).casefold(), "") for each in theirs}
     strange = [each for each, ours in found.items() if not ours]
     if strange:
         raise UsageError(
-            f"{name} answers {', '.join(strange[:5])}, and {snapshot.name} has the labels "
-            f"{', '.join(snapshot.choices)}: say which is which with --label-map "
+            f"{name} answers {', '.join(strange[:5])}, and {served.name} has the labels "
+            f"{', '.join(served.choices)}: say which is which with --label-map "
             f"{strange[0]}=..."
         )
     return found
 
 
-def _api(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) -> Candidate:
+def _api(name: str, config: VerifyConfig, served: Served, *, control: bool) -> Candidate:
     described = Described(Path(name))
     store = store_root(config.cache)
 
@@ -117,9 +126,9 @@ def _api(name: str, config: VerifyConfig, snapshot: Snapshot, *, control: bool) 
         finally:
             asking.close()
             asking.ledger.close()
-        if not snapshot.choices:
+        if not served.choices:
             return said
-        ours = _names(name, set(said), snapshot, config.label_map)
+        ours = _names(name, set(said), served, config.label_map)
         return [ours[each] for each in said]
 
     return Candidate(described.name, described.fingerprint, control, ask)
