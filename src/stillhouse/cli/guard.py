@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
-from stillhouse.cli import console, options
+from stillhouse.cli import console, evidence, options
 from stillhouse.cli.registry import REGISTRY, Key, Url, needed, registry_at
 from stillhouse.core.errors import UsageError
 
-app = typer.Typer(help="The owner's key, the membership check, and verdicts.", no_args_is_help=True)
+app = typer.Typer(
+    help="The owner's key, log heads, the membership check, and verdicts.", no_args_is_help=True
+)
+app.command("heads")(evidence.heads)
+app.command("blind-questions")(evidence.blind_questions)
+app.command("blind-ask")(evidence.blind_ask)
 
 
 def serve(
@@ -113,9 +118,20 @@ def verify(
         list[str] | None,
         typer.Option("--control", help="a model known to be independent (repeatable)"),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option("--answers", help="a third party's sealed answers (guard blind-ask)"),
+    ] = None,
     client: Annotated[
         list[str] | None, typer.Option("--client", help="whose marks (default: everyone's)")
     ] = None,
+    released: Annotated[
+        str | None,
+        typer.Option("--released", metavar="DAY", help="when the suspect could first be asked"),
+    ] = None,
+    unstamped: Annotated[
+        bool, typer.Option("--unstamped", help="use questions too that no time stamp binds")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", help="queries that an API may be asked in all")
     ] = None,
@@ -129,9 +145,10 @@ def verify(
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Find out whether a model is a copy of yours, with a p-value and a signed record.
+    """Find out whether a model is a copy of yours, with a p-value and a signed record, which says
+    what of it is bound from outside (guard heads) and what rests on your word.
 
-    Nothing but the suspect and the controls that you name is asked.
+    Nothing but the suspect and the controls that you name is asked; with --answers, nobody.
     Example: stillhouse verify --suspect their-model --control other-model --key owner.key --out verdict
     """  # noqa: E501
     needed()
@@ -144,6 +161,9 @@ def verify(
         {
             "suspects": suspect or None,
             "controls": control or None,
+            "answers": None if answers is None else str(answers),
+            "released": released,
+            "unstamped": unstamped or None,
             "clients": client or None,
             "label_map": options.pairs(label_map, "--label-map") if label_map else None,
             "limit": limit,
@@ -153,8 +173,8 @@ def verify(
         set_,
         VerifyConfig,
     )
-    if not values.get("suspects"):
-        raise UsageError("give --suspect (see --help for an example)")
+    if not values.get("suspects") and not values.get("answers"):
+        raise UsageError("give --suspect, or --answers (see --help for an example)")
     checked = parse(VerifyConfig, values)
     from stillhouse.guard.keys import read_keys
     from stillhouse.guard.registry import Registry
@@ -178,7 +198,8 @@ def verify(
         for t in each.trials
     ]  # fmt: skip
     console.table(("model", "client", "questions", "marks", "controls", "p"), rows)
-    console.say(f"\n{record.sentence}")
+    console.say(f"\n{record.sentence}\n")
+    console.table(("what this rests on", "bound by"), [[f.what, f.bound] for f in record.facts])
     for warning in record.warnings:
         console.say(warning)
     console.say(f"\nReport: {out / 'report.html'}")
@@ -331,17 +352,37 @@ def check_verdict(
     public_key: Annotated[
         str | None, typer.Option("--public-key", help="the owner's, known from elsewhere")
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="a log head's hash or file, known from elsewhere"),
+    ] = None,
+    stamp: Annotated[
+        Path | None, typer.Option("--stamp", help="a time stamp of a log head, had from elsewhere")
+    ] = None,
+    authority: Annotated[
+        list[Path] | None,
+        typer.Option("--authority", help="a PEM file: a time-stamp authority's root you trust"),
+    ] = None,
+    answers: Annotated[
+        str | None, typer.Option("--answers", help="the digest that the third party kept")
+    ] = None,
 ) -> None:
-    """Check a verdict by itself: signature, commitment, and the result reckoned anew. It shows that
-    nothing was changed since, not that its owner was honest.
+    """Check a verdict by itself: every file, the key, the log heads and their time stamps, and the
+    result and the page reckoned anew. Then it says what that does not show.
 
-    Example: stillhouse guard check-verdict verdict
+    Example: stillhouse guard check-verdict verdict --public-key 3d40... --head head.json
     """
     needed()
-    from stillhouse.guard.verdict import check
+    from stillhouse.guard.checking import check, limits
 
-    found = check(folder, public_key=public_key)
+    found = check(
+        folder, public_key=public_key, head=head, stamp=stamp, authorities=authority or (),
+        answers=answers,
+    )  # fmt: skip
     for name, good in found:
         console.say(f"{'ok  ' if good else 'FAIL'}  {name}")
     if not all(good for _, good in found):
         raise typer.Exit(1)
+    console.say("\nWhat this does not show:")
+    for each in limits(folder, public_key=public_key, authorities=authority or ()):
+        console.say(f"- {each}")

@@ -11,7 +11,8 @@ import typer
 from stillhouse.core.errors import UsageError
 
 REGISTRY = "sqlite:///stillhouse-guard.db"
-NEEDED = ("alembic", "cryptography", "fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
+NEEDED = ("alembic", "certifi", "cryptography", "fastapi", "prometheus_client", "rfc3161_client",
+          "sqlalchemy", "uvicorn")  # fmt: skip
 
 Url = Annotated[
     str, typer.Option("--registry", help="sqlite:///FILE, or postgresql://USER@HOST/NAME")

@@ -66,6 +66,12 @@ class SealedHead(Result):
     published: list[str] = Field(default_factory=list)
 
     @property
+    def line(self) -> bytes:
+        """A line of JSON to be published: the head, its hash and its signature."""
+        held = {"head": self.head.model_dump(mode="json"), "hash": self.head.hash}
+        return canonical_json(held | {"signature": self.signature}) + b"\n"
+
+    @property
     def is_signed(self) -> bool:
         return is_signed(self.head.body, self.signature, self.head.public_key)
 

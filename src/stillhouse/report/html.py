@@ -67,7 +67,8 @@ def render(runs: Sequence[Path], out: Path) -> Path:
             f"{_AN.get(own[0], 'a')} {own[0]} run has a page of its own: name one folder"
         )
     if own:
-        return _render_own(runs[0], own[0], out)
+        write_text(out, own_page(runs[0], own[0]))
+        return out
     write_text(out, page_of([load(folder) for folder in runs]))
     return out
 
@@ -85,8 +86,8 @@ _AN = {"audit": "an"}
 OWN_PAGES = ("tickets", "transfer", "audit", "verify")
 
 
-def _render_own(run: Path, flow: str, out: Path) -> Path:
-    """The page of a flow whose record is no distillation's."""
+def own_page(run: Path, flow: str) -> str:
+    """The page of a flow whose record is no distillation's. Raises UsageError."""
     path, config = run / "record.json", run / "config.yaml"
     if flow == "tickets":
         found = tickets.build(_checked(TicketsRecord, path))
@@ -98,8 +99,7 @@ def _render_own(run: Path, flow: str, out: Path) -> Path:
         found = transfer.build(_checked(TransferRecord, path))
     held = config.read_text(encoding="utf-8") if config.exists() else ""
     template = environment().get_template(f"{flow}.html.j2")
-    write_text(out, template.render(page=found, config=held))
-    return out
+    return template.render(page=found, config=held)
 
 
 def page_of(runs: Sequence[Run]) -> str:
