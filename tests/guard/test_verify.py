@@ -30,7 +30,8 @@ from stillhouse.guard.snapshot import Snapshot, take
 from stillhouse.guard.suspects import changed
 from stillhouse.guard.tables import verdicts
 from stillhouse.guard.trial import likely
-from stillhouse.guard.verdict import check, judge
+from stillhouse.guard.checking import check
+from stillhouse.guard.verdict import judge
 from stillhouse.guard.verify import run_verify
 
 CHOICES = ["contradiction", "entailment", "neutral"]

@@ -74,9 +74,7 @@ def earliest(stamps: Sequence[Stamp], number: int) -> Stamp | None:
     return min(fit, key=lambda each: each.time, default=None)
 
 
-def _complete(
-    snapshot: Snapshot, heads: Sequence[SealedHead], blind: BlindAnswers | None
-) -> bool:
+def _complete(snapshot: Snapshot, heads: Sequence[SealedHead], blind: BlindAnswers | None) -> bool:
     """Whether the heads' own counts say that no question of these clients was left out."""
     counted: dict[str, tuple[int, int]] = {}
     for each in snapshot.tallies:

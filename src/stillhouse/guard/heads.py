@@ -67,11 +67,12 @@ def seal(registry: Registry, keys: Keys, *, every_s: float = 0.0) -> SealedHead 
             sa.select(heads).order_by(heads.c.number.desc()).limit(1)
         ).first()
         last = None if before is None else Head.model_validate_json(before.body)
-        known = last is not None and last.commitment == keys.commitment
-        now = time.time()
-        full = last is not None and last.decisions == MOST
-        if known and not full and every_s and abs(now - last.time) < every_s:
-            return None
+        now, known = time.time(), False
+        if last is not None:
+            known = last.commitment == keys.commitment
+            young = abs(now - last.time) < every_s  # after a change of the clock too
+            if known and young and last.decisions < MOST:
+                return None
         unsealed = (
             sa.select(marks)
             .outerjoin(leaves, leaves.c.mark == marks.c.id)
@@ -139,7 +140,7 @@ def _tallies(connection: sa.Connection, rows: list[dict[str, Any]]) -> list[Tall
         .where(marks.c.kind != "passed", marks.c.client.in_({client for client, _, _ in new}))
         .group_by(*group)
     )
-    held = {(c, m, k): count for c, m, k, count in connection.execute(before)}
+    held = {(row[0], row[1], row[2]): int(row[3]) for row in connection.execute(before)}
     return [
         Tally(client=c, model=m, key=k, kept=held.get((c, m, k), 0) + count)
         for (c, m, k), count in sorted(new.items())

@@ -67,15 +67,14 @@ class Snapshot:
     @classmethod
     def of_json(cls, held: dict[str, Any]) -> Snapshot:
         """Raises ValueError, TypeError or KeyError for what is no snapshot."""
+        TypeAdapter(Snapshot).validate_json(json.dumps(held, allow_nan=False), strict=True)
         kept = [_kept(row) for row in held["kept"]]
-        found = cls(
+        return cls(
             kept=kept,
             proofs=TypeAdapter(list[Proof | None]).validate_python(held.get("proofs", [])),
             tallies=TypeAdapter(list[TallyProof]).validate_python(held.get("tallies", [])),
             **{name: value for name, value in held.items() if name not in PARTS},
         )
-        TypeAdapter(Snapshot).validate_python(vars(found), strict=True)
-        return found
 
     def leaf(self, place: int) -> bytes | None:
         """The hash of a kept question as the log heads have it; None without a proof."""
@@ -97,13 +96,11 @@ REST = [name for name in Snapshot.__dataclass_fields__ if name not in PARTS]
 
 
 def _kept(row: Mapping[str, Any]) -> Kept:
-    values = {
+    values: dict[str, Any] = {
         name: bytes.fromhex(value) if name in BYTES and value is not None else value
         for name, value in row.items()
     }
-    found = Kept(**values)
-    TypeAdapter(Kept).validate_python(values, strict=True)
-    return found
+    return Kept(**values)
 
 
 def take(

@@ -76,9 +76,7 @@ def read_stamps(heads: Sequence[SealedHead], *, roots: Sequence[Path] = ()) -> l
     """What the stamps of a chain say, in order. Raises UsageError for one that is none of its
     head."""
     return [
-        stamp_of(bytes.fromhex(held), [each], roots=roots)
-        for each in heads
-        for held in each.stamps
+        stamp_of(bytes.fromhex(held), [each], roots=roots) for each in heads for held in each.stamps
     ]
 
 
