@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,9 +94,9 @@ def test_a_copy_is_found_out(make: Made, keys: Keys) -> None:
     snapshot = take(guard.registry, keys)
     record = judged(guard, keys, answers_of(snapshot, 0.6))
     (suspect,) = record.suspects
-    assert suspect.verdict == "copy"
+    assert suspect.verdict == "consistent with a copy"
     assert suspect.clients == ["ann"]
-    assert "is a copy of our model, learned from answers to ann" in record.sentence
+    assert "is consistent with a copy of our model, learned from answers to ann" in record.sentence
     trial = suspect.trials[0]
     assert trial.adjusted < 1e-6
     assert trial.rekeyed == 1 / 1000
@@ -160,7 +159,7 @@ def test_what_is_little_among_many_is_no_verdict(make: Made, keys: Keys) -> None
         return judged(guard, keys, weak(seed)).suspects[0].trials[0].adjusted
 
     seed = next(seed for seed in range(300) if 1e-4 < p_of(seed) < 5e-4)
-    assert judged(guard, keys, weak(seed)).suspects[0].verdict == "copy"
+    assert judged(guard, keys, weak(seed)).suspects[0].verdict == "consistent with a copy"
     others = [answers_of(snapshot, 0.0, seed=s, name=str(s)) for s in range(15)]
     assert judged(guard, keys, weak(seed), *others).suspects[0].verdict == "no evidence"
 
@@ -219,7 +218,7 @@ def test_spans(make: Made, keys: Keys) -> None:
         "control": False,
         "said": {"as asked": told, "changed": told},
     }
-    assert judged(guard, keys, copy).suspects[0].verdict == "copy"
+    assert judged(guard, keys, copy).suspects[0].verdict == "consistent with a copy"
     honest = ["in the town"] * len(told)
     none = copy | {"said": {"as asked": honest, "changed": honest}}
     assert judged(guard, keys, none).suspects[0].verdict == "no evidence"
@@ -270,58 +269,7 @@ def test_a_verdict_holds_together(verdict: tuple[Path, Registry]) -> None:
     assert row["signature"] == (out / "record.sig").read_text().strip()
     page = (out / "report.html").read_text()
     assert "How to follow this" in page
-    assert "known to be independent" in page
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "old", "new", "fails"),
-    [
-        ("record.json", '"alpha": 0.001', '"alpha": 0.5', "signed"),
-        ("answers.json", '"positive"', '"negative"', "answers are the record's"),
-        ("snapshot.json", '"kind": "control"', '"kind": "mark"', "snapshot is the record's"),
-        ("record.json", '"marking_key": "', '"marking_key": "00', "committed one"),
-    ],
-)
-def test_what_was_changed_afterwards_is_seen(
-    file: str, old: str, new: str, fails: str, verdict: tuple[Path, Registry]
-) -> None:
-    out, _ = verdict
-    text = (out / file).read_text()
-    assert old in text
-    (out / file).write_text(text.replace(old, new, 1))
-    assert any(fails in name for name, good in check(out) if not good)
-
-
-def test_each_file_is_the_records_to_the_last_byte(verdict: tuple[Path, Registry]) -> None:
-    """Also where the change leaves the result as it was."""
-    out, _ = verdict
-    for file in ("answers", "snapshot"):
-        path = out / f"{file}.json"
-        text = path.read_text()
-        path.write_text(text + "\n")
-        failed = [name for name, good in check(out) if not good]
-        assert failed == [f"the {file} {'are' if file == 'answers' else 'is'} the record's"]
-        path.write_text(text)
-
-
-def test_marks_chosen_afterwards_are_seen(verdict: tuple[Path, Registry], keys: Keys) -> None:
-    """An owner who signs a snapshot with other wrong answers than the key's is found out."""
-    out, _ = verdict
-    held = json.loads((out / "snapshot.json").read_text())
-    for row in held["kept"]:
-        row["target"] = "positive" if row["target"] == "negative" else "negative"
-    snapshot = Snapshot.of_json(held)
-    answers = json.loads((out / "answers.json").read_text())
-    asked = parse(VerifyConfig, yaml.safe_load((out / "config.yaml").read_text()))
-    forged = judge(snapshot, answers, asked, keys.marking.hex(), keys.public)
-    body = json.dumps(forged.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False,
-                      sort_keys=True) + "\n"  # fmt: skip
-    written = json.dumps(snapshot.as_json(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    (out / "snapshot.json").write_text(written)
-    (out / "record.json").write_text(body)
-    (out / "record.sig").write_text(keys.sign(body.encode()))
-    assert [name for name, good in check(out) if not good] == ["marks and controls are the key's"]
+    assert "said to be independent" in page
 
 
 def test_a_finished_verdict_is_read(
@@ -369,7 +317,7 @@ def test_every_suspect_is_in_the_sentence(make: Made, keys: Keys) -> None:
     honest = answers_of(snapshot, 0.0, name="honest")
     found = judged(guard, keys, honest, answers_of(snapshot, 0.8, name="thief"))
     assert "No evidence that honest" in found.sentence
-    assert "thief is a copy" in found.sentence
+    assert "thief is consistent with a copy" in found.sentence
 
 
 def test_marks_for_everyone_name_nobody(make: Made, keys: Keys) -> None:
