@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -110,7 +110,7 @@ class VerdictRecord(Result):
     answers: str
     heads: str | None = None
     blind: str | None = None
-    suspects: list[Suspect]
+    suspects: Annotated[list[Suspect], Field(min_length=1)]
     sentence: str
     facts: list[Fact] = Field(default_factory=list)
     asked_by: str = "the owner"

@@ -243,14 +243,19 @@ def _stamped(heads: Sequence[SealedHead], stamps: Sequence[Stamp]) -> bool:
     return read_stamps(heads) == list(stamps)
 
 
-def _alike(mine: Any, theirs: Any) -> bool:
-    """Whether two records say the same, but for the last digits that other machines round."""
-    if isinstance(mine, float) and isinstance(theirs, float):
+def _alike(mine: Any, theirs: Any, *, reckoned: bool = False) -> bool:
+    """Whether two records say the same, but, of what is `reckoned`, for the last digits that other
+    machines round."""
+    if reckoned and isinstance(mine, float) and isinstance(theirs, float):
         return math.isclose(mine, theirs, rel_tol=1e-6, abs_tol=1e-300)
     if isinstance(mine, dict):
-        return mine.keys() == theirs.keys() and all(_alike(mine[k], theirs[k]) for k in mine)
+        return mine.keys() == theirs.keys() and all(
+            _alike(mine[k], theirs[k], reckoned=reckoned or k == "trials") for k in mine
+        )
     if isinstance(mine, list | tuple):
-        return len(mine) == len(theirs) and all(map(_alike, mine, theirs))
+        return len(mine) == len(theirs) and all(
+            _alike(*each, reckoned=reckoned) for each in zip(mine, theirs, strict=True)
+        )
     return bool(mine == theirs)
 
 

@@ -32,7 +32,7 @@ class Row:
     adjusted: str
     rekeyed: str
     conditional: str
-    power: list[str]
+    power: list[tuple[str, str]]  # the share that is learned, and the power
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def build(record: VerdictRecord) -> VerdictPage:
         [(each, _when(each.asked) if each.asked else "") for each in record.suspects],
         [_shown(each) for each in record.examples],
         any(each.conditional < 1 for each in trials),
-        [f"{100 * float(of):g}{fmt.THIN}%" for of in trials[0].power] if trials else [],
+        [_share(of) for of in trials[0].power] if trials else [],
         sum(marks for _, marks, _ in clients), sum(controls for _, _, controls in clients),
     )  # fmt: skip
 
@@ -127,8 +127,12 @@ def _row(suspect: Suspect, each: ClientTrial) -> Row:
         f"{fmt.signed(each.effect)} ({fmt.score(low)} to {fmt.score(high)})",
         fmt.tiny(each.p_value), fmt.tiny(each.adjusted), fmt.tiny(each.rekeyed),
         fmt.tiny(each.conditional),
-        [f"{found:.2f}" for found in each.power.values()],
+        [(_share(of), f"{found:.2f}") for of, found in each.power.items()],
     )  # fmt: skip
+
+
+def _share(of: str) -> str:
+    return f"{100 * float(of):g}{fmt.THIN}%"
 
 
 def _shown(each: Example) -> Shown:
