@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from authority import authority, needed, serving
 
 import tiny
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
 from stillhouse.guard.guard import Guard
-from stillhouse.guard.keys import read_keys
+from stillhouse.guard.keys import new_keys, read_keys
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.settings import GuardConfig
@@ -152,17 +153,107 @@ def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: 
     assert "other" in out
     assert "p" in out
     assert "is asked" in err or "are asked" in err
+    assert "what this rests on" in out
+    assert "the owner's word" in out
     code, out, _ = call(*words, "--json")
     assert json.loads(out)["flow"] == "verify"
     code, out, _ = call("guard", "check-verdict", tmp_path / "v")
     assert code == 0
     assert "FAIL" not in out
+    assert "What this does not show" in out
+    assert "no public key known from elsewhere" in out
+    public = read_keys(tmp_path / "owner.key").public
+    code, out, _ = call("guard", "check-verdict", tmp_path / "v", "--public-key", public)
+    assert code == 0
+    assert "ok    the public key is the known one" in out
+    assert "no public key known" not in out
+    code, out, _ = call("guard", "check-verdict", tmp_path / "v", "--head", "00" * 32)
+    assert code == 1
+    assert "FAIL  the known head" in out
     (tmp_path / "v" / "record.sig").write_text("00")
     code, out, _ = call("guard", "check-verdict", tmp_path / "v")
     assert code == 1
     assert "FAIL  the record is signed" in out
     code, _, err = call("report", tmp_path / "v", "--out", tmp_path / "again.html")
     assert code == 0, err
+
+
+def served(folder: Path, path: Path, url: str) -> Path:
+    """A registry with marks, and its owner's key."""
+    new_keys(path / "owner.key")
+    registry = Registry(url)
+    registry.upgrade()
+    client = registry.create_client("ann")[0].id
+    model = ServedModel(folder / "model")
+    config = parse(GuardConfig, {"marks": {"rate": 0.1, "early": 0}})
+    with Guard(config, read_keys(path / "owner.key"), registry, model.about) as guard:
+        guard.answer(client, [Example(text) for text, _ in tiny.sentences(200)], model.answers)
+    return path / "owner.key"
+
+
+@needed
+def test_heads_are_sealed_stamped_and_published(
+    call: Call, folder: Path, tmp_path: Path, url: str
+) -> None:
+    at = ["--registry", url]
+    code, _, err = call("guard", "heads", "--out", tmp_path / "h.json", *at)
+    assert (code, "no registry" in err) == (2, True)
+    key = served(folder, tmp_path, url)
+    tsa = authority(tmp_path / "tsa")
+    code, out, err = call("guard", "heads", "--seal", "--key", key, "--json", *at)
+    assert code == 0, err
+    held = json.loads(out)
+    assert sum(each["head"]["decisions"] for each in held) > 20
+    written = ["--out", tmp_path / "h.json", "--request", tmp_path / "h.tsq"]
+    code, out, err = call("guard", "heads", *written, "--published", "a newspaper", *at)
+    assert code == 0, err
+    assert "a newspaper" in out
+    assert json.loads((tmp_path / "h.json").read_text())["hash"] == held[-1]["hash"]
+    (tmp_path / "h.tsr").write_bytes(tsa.stamp((tmp_path / "h.tsq").read_bytes()))
+    code, out, err = call("guard", "heads", "--stamp", tmp_path / "h.tsr", *at)
+    assert code == 0, err
+    assert "Tiny" in out
+    assert "no public root" in out
+    with serving(tsa) as address:
+        code, out, err = call("guard", "heads", "--tsa", address, *at, "--json")
+    assert code == 0, err
+    assert len(json.loads(out)[-1]["stamps"]) == 2
+    for words, said in (
+        (["--number", 99], "no head 99"), (["--stamp", "nowhere.tsr"], "can't read nowhere.tsr"),
+        (["--stamp", tmp_path / "h.json"], "no time-stamp response"),
+    ):  # fmt: skip
+        code, _, err = call("guard", "heads", *words, *at)
+        assert (code, said in err, len(err.strip().splitlines())) == (2, True, 1), err
+    code, _, err = call("guard", "heads", "--tsa", address, *at)  # it is gone
+    assert (code, "gives no time stamp" in err) == (1, True), err
+
+
+@needed
+def test_a_blind_verdict(call: Call, folder: Path, tmp_path: Path, url: str) -> None:
+    at = ["--registry", url, "--key", served(folder, tmp_path, url)]
+    questions, answers = tmp_path / "q.json", tmp_path / "a.json"
+    code, out, err = call("guard", "blind-questions", "--out", questions, *at)
+    assert code == 0, err
+    assert "neither marks nor answers" in out
+    call("guard", "keys", tmp_path / "third.key")
+    ask = [
+        "guard", "blind-ask", "--questions", questions, "--suspect", folder / "other",
+        "--name", "Dr. Lee", "--take", 40, "--key", tmp_path / "third.key", "--out", answers,
+    ]  # fmt: skip
+    code, out, err = call(*ask)
+    assert code == 0, err
+    digest = out.split()[-1]
+    code, _, err = call(*ask)
+    assert (code, "exists" in err) == (2, True)
+    code, out, err = call("verify", "--answers", answers, "--out", tmp_path / "v", *at)
+    assert code == 0, err
+    assert "third party" in out
+    code, out, err = call("guard", "check-verdict", tmp_path / "v", "--answers", digest)
+    assert code == 0, out + err
+    code, _, err = call(
+        "verify", "--answers", answers, "--suspect", "x", "--out", tmp_path / "w", *at
+    )  # fmt: skip
+    assert (code, "name no suspects" in err) == (2, True), err
 
 
 @pytest.mark.parametrize(
@@ -173,6 +264,10 @@ def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: 
         (["serve", "nowhere", "--set", "guard.marks.rat=0.1"], "rat"),
         (["serve", "nowhere", "--shows", "nothing"], "nothing"),
         (["verify"], "--suspect"),
+        (["verify", "--suspect", "x", "--released", "soon"], "released"),
+        (["verify", "--answers", "nowhere.json", "--key", "own.key"], "can't read nowhere.json"),
+        (["guard", "heads"], "no registry"),
+        (["guard", "heads", "--registry", "sqlite:///some.db", "--out", "h"], "no log head yet"),
         (["clients", "list", "--registry", "nonsense"], "no registry at"),
         (["clients", "list", "--registry", "sqlite:///typo.db"], "there is no registry typo.db"),
         (["clients", "forget", "ann", "--registry", "sqlite:///some.db"], "ann"),
@@ -190,6 +285,7 @@ def test_wrong_calls_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Registry("sqlite:///some.db").upgrade()
+    new_keys("own.key")
     (tmp_path / "text.txt").write_text("no database" * 100)
     code, _, err = call(*words)
     assert code == 2

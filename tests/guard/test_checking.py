@@ -142,6 +142,7 @@ def test_any_field_that_is_changed_is_found(name: str, folder: Path) -> None:
         assert failed(folder), place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTENT)
 def test_any_field_that_its_owner_signs_anew_is_found(
     name: str, folder: Path, tried: Case
