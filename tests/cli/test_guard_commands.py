@@ -213,7 +213,7 @@ def test_heads_are_sealed_stamped_and_published(
     code, out, err = call("guard", "heads", "--stamp", tmp_path / "h.tsr", *at)
     assert code == 0, err
     assert "Tiny" in out
-    assert "no public root" in out
+    assert "without a public root" in out
     with serving(tsa) as address:
         code, out, err = call("guard", "heads", "--tsa", address, *at, "--json")
     assert code == 0, err
