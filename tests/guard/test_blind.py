@@ -65,7 +65,7 @@ def test_what_a_third_party_gets_tells_no_mark(tried: Case) -> None:
     kept = take(tried.registry, tried.keys).kept
     assert sorted(each.text for each in given.questions) == sorted(each.text for each in kept)
     text = given.model_dump_json()
-    for word in ("target", "kind\":\"mark", "salt", "truth", "served", tried.keys.marking.hex()):
+    for word in ("target", 'kind":"mark', "salt", "truth", "served", tried.keys.marking.hex()):
         assert word not in text, word
     leaves = [each.leaf for each in given.questions]
     assert leaves == sorted(leaves)

@@ -144,9 +144,7 @@ def test_any_field_that_is_changed_is_found(name: str, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONTENT)
-def test_any_field_that_its_owner_signs_anew_is_found(
-    name: str, folder: Path, tried: Case
-) -> None:
+def test_any_field_that_its_owner_signs_anew_is_found(name: str, folder: Path, tried: Case) -> None:
     """By what else is in the folder: digests, the key, proofs, stamps, and the reckoning."""
     whole = (folder / name).read_text()
     for place in places(json.loads(whole), 1):

@@ -207,3 +207,16 @@ def test_a_service_seals_as_it_goes(make: Made, keys: Keys) -> None:
 def test_a_head_that_there_is_not_is_told(ready: Registry) -> None:
     with pytest.raises(UsageError, match="no head 3"):
         log.bind(ready, 3, published="x")
+
+
+def test_a_wrong_key_seals_nothing(ready: Registry, keys: Keys) -> None:
+    log.may_seal(ready, keys)
+    with pytest.raises(UsageError, match="no commitment to the key"):
+        log.may_seal(ready, Keys(bytes(32)))
+
+
+def test_a_first_key_may_seal_an_empty_registry(registry: Registry, keys: Keys) -> None:
+    log.may_seal(registry, keys)
+    found = log.seal(registry, keys)
+    assert found is not None
+    assert found.head.commitment == keys.commitment

@@ -56,7 +56,7 @@ def heads(
             from stillhouse.guard.keys import read_keys
 
             owner = read_keys(key)
-            held.commit_to(owner)
+            log.may_seal(held, owner)
             while log.seal(held, owner) is not None:
                 pass
         chain = log.sealed(held)

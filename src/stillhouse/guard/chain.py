@@ -30,7 +30,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Head(Result):
     """What is hashed, signed and stamped. decisions: how many leaves are decisions about questions;
     leaves: all of them, tallies included; first, last: the times of the decisions (Unix seconds);
-    log: lines of the log at that time; commitment: to the marking key."""
+    log: the number of the log's last line; commitment: to the marking key."""
 
     kind: Literal["stillhouse guard head"] = "stillhouse guard head"
     number: Annotated[int, Field(ge=1)]

@@ -32,6 +32,7 @@ from stillhouse.guard.chain import (
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.tables import bindings, heads, leaves, marks, queries
+from stillhouse.guard.tables import keys as key_table
 
 DAY_S = 86_400.0
 LOOK_S = 600.0  # how often a worker looks whether a head is due
@@ -58,11 +59,11 @@ class Daily:
 
 
 def seal(registry: Registry, keys: Keys, *, every_s: float = 0.0) -> SealedHead | None:
-    """A new head over all decisions that none has (at most 20,000); None where nothing is new, or
-    the last head is younger than `every_s` and was full of room."""
+    """A new head over the decisions that none has (20,000 at most); None where nothing is new, or
+    where the last head is younger than `every_s` and was not full."""
     with registry.writing() as connection:
-        if not registry.is_sqlite:  # there, a transaction that writes is the lock
-            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+        if not registry.is_sqlite and not _locked(connection, waits=not every_s):
+            return None  # another worker does it
         before = connection.execute(
             sa.select(heads).order_by(heads.c.number.desc()).limit(1)
         ).first()
@@ -83,8 +84,26 @@ def seal(registry: Registry, keys: Keys, *, every_s: float = 0.0) -> SealedHead 
         rows = [dict(row._mapping) for row in connection.execute(unsealed)]  # pyright: ignore[reportPrivateUsage]
         if known and not rows:
             return None
-        log = connection.execute(sa.select(sa.func.count()).select_from(queries)).scalar_one()
+        log = connection.execute(sa.select(sa.func.max(queries.c.id))).scalar() or 0
         return _append(connection, keys, last, rows, time=now, log=log)
+
+
+def may_seal(registry: Registry, keys: Keys) -> None:
+    """Commits to a registry's first key. Raises UsageError for a key that it has not, where it has
+    others: heads by a wrong key would bind nothing."""
+    known = [row["id"] for row in registry.rows(key_table)]
+    if known and keys.id not in known:
+        raise UsageError(f"the registry has no commitment to the key {keys.id}: is it another's?")
+    registry.commit_to(keys)
+
+
+def _locked(connection: sa.Connection, *, waits: bool) -> bool:
+    """Whether PostgreSQL gives this transaction the lock of sealing. SQLite needs none: there, one
+    transaction writes at a time."""
+    if waits:
+        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+        return True
+    return bool(connection.execute(sa.text(f"SELECT pg_try_advisory_xact_lock({LOCK})")).scalar())
 
 
 def _append(
