@@ -1,4 +1,4 @@
-"""What binds a verdict: with stamps before the suspect was asked it says "is a copy", else never."""
+"""What binds a verdict: stamped before the suspect was asked it says "is a copy", else never."""
 
 from __future__ import annotations
 

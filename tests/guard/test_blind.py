@@ -119,8 +119,8 @@ def test_questions_that_no_head_holds_are_refused(tried: Case) -> None:
         wrong = [first.model_copy(update=change), *given.questions[1:]]
         with pytest.raises(UsageError, match="not under the log head"):
             check_questions(given.model_copy(update={"questions": wrong}))
+    twice = [first, *given.questions]
     with pytest.raises(UsageError, match="twice"):
-        twice = [first, *given.questions]
         check_questions(given.model_copy(update={"questions": twice}))
     with pytest.raises(UsageError, match="chain"):
         check_questions(given.model_copy(update={"heads": given.heads[:0]}))

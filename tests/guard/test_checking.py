@@ -81,11 +81,11 @@ def test_a_file_that_is_changed_or_missing_is_found(name: str, folder: Path) -> 
             (folder / name).write_bytes(changed)
         if changed == data + b"\n" and name == SIGNATURE:
             continue  # white space around a signature is none of it
-        try:
+        if changed is None and name == "record.json":
+            with pytest.raises(UsageError, match="no finished verification"):
+                failed(folder)
+        else:
             assert failed(folder), changed
-        except UsageError as error:
-            assert name == "record.json"
-            assert "\n" not in str(error)
 
 
 def test_a_file_that_nobody_signed_is_found(folder: Path) -> None:

@@ -16,7 +16,7 @@ from stillhouse.core.progress import Silent
 from stillhouse.core.verdict_results import VerdictRecord
 from stillhouse.guard import stamps as stamping
 from stillhouse.guard.verify import run_verify
-from stillhouse.report import page_text
+from stillhouse.report.html import own_page
 
 CHROMIUM = os.environ.get("STILLHOUSE_CHROMIUM") or shutil.which("chromium")
 pytestmark = needed
@@ -56,7 +56,7 @@ def test_what_it_rests_on_comes_first(page: str, tried: Case) -> None:
 
 
 def test_it_is_the_records_page_to_the_last_byte(page: str, tried: Case) -> None:
-    assert page_text(tried.folder / "verdict") == page
+    assert own_page(tried.folder / "verdict", "verify") == page
 
 
 def test_dates_and_examples(page: str, tried: Case) -> None:

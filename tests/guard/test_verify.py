@@ -20,6 +20,7 @@ from stillhouse.core.seeding import generator
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
 from stillhouse.core.verdict_results import VerdictRecord
+from stillhouse.guard.checking import check
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import About, Truth
@@ -29,7 +30,6 @@ from stillhouse.guard.snapshot import Snapshot, take
 from stillhouse.guard.suspects import changed
 from stillhouse.guard.tables import verdicts
 from stillhouse.guard.trial import likely
-from stillhouse.guard.checking import check
 from stillhouse.guard.verdict import judge
 from stillhouse.guard.verify import run_verify
 

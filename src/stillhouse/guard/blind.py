@@ -106,7 +106,7 @@ def pick(nonce: str, offered: Sequence[str], take: int) -> list[str]:
 
 
 def questions_of(snapshot: Snapshot, heads: Sequence[SealedHead]) -> BlindQuestions:
-    """What a third party gets of a snapshot. Raises UsageError where a question is under no head."""
+    """What a third party gets of a snapshot. Raises UsageError where one is under no head."""
     found = []
     for place, (kept, proof) in enumerate(zip(snapshot.kept, snapshot.proofs, strict=True)):
         hashed = snapshot.leaf(place)

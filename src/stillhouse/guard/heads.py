@@ -159,7 +159,9 @@ def _tallies(connection: sa.Connection, rows: list[dict[str, Any]]) -> list[Tall
         .where(marks.c.kind != "passed", marks.c.client.in_({client for client, _, _ in new}))
         .group_by(*group)
     )
-    held = {(row[0], row[1], row[2]): int(row[3]) for row in connection.execute(before)}
+    held: dict[tuple[str, str, str], int] = {
+        tuple(row[:3]): row[3] for row in map(tuple, connection.execute(before))
+    }
     return [
         Tally(client=c, model=m, key=k, kept=held.get((c, m, k), 0) + count)
         for (c, m, k), count in sorted(new.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["page_text", "render"]
+__all__ = ["render"]
 
 
 def render(runs: Sequence[Path], out: Path) -> Path:
@@ -17,11 +17,3 @@ def render(runs: Sequence[Path], out: Path) -> Path:
     from stillhouse.report import html
 
     return html.render(runs, out)
-
-
-def page_text(run: Path) -> str:
-    """The page of a finished verification, as `render` would write it: whether the one in its
-    folder is that can be seen. Raises UsageError."""
-    from stillhouse.report import html
-
-    return html.own_page(run, "verify")
