@@ -161,7 +161,13 @@ def test_many_are_sealed_in_parts(
     for _ in range(5):
         daily()
     assert [each.head.decisions for each in log.sealed(ready)] == [3, 3, 1]
-    assert whole(ready, keys) == (7, True)
+    for number in range(7, 12):
+        kept(ready, keys, client, number)
+    log.seal_all(ready, keys)
+    assert [each.head.decisions for each in log.sealed(ready)][3:] == [3, 2]
+    assert whole(ready, keys) == (12, True)
+    last = log.tallies(ready, model="m" * 64, key=keys.id, up_to=9)[client]
+    assert last.tally.kept == 12
 
 
 def test_workers_who_seal_at_once_make_one_chain(ready: Registry, keys: Keys, url: str) -> None:

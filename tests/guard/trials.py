@@ -65,8 +65,7 @@ class Case:
 
     def stamp(self) -> int:
         """Seals what is new and has the last head stamped; its number."""
-        while log.seal(self.registry, self.keys) is not None:
-            pass
+        log.seal_all(self.registry, self.keys)
         last = log.sealed(self.registry)[-1].head
         log.bind(self.registry, last.number, stamp=self.tsa.stamp(stamps.request(last)))
         return last.number

@@ -57,8 +57,7 @@ def heads(
 
             owner = read_keys(key)
             log.may_seal(held, owner)
-            while log.seal(held, owner) is not None:
-                pass
+            log.seal_all(held, owner)
         chain = log.sealed(held)
         if not chain and (number or out or request or stamp or tsa or published):
             raise UsageError("there is no log head yet: make one with --seal")

@@ -88,6 +88,12 @@ def seal(registry: Registry, keys: Keys, *, every_s: float = 0.0) -> SealedHead 
         return _append(connection, keys, last, rows, time=now, log=log)
 
 
+def seal_all(registry: Registry, keys: Keys) -> None:
+    """Seals all that no head has now; what comes meanwhile waits for the next time."""
+    while (found := seal(registry, keys)) is not None and found.head.decisions == MOST:
+        pass
+
+
 def may_seal(registry: Registry, keys: Keys) -> None:
     """Commits to a registry's first key. Raises UsageError for a key that it has not, where it has
     others: heads by a wrong key would bind nothing."""

@@ -29,7 +29,7 @@ from stillhouse.guard.blind import (
 )
 from stillhouse.guard.chain import SealedHead
 from stillhouse.guard.folder import BLIND, SIGNATURE, sign_files
-from stillhouse.guard.heads import seal, sealed
+from stillhouse.guard.heads import seal_all, sealed
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.settings import VerifyConfig
@@ -95,8 +95,7 @@ def gathered(
     stamps say. Where there are stamps, only questions that they bind, unless config says else; of
     blind answers, the questions that were picked."""
     take(registry, keys, model=config.model, clients=config.clients)  # is there any?
-    while seal(registry, keys) is not None:
-        pass
+    seal_all(registry, keys)
     heads = sealed(registry)
     stamps = read_stamps(heads)
     stamped = max((each.head for each in stamps if each.public), default=None)
