@@ -25,7 +25,7 @@ def kept(registry: Registry, keys: Keys, client: str, number: int, **changes: An
     """A decision, as the writer makes them."""
     row = {
         "time": 1000.0 + number, "client": client, "query": number.to_bytes(16, "big"),
-        "kind": "mark", "text": f"film {number}", "pair": None, "truth": {"label": "a"},
+        "kind": "mark", "text": f"film {number}", "pair": None, "read": f"film {number}", "truth": {"label": "a"},
         "served": {"label": "b"}, "target": "b", "shows": "label", "rate": 0.1, "controls": 10,
         "scope": "client", "key": keys.id, "model": "m" * 64, **changes,
     }  # fmt: skip
@@ -62,7 +62,18 @@ def test_what_no_head_has_is_sealed_once(ready: Registry, keys: Keys) -> None:
     assert (first.head.first, first.head.last) == (1000.0, 1004.0)
     assert log.seal(ready, keys) is None
     kept(ready, keys, client, 5, kind="control", served={"label": "a"})
-    kept(ready, keys, client, 6, kind="passed", text=None, truth=None, served=None, target=None)
+    kept(
+        ready,
+        keys,
+        client,
+        6,
+        kind="passed",
+        text=None,
+        read=None,
+        truth=None,
+        served=None,
+        target=None,
+    )
     second = log.seal(ready, keys)
     assert second is not None
     assert (second.head.previous, second.head.decisions) == (first.head.hash, 2)

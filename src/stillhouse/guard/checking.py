@@ -20,7 +20,7 @@ from stillhouse.guard.keys import commitment_to, is_signed
 from stillhouse.guard.settings import VerifyConfig
 from stillhouse.guard.snapshot import Answered, Snapshot, digest
 from stillhouse.guard.stamps import read_stamps, stamp_of
-from stillhouse.guard.trial import drawn_from, truth_of, wrong_answer
+from stillhouse.guard.trial import truth_of, wrong_answer
 from stillhouse.guard.verdict import answer_of, judge
 from stillhouse.guard.watermark import draw
 
@@ -218,7 +218,7 @@ def _drawn(snapshot: Snapshot, record: VerdictRecord) -> bool:
     key = bytes.fromhex(record.marking_key)
     for kept in snapshot.kept:
         whose = kept.client if kept.scope == "client" else ""
-        drawn = draw(key, whose, drawn_from(kept))
+        drawn = draw(key, whose, kept.read)
         if kept.kind != drawn.band(kept.rate, kept.controls):
             return False
         if kept.target != wrong_answer(kept, drawn.pick, record.choices):

@@ -30,7 +30,7 @@ from stillhouse.guard.chain import (
     signed,
 )
 from stillhouse.guard.keys import Keys
-from stillhouse.guard.registry import Registry
+from stillhouse.guard.registry import IS_EVIDENCE, Registry
 from stillhouse.guard.tables import bindings, heads, leaves, marks, queries
 from stillhouse.guard.tables import keys as key_table
 
@@ -156,13 +156,15 @@ def _append(
 def _tallies(connection: sa.Connection, rows: list[dict[str, Any]]) -> list[Tally]:
     """How many questions were kept in all, of those clients, models and keys that have new ones."""
     new = Counter(
-        (row["client"], row["model"], row["key"]) for row in rows if row["kind"] != "passed"
+        (row["client"], row["model"], row["key"])
+        for row in rows
+        if row["kind"] != "passed" and row["read"] is not None
     )
     group = [marks.c.client, marks.c.model, marks.c.key]
     before = (
         sa.select(*group, sa.func.count())
         .join(leaves, leaves.c.mark == marks.c.id)
-        .where(marks.c.kind != "passed", marks.c.client.in_({client for client, _, _ in new}))
+        .where(IS_EVIDENCE, marks.c.client.in_({client for client, _, _ in new}))
         .group_by(*group)
     )
     held: dict[tuple[str, str, str], int] = {
@@ -213,7 +215,7 @@ def proofs(registry: Registry, *, model: str, key: str) -> dict[Place, Proof]:
             marks.c.client, marks.c.query, leaves.c.head, leaves.c.place, leaves.c.salt
         )
         .join(leaves, leaves.c.mark == marks.c.id)
-        .where(marks.c.model == model, marks.c.key == key, marks.c.kind != "passed")
+        .where(marks.c.model == model, marks.c.key == key, IS_EVIDENCE)
     )  # fmt: skip
     with registry.reading() as connection:
         rows = list(connection.execute(chosen))

@@ -32,6 +32,7 @@ from stillhouse.guard.tables import (
 Role = Literal["client", "owner"]
 LONGEST_NAME = 200
 ANEW: dict[str, Any] = {"asked": 0, "odd": 0, "bets": None, "window": clients.c.window + 1}
+IS_EVIDENCE = (marks.c.kind != "passed") & marks.c.read.is_not(None)  # NULL: an earlier version's
 API_KEY = re.compile(r"sh_([0-9a-f]{12})_([0-9a-f]{64})")
 
 
@@ -241,7 +242,7 @@ class Registry(Database):
 
     def evidence(self, *, model: str | None = None, client: str | None = None) -> list[Kept]:
         """The marks and controls, in the order they were kept."""
-        where = [marks.c.kind != "passed", marks.c.read.is_not(None)]  # an earlier version's
+        where: list[Any] = [IS_EVIDENCE]
         if model is not None:
             where.append(marks.c.model == model)
         if client is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from stillhouse.core.seeding import derive, generator
 from stillhouse.guard import evidence
 from stillhouse.guard.registry import Kept
-from stillhouse.guard.watermark import canonical, wrong_choice, wrong_span, wrong_words
+from stillhouse.guard.watermark import wrong_choice, wrong_span, wrong_words
 from stillhouse.numerics.qa_metrics import f1
 
 ALIKE = 0.5  # F1 from which on a span is taken for another
@@ -58,13 +58,6 @@ def hits(said: str, target: str, *, spans: bool) -> bool:
 def truth_of(kept: Kept) -> str:
     """The true answer, as a name or text."""
     return str(kept.truth["text"] if "text" in kept.truth else kept.truth["label"])
-
-
-def drawn_from(kept: Kept) -> bytes:
-    """What the key drew a question by: what the model read of it, where that is kept, else its
-    folded texts."""
-    read: bytes | None = getattr(kept, "read", None)  # rows of before have none
-    return canonical(kept.text, kept.pair) if read is None else read
 
 
 def wrong_answer(kept: Kept, pick: int, choices: Sequence[str]) -> str | None:
