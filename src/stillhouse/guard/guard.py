@@ -7,10 +7,13 @@ of ours; the service and the middleware do the same from many clients at once.
 from __future__ import annotations
 
 import math
+import re
+import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as Late
+from functools import cache
 
 import numpy as np
 
@@ -20,7 +23,7 @@ from stillhouse.guard.exposure import Curve
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.marking import Asked, Marking, Plan
 from stillhouse.guard.model import About, Truth
-from stillhouse.guard.purses import Purses
+from stillhouse.guard.purses import Purses, guess
 from stillhouse.guard.registry import API_KEY, ClientRow, Registry
 from stillhouse.guard.settings import GuardConfig
 from stillhouse.guard.writer import Row, Writer
@@ -31,6 +34,7 @@ RETAIN_S = 3600.0  # how often old lines of the log are deleted
 ACCENTS = 30  # combining characters in a row, as in Unicode's stream-safe form
 
 Predict = Callable[[Sequence[Example]], Sequence[Truth]]
+Tokens = Callable[[Example], int]
 
 
 class Guard:
@@ -155,25 +159,41 @@ class Guard:
         slow = self.config.check.slow_per_s if self._throttled(self.client(client)) else None
         self._purses.take(client, len(examples), self.cost(examples), per_s=slow)
 
+    def admit_tokens_now(self, client: str, tokens: int) -> bool:
+        """Charges a client for what the model reads, without asking the registry; whether what is
+        held here was enough."""
+        return self._purses.held(client, 0, 0, tokens)
+
+    def admit_tokens(self, client: str, tokens: int) -> None:
+        """Charges a client for so many tokens that the model reads. Raises Denied."""
+        self._purses.take(client, 0, 0, tokens)
+
     def _throttled(self, row: ClientRow) -> bool:
         return row.flagged is not None and self.config.check.on_flag == "throttle"
 
     # what is answered
 
-    def answer(self, client: str, examples: Sequence[Example], predict: Predict) -> list[Row]:
-        """Answers around `predict`, which takes examples and gives a Truth each. Raises Denied,
+    def answer(
+        self, client: str, examples: Sequence[Example], predict: Predict, *, tokens: Tokens = guess
+    ) -> list[Row]:
+        """Answers around `predict`, which takes examples and gives a Truth each. `tokens`: how many
+        the model reads for an example (left out: a quarter of its characters). Raises Denied,
         DataError, RunError."""
         self.check(examples)
         self.admit(client, examples)
+        read = 0
         try:
+            count = sum(map(tokens, examples))
+            self.admit_tokens(client, count)
+            read = count
             return self.settle(self.finish(client, examples, predict(examples)))
         except BaseException:
-            self.refund(client, examples)
+            self.refund(client, examples, tokens=read)
             raise
 
-    def refund(self, client: str, examples: Sequence[Example]) -> None:
-        """Takes the charge for questions back that were not answered."""
-        self._purses.refund(client, len(examples), self.cost(examples))
+    def refund(self, client: str, examples: Sequence[Example], *, tokens: int = 0) -> None:
+        """Takes the charge for questions and tokens back that were not answered."""
+        self._purses.refund(client, len(examples), self.cost(examples), tokens)
 
     def finish(
         self, client: str, examples: Sequence[Example], truths: Sequence[Truth]
@@ -246,11 +266,19 @@ def _is_text(text: str) -> bool:
         whole = b"\x00" not in text.encode()
     except UnicodeEncodeError:
         return False
-    if text.isascii():
-        return whole
-    run = 0
-    for each in text:
-        run = run + 1 if unicodedata.combining(each) else 0
-        if run > ACCENTS:
-            return False
-    return whole
+    return whole and (text.isascii() or not _stacked().search(text))
+
+
+@cache
+def _stacked() -> re.Pattern[str]:
+    """More combining characters in a row than are allowed. A pattern, because a loop over the
+    characters of a full request would take half a second."""
+    accents = (code for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code)))
+    spans: list[list[int]] = []
+    for code in accents:
+        if spans and spans[-1][1] == code - 1:
+            spans[-1][1] = code
+        else:
+            spans.append([code, code])
+    inside = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in spans)
+    return re.compile(f"[{inside}]{{{ACCENTS + 1}}}")
