@@ -77,9 +77,11 @@ def test_of_a_long_passages_windows_the_surest_answers(tmp_path: Path) -> None:
     for sure in range(len(read.rows)):
         scores_NT = torch.full((2 * len(read.rows), max(map(len, read.rows))), -10.0)
         for window, row in enumerate(read.rows):
+            assert row.chars_T2 is not None
             place = int(np.flatnonzero(row.chars_T2[:, 1])[window])
             scores_NT[2 * window : 2 * window + 2, place] = 5.0 if window == sure else 1.0
         chars_T2 = read.rows[sure].chars_T2
+        assert chars_T2 is not None
         begin, end = chars_T2[np.flatnonzero(chars_T2[:, 1])[sure]]
         parts = [Part(Truth(text=t), s) for t, s in model._spans(read.rows, scores_NT)]
         assert whole(parts).text == passage[begin:end]

@@ -14,8 +14,9 @@ from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.model import Part, Read, Row, Truth
 from stillhouse.guard.purses import Denied, guess
-from stillhouse.guard.scheduler import PASS_S, Request, Scheduler
+from stillhouse.guard.scheduler import Scheduler
 from stillhouse.guard.settings import QueueConfig
+from stillhouse.guard.waiting import PASS_S, Request
 
 BASE_S, TOKEN_S, CHARACTER_S = 0.001, 1e-4, 1e-6
 
@@ -203,7 +204,7 @@ def test_whoever_leaves_is_worked_for_no_longer() -> None:
 
 @pytest.mark.parametrize("text", ["unreadable", "1x13"])
 def test_an_error_is_its_own_requests(text: str) -> None:
-    scheduler, model = warmed()
+    scheduler, _ = warmed()
     good, bad = scheduler.submit("a", asked("1x50")), scheduler.submit("b", asked(text))
     while scheduler.step():
         pass

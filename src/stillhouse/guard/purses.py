@@ -72,7 +72,7 @@ class Charge:
 
 @dataclass
 class Lease:
-    """What a worker holds for a client, and when that was last used, on a clock that nobody sets."""
+    """What a worker holds for a client, and when that was last used, by a clock nobody sets."""
 
     held: Charge = Charge()
     used: float = 0.0
@@ -185,8 +185,8 @@ class Purses:
             lease.used = self._idle_clock()
 
     def _exchange(self, client: str, mine: Charge, charge: Charge, slower: float | None) -> Charge:
-        """Gives a lease back and takes another, of `charge` at least: how much. What is asked for in
-        tokens alone leaves the questions of the lease as they are. Raises Denied."""
+        """Gives a lease back and takes another, of `charge` at least: how much. A charge of tokens
+        alone leaves the questions of the lease as they are. Raises Denied."""
         wanted = (
             charge if charge.queries else replace(charge, queries=mine.queries, units=mine.units)
         )

@@ -2,10 +2,10 @@
 
 A piece is a few questions read (tokenised), or one pass of rows of similar length that takes about
 `PASS_S`. The next piece is of the client that had least of the model's time so far (start-time fair
-queueing, Goyal et al. 1996): time is measured, not guessed from sizes, and whoever comes with little
-waits for the piece under way and not for a round of all others. A client that had nothing waiting
-begins a pass ahead of them, once: what it used stays known while others have something. Rows of
-several clients share a pass where they are of similar length.
+queueing, Goyal et al. 1996): time is measured, not guessed from sizes, and whoever comes with
+little waits for the piece under way and not for a round of all others. A client that had nothing
+waiting begins a pass ahead of them, once: what it used stays known while others have something.
+Rows of several clients share a pass where they are of similar length.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
 from stillhouse.core.errors import DataError, RunError
@@ -26,10 +24,8 @@ from stillhouse.guard.model import Part, Read, Row, Truth, whole
 from stillhouse.guard.pace import Pace
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.settings import QueueConfig
+from stillhouse.guard.waiting import PASS_S, Client, Ready, Request, next_questions, next_rows
 
-PASS_S = 0.02  # what a pass is to take
-READ_AT_ONCE = 4_000  # characters that are read in one piece, or one question
-ALIKE, NEAR = 1.25, 16  # rows of one pass: no longer than by this factor, or so many tokens
 RETRY_S = 30.0  # the longest that one who is sent away is told to wait
 
 Now = Callable[[], float]
@@ -42,47 +38,6 @@ class Model(Protocol):
     def answer_rows(self, rows: Sequence[Row]) -> list[Part]: ...
 
     def expects(self, example: Example) -> int: ...
-
-
-@dataclass(order=True)
-class Ready:
-    """A row that waits for a pass: of which question, and which of its rows."""
-
-    length: int
-    question: int
-    place: int
-
-
-@dataclass(eq=False)
-class Request:
-    """Questions of one client that are answered together. weight: the tokens that still wait, those
-    of questions that were not read yet by a guess. charge: called with the tokens when all is read;
-    unless it says True, the request is parked until `go`."""
-
-    client: str
-    examples: Sequence[Example]
-    charge: Callable[[int], bool]
-    weight: int
-    answered: Future[list[Truth]] = field(default_factory=Future)
-    parked: Future[int] = field(default_factory=Future)
-    reads: list[Read] = field(default_factory=list)
-    ready: list[Ready] = field(default_factory=list)  # rising length
-    parts: list[list[Part | None]] = field(default_factory=list)
-    left: int = 0  # rows without an answer
-
-    @property
-    def unread(self) -> bool:
-        return len(self.reads) < len(self.examples)
-
-
-@dataclass(eq=False)
-class Client:
-    """used: seconds of the model, on the scheduler's clock, up to its last piece."""
-
-    used: float = 0.0
-    requests: deque[Request] = field(default_factory=deque)
-    questions: int = 0
-    weight: int = 0
 
 
 class Scheduler:
@@ -111,9 +66,10 @@ class Scheduler:
         *, charge: Callable[[int], bool] = lambda tokens: True,
         charge_later: Callable[[int], None] = lambda tokens: None,
     ) -> list[Truth]:  # fmt: skip
-        """The answers. `charge` is told at once how many tokens were read, and says whether that was
-        enough; where not, `charge_later` may take its time, in another thread. Whoever is cancelled
-        is worked for no longer. Raises Denied, DataError, RunError; what `charge_later` raises."""
+        """The answers. `charge` is told at once how many tokens were read, and says whether they
+        are paid for; where not, `charge_later` may take its time, in another thread. Whoever is
+        cancelled is worked for no longer. Raises Denied, DataError, RunError; what `charge_later`
+        raises."""
         if not examples:
             return []
         request = self.submit(client, examples, charge=charge)
@@ -249,23 +205,24 @@ class Scheduler:
             self.step()
 
     def _has_work(self) -> bool:
-        return any(self._works(client) for client in self._clients.values())
-
-    def _works(self, client: Client) -> bool:
-        return any(request.unread or request.ready for request in client.requests)
+        return any(client.has_work for client in self._clients.values())
 
     def step(self) -> bool:
         """Does one piece; whether there was one."""
         with self._lock:
-            working = [each for each in self._clients.values() if self._works(each)]
+            working = [each for each in self._clients.values() if each.has_work]
             if not working:
                 return False
             first = min(working, key=lambda client: client.used)
             self._clock = max(self._clock, first.used)
             for name in [n for n, c in self._clients.items() if self._is_forgotten(c)]:
                 del self._clients[name]
-            reading = self._to_read(first)
-            rows = [] if reading else self._to_run(first)
+            reading = next_questions(first, self._pace)
+            rows = (
+                []
+                if reading
+                else next_rows(first, self._clients.values(), self._pace, most=self._rows)
+            )
         began = self._now()
         if reading is not None:
             self._read(*reading)
@@ -277,25 +234,6 @@ class Scheduler:
         self._share(rows, took)
         return True
 
-    def _to_read(self, client: Client) -> tuple[Request, int] | None:
-        """A request whose questions are read next, and how many of them: the oldest's, but for a
-        client whose rows fill a pass already or whose next question is long."""
-        ready = sum(row.length for each in client.requests for row in each.ready)
-        request = next((each for each in client.requests if each.unread), None)
-        if request is None:
-            return None
-        begin = end = len(request.reads)
-        size = 0
-        while end < len(request.examples):
-            example = request.examples[end]
-            size += len(example.text) + len(example.pair or "")
-            if size > READ_AT_ONCE and end > begin:
-                break
-            end += 1
-        if ready and (size > READ_AT_ONCE or self._pace.seconds(ready) >= PASS_S):
-            return None
-        return request, end - begin
-
     def _read(self, request: Request, count: int) -> None:
         begin = len(request.reads)
         few = request.examples[begin : begin + count]
@@ -304,7 +242,7 @@ class Scheduler:
             so_far = sum(each.tokens for each in (*request.reads, *reads))
             if self._tokens is not None and so_far > self._tokens:
                 raise DataError(
-                    f"the request has more than {self._tokens:,} tokens: ask fewer questions at once"
+                    f"the request has more than {self._tokens:,} tokens: ask fewer at once"
                 )
         except Exception as error:
             self._fail(request, error)
@@ -325,10 +263,8 @@ class Scheduler:
         if paid:
             self.go(request)
             return
-        try:
+        with suppress(InvalidStateError):  # given up meanwhile
             request.parked.set_result(so_far)
-        except InvalidStateError:  # given up meanwhile
-            pass
 
     def _make_ready(self, request: Request) -> None:
         if request.answered.done():
@@ -340,39 +276,6 @@ class Scheduler:
             for place, row in enumerate(read.rows)
         )
         request.left = len(request.ready)
-
-    def _to_run(self, first: Client) -> list[tuple[Request, Ready]]:
-        """The rows of the next pass: the first client's shortest of its oldest request, and more of
-        similar length, its own before others', who bring no more than it does (a few rows of many
-        are no reason for one row to wait longer). They leave what is ready."""
-        lead = next(request for request in first.requests if request.ready)
-        shortest = lead.ready[0].length
-        low = min(int(shortest / ALIKE), shortest - NEAR)
-        high = max(int(shortest * ALIKE), shortest + NEAR)
-        others = sorted(
-            (each for each in self._clients.values() if each is not first),
-            key=lambda client: client.used,
-        )
-        found: list[tuple[Request, Ready]] = []
-        longest, most = 0, 1 << 62  # most: tokens that another client may bring, or a row
-        for client in (first, *others):
-            brought = 0
-            for request in client.requests:
-                begin = end = bisect_left(request.ready, low, key=lambda row: row.length)
-                while end < len(request.ready) and len(found) < self._rows:
-                    row = request.ready[end]
-                    tokens = (len(found) + 1) * max(longest, row.length)
-                    slow = bool(found) and self._pace.seconds(tokens) > PASS_S
-                    if slow or row.length > high or (brought and brought + row.length > most):
-                        break
-                    longest = max(longest, row.length)
-                    brought += row.length
-                    found.append((request, row))
-                    end += 1
-                del request.ready[begin:end]
-            if client is first:
-                most = brought
-        return found
 
     def _pass(self, rows: Sequence[tuple[Request, Ready]]) -> None:
         """Runs rows, and answers the requests that lack none after it."""
@@ -400,10 +303,8 @@ class Scheduler:
 
     def _answer(self, request: Request) -> None:
         parts = [[part for part in each if part is not None] for each in request.parts]
-        try:
+        with suppress(InvalidStateError):  # given up meanwhile
             request.answered.set_result([whole(each) for each in parts])
-        except InvalidStateError:  # given up meanwhile
-            pass
 
     def _share(self, rows: Sequence[tuple[Request, Ready]], took: float) -> None:
         """Charges the clients of a pass for their part of its time."""
@@ -415,7 +316,5 @@ class Scheduler:
                     client.used += took * row.length / max(1, whole_)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        try:
+        with suppress(InvalidStateError):
             request.answered.set_exception(error)
-        except InvalidStateError:
-            pass

@@ -44,10 +44,10 @@ def run_service(
     ready: Callable[[ServeConfig], None] = lambda config: None,
     told: Callable[[str], None] = lambda note: None,
 ) -> None:
-    """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered, those that
-    take too long with 503, and all is over within `stopping.DRAIN_S`.
-    `ready` is told when all that can be checked before is; `told` what a user should know. Raises
-    UsageError, ModelError, RunError."""
+    """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered, those
+    that take too long with 503, and all is over within `stopping.DRAIN_S`. `ready` is told when all
+    that can be checked before is; `told` what a user should know. Raises UsageError, ModelError,
+    RunError."""
     import uvicorn
 
     if config.workers > 1 and config.guarded and config.registry.startswith("sqlite"):
