@@ -31,6 +31,7 @@ from stillhouse.guard.writer import Row, Writer
 DECIDED_S = 10.0  # how long an answer waits for its mark to be written
 FRESH_S = 1.0  # how old what a worker knows of clients may be
 RETAIN_S = 3600.0  # how often old lines of the log are deleted
+STEADY_S = 600.0  # how far the time of day may be set between two of these, to be believed
 ACCENTS = 30  # combining characters in a row, as in Unicode's stream-safe form
 
 Predict = Callable[[Sequence[Example]], Sequence[Truth]]
@@ -56,6 +57,7 @@ class Guard:
         self._known: dict[str, tuple[float, ClientRow]] = {}
         self._by_key: dict[str, tuple[float, ClientRow | None]] = {}
         self._pinged, self._retained = 0.0, -math.inf
+        self._set = time.time() - time.monotonic()  # changes only where a clock is set
         registry.upgrade()
         registry.commit_to(keys)
         registry.serves(
@@ -244,8 +246,10 @@ class Guard:
         self._purses.give_back()
         now, days = time.monotonic(), self.config.keep.days
         if days is not None and now - self._retained > RETAIN_S:
+            before, self._set = self._set, time.time() - now
             self._retained = now
-            self.registry.retain(days)
+            if abs(self._set - before) < STEADY_S:  # else lines would go that are not old
+                self.registry.retain(days)
         if now - self._pinged > FRESH_S:
             self.registry.ping()
             self._pinged = now
