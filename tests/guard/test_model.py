@@ -13,7 +13,7 @@ import tiny
 from stillhouse.core.errors import DataError, ModelError
 from stillhouse.core.types import Example
 from stillhouse.guard.membership import Head
-from stillhouse.guard.model import ServedModel
+from stillhouse.guard.model import Part, ServedModel, Truth, whole
 from stillhouse.models.load import load_classifier, load_tokenizer
 
 TEXTS = ["a good film", "the soup was awful , cold and dark .", "", "we", "not bad " * 30]
@@ -69,18 +69,42 @@ def test_spans_come_from_their_passages(tmp_path: Path) -> None:
 def test_of_a_long_passages_windows_the_surest_answers(tmp_path: Path) -> None:
     model = ServedModel(tiny.save_spans(tmp_path), precision="float32", max_length=24)
     asked = [Example("the film ?", "the film was good and the soup was bad but " * 3)]
-    batch, cuts = model._windows(asked)
-    assert len(cuts) >= 3
+    (read,) = model.reads(asked)
+    assert len(read.rows) >= 3
+    assert read.tokens == sum(len(row.ids_T) for row in read.rows)
+    passage = asked[0].pair or ""
     answers = []
-    for sure in range(len(cuts)):
-        scores_NT = torch.full((2 * len(cuts), batch.inputs["input_ids"].shape[1]), -10.0)
-        for window, each in enumerate(cuts):
-            place = int(np.flatnonzero(each.chars_T2[:, 1])[window])
+    for sure in range(len(read.rows)):
+        scores_NT = torch.full((2 * len(read.rows), max(map(len, read.rows))), -10.0)
+        for window, row in enumerate(read.rows):
+            assert row.chars_T2 is not None
+            place = int(np.flatnonzero(row.chars_T2[:, 1])[window])
             scores_NT[2 * window : 2 * window + 2, place] = 5.0 if window == sure else 1.0
-        begin, end = cuts[sure].chars_T2[np.flatnonzero(cuts[sure].chars_T2[:, 1])[sure]]
-        assert model._texts(asked, scores_NT, cuts) == [(asked[0].pair or "")[begin:end]]
+        chars_T2 = read.rows[sure].chars_T2
+        assert chars_T2 is not None
+        begin, end = chars_T2[np.flatnonzero(chars_T2[:, 1])[sure]]
+        parts = [Part(Truth(text=t), s) for t, s in model._spans(read.rows, scores_NT)]
+        assert whole(parts).text == passage[begin:end]
         answers.append((begin, end))
-    assert len(set(answers)) == len(cuts)
+    assert len(set(answers)) == len(read.rows)
+
+
+@pytest.mark.parametrize("task", ["classification", "span"])
+def test_answers_are_their_rows_in_any_passes(task: str, tmp_path: Path) -> None:
+    """Read one by one, and run row by row."""
+    if task == "span":
+        model = ServedModel(tiny.save_spans(tmp_path), precision="float32", max_length=24)
+        passage = "the film was good and the soup was bad but " * 6
+        asked = [Example("the film ?", passage), Example("we ?", "the hotel was fine")]
+    else:
+        model = ServedModel(tiny.save(tmp_path, seed=3), precision="float32")
+        asked = [Example(text) for text in TEXTS] + [Example("a film", "the book")]
+    reads = [model.read(each) for each in asked]
+    found = [whole([model.answer_rows([row])[0] for row in read.rows]) for read in reads]
+    for truth, expected in zip(found, model.answers(asked), strict=True):
+        assert truth.text == expected.text
+        if expected.probabilities_K is not None:
+            assert truth.probabilities_K == pytest.approx(expected.probabilities_K, abs=1e-6)
 
 
 def head_of(model: ServedModel, features: str = "both", line: float = 0.0) -> Head:

@@ -24,7 +24,8 @@ class Clock:
 
 
 def purses(registry: Registry, clock: Clock | None = None, **limits: Any) -> Purses:
-    return Purses(registry, LimitsConfig(**limits), Tariff(free=10), clock=clock or Clock())
+    clock = clock or Clock()
+    return Purses(registry, LimitsConfig(**limits), Tariff(free=10), clock=clock, idle_clock=clock)
 
 
 def spend(purse: Purses, client: str, *, most: int = 10_000, count: int = 1) -> int:

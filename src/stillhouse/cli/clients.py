@@ -23,7 +23,13 @@ def create(
     ] = False,
     queries: Annotated[int | None, typer.Option("--queries", min=1, help="its own budget")] = None,
     money: Annotated[float | None, typer.Option("--money", min=0, help="its own budget")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="its own budget of tokens that are read")
+    ] = None,
     per_s: Annotated[float | None, typer.Option("--per-s", help="its own rate")] = None,
+    tokens_per_s: Annotated[
+        float | None, typer.Option("--tokens-per-s", help="its own rate in tokens")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Make a client and print its API key, once: only a hash of it is kept.
@@ -31,11 +37,13 @@ def create(
     Example: stillhouse clients create "Ann's shop" --queries 5000
     """
     held = registry_at(registry, new=True)
-    if per_s is not None and per_s <= 0:
-        raise UsageError(f"--per-s is above 0, got {per_s}")
+    for option, rate in (("--per-s", per_s), ("--tokens-per-s", tokens_per_s)):
+        if rate is not None and rate <= 0:
+            raise UsageError(f"{option} is above 0, got {rate}")
     row, secret = held.create_client(
-        name, role="owner" if owner else "client", queries=queries, money=money, per_s=per_s
-    )
+        name, role="owner" if owner else "client", queries=queries, money=money, per_s=per_s,
+        tokens=tokens, tokens_per_s=tokens_per_s,
+    )  # fmt: skip
     held.close()
     if json:
         console.print_json({"id": row.id, "name": row.name, "role": row.role, "key": secret})
@@ -57,10 +65,11 @@ def list_(registry: Url = REGISTRY, json: options.Json = False) -> None:
         console.print_json([vars(row) | {"evidence": row.evidence.as_json()} for row in rows])
         return
     console.table(
-        ("client", "id", "role", "made", "charged", "new", "odd", "state"),
+        ("client", "id", "role", "made", "charged", "tokens", "new", "odd", "state"),
         [
             [
                 row.name, row.id, row.role, _day(row.created), _of(row.charged, row.queries),
+                _of(row.token_charge, row.token_budget),
                 f"{row.distinct:,}", f"{row.evidence.odd:,}",
                 "revoked" if row.revoked else "flagged" if row.flagged else "",
             ]

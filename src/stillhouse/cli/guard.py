@@ -46,8 +46,14 @@ def serve(
     money: Annotated[
         float | None, typer.Option("--money", min=0, help="what a client may spend in all")
     ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="tokens that are read for a client in all")
+    ] = None,
     per_s: Annotated[
         float | None, typer.Option("--per-s", help="questions a second a client may ask")
+    ] = None,
+    tokens_per_s: Annotated[
+        float | None, typer.Option("--tokens-per-s", help="tokens a second of a client's questions")
     ] = None,
     host: Annotated[str | None, typer.Option("--host")] = None,
     port: Annotated[int | None, typer.Option("--port")] = None,
@@ -80,7 +86,9 @@ def serve(
             "curve": curve,
             "guard.limits.queries": queries,
             "guard.limits.money": money,
+            "guard.limits.tokens": tokens,
             "guard.limits.per_s": per_s,
+            "guard.limits.tokens_per_s": tokens_per_s,
             "host": host,
             "port": port,
             "workers": workers,

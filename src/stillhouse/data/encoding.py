@@ -67,12 +67,19 @@ def encode_now(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> dict[str, Tensor]:
     """A few examples as a model's inputs, nothing kept of them. All have a pair, or none has."""
-    ids, types, _ = _tokens(examples, tokenizer, max_length)
+    ids, seconds = token_rows(examples, tokenizer, max_length=max_length)
     return padded(
-        [np.asarray(row) for row in ids], np.array([_zeros(row) for row in types]),
-        pad=pad_id(tokenizer), types="token_type_ids" in tokenizer.model_input_names,
-        max_length=max_length,
+        ids, np.array(seconds), pad=pad_id(tokenizer),
+        types="token_type_ids" in tokenizer.model_input_names, max_length=max_length,
     )  # fmt: skip
+
+
+def token_rows(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> tuple[list[np.ndarray], list[int]]:
+    """Each example's token ids, and where its second segment begins. All have a pair, or none."""
+    ids, types, _ = _tokens(examples, tokenizer, max_length)
+    return [np.asarray(row) for row in ids], [_zeros(row) for row in types]
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -38,7 +38,10 @@ class GuardedModel:
 
     def ask(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Answers as the service gives them. Raises Denied, DataError, RunError."""
-        return self._guard.answer(self._client, examples, self._model.answers)
+        return self._guard.answer(
+            self._client, examples, self._model.answers,
+            reads=self._model.reads,
+        )  # fmt: skip
 
     def open(self, store: Path, tariff: Tariff, limit: int | None) -> Session:
         return Session(self, Ledger(store / "apis" / self.fingerprint, tariff), limit)

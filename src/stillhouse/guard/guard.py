@@ -7,11 +7,14 @@ of ours; the service and the middleware do the same from many clients at once.
 from __future__ import annotations
 
 import math
+import re
+import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -23,7 +26,7 @@ from stillhouse.guard.keys import Keys
 from stillhouse.guard.marking import Asked, Marking, Plan
 from stillhouse.guard.model import About, Truth
 from stillhouse.guard.purses import Purses
-from stillhouse.guard.reading import Reads, as_written
+from stillhouse.guard.reading import Reading, Reads, as_written
 from stillhouse.guard.registry import API_KEY, ClientRow, Registry
 from stillhouse.guard.settings import GuardConfig
 from stillhouse.guard.writer import Answered, Row, Writer
@@ -31,6 +34,7 @@ from stillhouse.guard.writer import Answered, Row, Writer
 DECIDED_S = 10.0  # how long an answer waits for its mark to be written
 FRESH_S = 1.0  # how old what a worker knows of clients may be
 RETAIN_S = 3600.0  # how often old lines of the log are deleted
+STEADY_S = 600.0  # how far the time of day may be set between two of these, to be believed
 ACCENTS = 30  # combining characters in a row, as in Unicode's stream-safe form
 
 Predict = Callable[[Sequence[Example]], Sequence[Truth]]
@@ -56,17 +60,18 @@ class Guard:
         self, config: GuardConfig, keys: Keys, registry: Registry, about: About,
         *, curve: Curve | None = None, reads: Reads | None = None,
     ) -> None:  # fmt: skip
-        self._reads = reads or (lambda examples: [as_written(each) for each in examples])
+        self.reads = reads or (lambda examples: [as_written(each) for each in examples])
         self.config, self.keys, self.registry, self.about = config, keys, registry, about
         self.curve = curve
         self.questions = 0  # that this worker answered
         self._purses = Purses(registry, config.limits, config.tariff)
         self._seal = Daily(registry, keys)
         self._writer = Writer(registry, config.check, tick=self._tick)
-        self._marking = Marking(config, keys, about, self._reads)
+        self._marking = Marking(config, keys, about, self.reads)
         self._known: dict[str, tuple[float, ClientRow]] = {}
         self._by_key: dict[str, tuple[float, ClientRow | None]] = {}
         self._pinged, self._retained = 0.0, -math.inf
+        self._set = time.time() - time.monotonic()  # changes only where a clock is set
         registry.upgrade()
         registry.commit_to(keys)
         registry.serves(
@@ -163,36 +168,59 @@ class Guard:
         slow = self.config.check.slow_per_s if self._throttled(self.client(client)) else None
         self._purses.take(client, len(examples), self.cost(examples), per_s=slow)
 
+    def admit_tokens_now(self, client: str, tokens: int) -> bool:
+        """Charges a client for what the model reads, without asking the registry; whether what is
+        held here was enough."""
+        return self._purses.held(client, 0, 0, tokens)
+
+    def admit_tokens(self, client: str, tokens: int) -> None:
+        """Charges a client for so many tokens that the model reads. Raises Denied."""
+        self._purses.take(client, 0, 0, tokens)
+
     def _throttled(self, row: ClientRow) -> bool:
         return row.flagged is not None and self.config.check.on_flag == "throttle"
 
     # what is answered
 
-    def answer(self, client: str, examples: Sequence[Example], predict: Predict) -> list[Row]:
-        """Answers around `predict`, which takes examples and gives a Truth each. Raises Denied,
+    def answer(
+        self, client: str, examples: Sequence[Example], predict: Predict,
+        *, reads: Reads | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """Answers around `predict`, which takes examples and gives a Truth each. `reads`: what the
+        model reads of them (left out: the guard's own). Raises Denied,
         DataError, RunError."""
         self.check(examples)
         self.admit(client, examples)
+        read = 0
         try:
-            return self.settle(self.finish(client, examples, predict(examples)))
+            readings = (reads or self.reads)(examples)
+            count = sum(each.tokens for each in readings)
+            self.admit_tokens(client, count)
+            read = count
+            return self.settle(self.finish(client, examples, predict(examples), readings))
         except BaseException:
-            self.refund(client, examples)
+            self.refund(client, examples, tokens=read)
             raise
 
-    def refund(self, client: str, examples: Sequence[Example]) -> None:
-        """Takes the charge for questions back that were not answered."""
-        self._purses.refund(client, len(examples), self.cost(examples))
+    def refund(self, client: str, examples: Sequence[Example], *, tokens: int = 0) -> None:
+        """Takes the charge for questions and tokens back that were not answered."""
+        self._purses.refund(client, len(examples), self.cost(examples), tokens)
 
-    def finish(self, client: str, examples: Sequence[Example], truths: Sequence[Truth]) -> Finished:
-        """What becomes of each question, on its way to the registry. Raises DataError for answers
-        that are no numbers, RunError where the log can't take more."""
+    def finish(
+        self, client: str, examples: Sequence[Example], truths: Sequence[Truth],
+        readings: Sequence[Reading] | None = None,
+    ) -> Finished:  # fmt: skip
+        """What becomes of each question, on its way to the registry. readings: what the model reads
+        of them, where its answers don't say. Raises DataError for answers that are no numbers,
+        RunError where the log can't take more."""
         row = self._known[client][1]  # as it was when the questions were let in
         now = time.time()
         lines: list[Row] = []
         plans: list[Plan] = []
-        for example, truth in zip(examples, truths, strict=True):
+        readings = readings or [truth.read or self.reads([e])[0]
+                                for e, truth in zip(examples, truths, strict=True)]  # fmt: skip
+        for example, truth, reading in zip(examples, truths, readings, strict=True):
             _check_finite(truth)
-            reading = truth.read or self._reads([example])[0]
             asked = Asked.by(client, example, reading, self.keys)
             lines.append(self._line(client, asked, truth, now))
             plans.append(self._marking.plan(row, asked, truth, now))
@@ -229,8 +257,10 @@ class Guard:
         self._seal()
         now, days = time.monotonic(), self.config.keep.days
         if days is not None and now - self._retained > RETAIN_S:
+            before, self._set = self._set, time.time() - now
             self._retained = now
-            self.registry.retain(days)
+            if abs(self._set - before) < STEADY_S:  # else lines would go that are not old
+                self.registry.retain(days)
         if now - self._pinged > FRESH_S:
             self.registry.ping()
             self._pinged = now
@@ -251,11 +281,19 @@ def _is_text(text: str) -> bool:
         whole = b"\x00" not in text.encode()
     except UnicodeEncodeError:
         return False
-    if text.isascii():
-        return whole
-    run = 0
-    for each in text:
-        run = run + 1 if unicodedata.combining(each) else 0
-        if run > ACCENTS:
-            return False
-    return whole
+    return whole and (text.isascii() or not _stacked().search(text))
+
+
+@cache
+def _stacked() -> re.Pattern[str]:
+    """More combining characters in a row than are allowed. A pattern, because a loop over the
+    characters of a full request would take half a second."""
+    accents = (code for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code)))
+    spans: list[list[int]] = []
+    for code in accents:
+        if spans and spans[-1][1] == code - 1:
+            spans[-1][1] = code
+        else:
+            spans.append([code, code])
+    inside = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in spans)
+    return re.compile(f"[{inside}]{{{ACCENTS + 1}}}")

@@ -17,6 +17,7 @@ import numpy as np
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.asgi import App, Message, Receive, Send
+from stillhouse.guard.bill import Bill
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import Truth
 from stillhouse.guard.purses import Denied
@@ -25,7 +26,9 @@ from stillhouse.guard.settings import Outside
 
 class GuardMiddleware:
     """`app.add_middleware(GuardMiddleware, guard=guard, outside=Outside(...))`, or around any ASGI
-    application. The guard's `About` names the model and its choices."""
+    application. The guard's `About` names the model and its choices. Give the guard `reads`, such
+    as TokenizerReads("my-model"): the middleware has no tokenizer, and without one marks are drawn
+    from what is written, and a token is taken for four characters."""
 
     def __init__(self, app: App, guard: Guard, outside: Outside) -> None:
         self._app, self._guard, self._outside = app, guard, outside
@@ -61,14 +64,18 @@ class GuardMiddleware:
     async def _guarded(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await self._read(receive)
         again = _again(body, receive)
-        examples = self._questions(body)
+        examples = await asyncio.to_thread(self._questions, body)
         guard, open_ = self._guard, self._outside.failing == "open"
         try:
             client = await asyncio.to_thread(guard.who, _key(scope))
             if client is None or client.role != "client":
                 raise Denied("give an API key: Authorization: Bearer sh_...", status=401)
-            guard.check(examples)
-            await asyncio.to_thread(guard.admit, client.id, examples)
+            bill = Bill(guard, client.id, examples)
+            try:
+                await asyncio.to_thread(self._admit, bill, examples)
+            except BaseException:
+                bill.refund()
+                raise
         except RunError:
             if not open_:
                 raise
@@ -78,21 +85,27 @@ class GuardMiddleware:
         try:
             await self._app(_uncompressed(scope), again, answered.take)
             if not 200 <= answered.status < 300:
-                guard.refund(client.id, examples)
+                bill.refund()
                 await answered.send(send)
                 return
             shown = await self._marked(client.id, examples, answered.body)
         except RunError:
-            guard.refund(client.id, examples)
+            bill.refund()
             if not open_:
                 raise
             await answered.send(send)
             return
         except BaseException:
-            guard.refund(client.id, examples)
+            bill.refund()
             raise
         answered.body = shown
         await answered.send(send)
+
+    def _admit(self, bill: Bill, examples: Sequence[Example]) -> None:
+        """Charges for questions and for their tokens. Raises DataError, Denied, RunError."""
+        self._guard.check(examples)
+        bill.admit()
+        bill.admit_tokens(sum(each.tokens for each in self._guard.reads(examples)))
 
     async def _marked(self, client: str, examples: Sequence[Example], body: bytes) -> bytes:
         """A service's answers, logged, and some of them marked. Raises DataError, RunError."""

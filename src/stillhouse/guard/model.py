@@ -20,12 +20,12 @@ from stillhouse.core.errors import DataError
 from stillhouse.core.terms import Precision
 from stillhouse.core.types import Batch, Example, Tap
 from stillhouse.data.batching import sorted_batches
-from stillhouse.data.encoding import encode_now, pad_id, padded
-from stillhouse.data.windows import Window, cut
+from stillhouse.data.encoding import pad_id, padded, token_rows
+from stillhouse.data.windows import cut
 from stillhouse.flows.common import kind_of, load_answering, trained_length
 from stillhouse.flows.dry_run import Trial, precision_for, two_rows
 from stillhouse.guard.membership import Head
-from stillhouse.guard.reading import Reading, TokenRow, reading_of, token_row
+from stillhouse.guard.reading import Reading, TokenRow, guess, reading_of
 from stillhouse.models.forward import fast_weights, has_fast_path, run
 from stillhouse.models.limits import check_tokenizer, max_tokens, tokenizer_for
 from stillhouse.models.load import fingerprint, label_names, load_tokenizer
@@ -49,14 +49,41 @@ class About:
 @dataclass(frozen=True)
 class Truth:
     """What the model says of one question: probabilities, a value or a text. odd: the membership
-    check's score, above 0 where it takes the question for none of a customer's. read: what the
-    model read of the question, where that is known."""
+    check's score, above 0 where it takes the question for none of a customer's. read: what it read,
+    where that is known."""
 
     probabilities_K: np.ndarray | None = None
     value: float | None = None
     text: str | None = None
     odd: float | None = None
     read: Reading | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Row(TokenRow):
+    """What one row of a pass reads. Of a window: where in its passage each token stands, (0, 0) for
+    one that is not of it."""
+
+    chars_T2: np.ndarray | None = None
+    passage: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+
+@dataclass(frozen=True, eq=False)
+class Read(Reading):
+    """A question as the model reads it: one row, or a passage's windows."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a pass says of one row. sure: a span's score, by which windows compete."""
+
+    truth: Truth
+    sure: float = 0.0
 
 
 class ServedModel:
@@ -104,71 +131,97 @@ class ServedModel:
 
     def answers(self, examples: Sequence[Example]) -> list[Truth]:
         """Asked in batches of similar length. Raises DataError."""
-        if not examples:
-            return []
         found: dict[int, Truth] = {}
         with self._lock:
-            for rows, batch, cuts in self._batches(examples):
-                for row, truth in zip(rows, self._answer(examples, rows, batch, cuts), strict=True):
-                    found[row] = truth
-        readings = self.reads(examples)
-        return [replace(found[row], read=each) for row, each in enumerate(readings)]
+            for places, reads in self._alike(examples):
+                rows = [row for read in reads for row in read.rows]
+                parts = iter(
+                    [
+                        part
+                        for at in range(0, len(rows), SIZE)
+                        for part in self._run(rows[at : at + SIZE])
+                    ]
+                )
+                for place, read in zip(places, reads, strict=True):
+                    found[place] = whole([next(parts) for _ in read.rows], read)
+        return [found[place] for place in range(len(examples))]
 
-    def reads(self, examples: Sequence[Example]) -> list[Reading]:
-        """What the model reads of each. Raises DataError."""
-        return [reading_of(self._rows(each), self._tokenizer) for each in examples]
+    def expects(self, example: Example) -> int:
+        """About how many tokens will be read of a question."""
+        found = guess(example)
+        return found if self.task == "span" else min(found, self.max_length)
 
-    def _rows(self, example: Example) -> list[TokenRow]:
-        if self.task == "span":
-            cuts = cut([example], self._tokenizer, max_length=self.max_length)
-            return [TokenRow(each.ids_T, each.second) for each in cuts]
-        return [token_row(example, self._tokenizer, self.max_length)]
+    def read(self, example: Example) -> Read:
+        """A question as the model reads it. Raises DataError for one on no passage."""
+        return self.reads([example])[0]
+
+    def reads(self, examples: Sequence[Example]) -> list[Read]:
+        """Questions as the model reads them, each as if alone. Raises DataError."""
+        self.accepts(examples)
+        found: dict[int, Read] = {}
+        for alike in (True, False):  # with a second text, and without
+            places = [i for i, each in enumerate(examples) if (each.pair is not None) is alike]
+            rows = self._rows([examples[place] for place in places]) if places else []
+            for place, each in zip(places, rows, strict=True):
+                about = reading_of(each, self._tokenizer)
+                found[place] = Read(about.content, about.tokens, each)
+        return [found[place] for place in range(len(examples))]
+
+    def answer_rows(self, rows: Sequence[Row]) -> list[Part]:
+        """One pass of the model: what it says of each row. Rows of similar length cost least."""
+        with self._lock:
+            return self._run(rows)
 
     def features(
         self, examples: Sequence[Example]
     ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
         """Of batches of examples: which they are, the last layer's states B x T x H, the mask, and
         the logits B x K. A span's are of its first window, the logits where it begins and ends."""
-        for rows, batch, cuts in self._batches(examples):
-            states_BTH, mask_BT, scores_NK = self._run(batch, read=True)
+        for places, reads in self._alike(examples):
+            batch = self._batch([read.rows[0] for read in reads])
+            states_BTH, mask_BT, scores_NK = self._forward(batch, read=True)
             assert states_BTH is not None
-            first = _firsts(rows, cuts)
-            logits_BK = self._logits(scores_NK, len(mask_BT))
-            yield rows, states_BTH[first], mask_BT[first], logits_BK[first]
+            yield places, states_BTH, mask_BT, self._logits(scores_NK, len(mask_BT))
 
-    def _batches(
-        self, examples: Sequence[Example]
-    ) -> Iterator[tuple[list[int], Batch, list[Window]]]:
-        """Examples of similar length together: which they are, and their inputs. Raises
+    def _alike(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[Read]]]:
+        """Examples of similar length together: which they are, and as they are read. Raises
         DataError."""
         self.accepts(examples)
         paired = [each.pair is not None for each in examples]
-        lengths = np.array([len(e.text) + len(e.pair or "") for e in examples])
-        for alike in (True, False):  # with a second text, and without
+        lengths = np.array([len(e.text) + len(e.pair or "") for e in examples], np.int64)
+        for alike in (True, False):
             held = np.array([i for i, each in enumerate(paired) if each is alike], np.int64)
             for part in sorted_batches(lengths[held], size=SIZE, max_tokens=4 * MAX_TOKENS):
-                rows = held[part].tolist()
-                few = [examples[row] for row in rows]
-                if self.task == "span":
-                    yield rows, *self._windows(few)
-                    continue
-                inputs = encode_now(few, self._tokenizer, max_length=self.max_length)
-                yield rows, Batch(inputs, np.arange(len(rows))), []
+                places = held[part].tolist()
+                yield places, self.reads([examples[place] for place in places])
 
-    def _windows(self, examples: Sequence[Example]) -> tuple[Batch, list[Window]]:
-        cuts = list(cut(examples, self._tokenizer, max_length=self.max_length))
+    def _rows(self, examples: Sequence[Example]) -> list[tuple[Row, ...]]:
+        """Each example's rows. All have a pair, or none has."""
+        if self.task != "span":
+            ids, seconds = token_rows(examples, self._tokenizer, max_length=self.max_length)
+            return [(Row(ids_T, second),) for ids_T, second in zip(ids, seconds, strict=True)]
+        found: list[list[Row]] = [[] for _ in examples]
+        for each in cut(examples, self._tokenizer, max_length=self.max_length):
+            passage = examples[each.owner].pair or ""
+            found[each.owner].append(Row(each.ids_T, each.second, each.chars_T2, passage))
+        return [tuple(rows) for rows in found]
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
         inputs = padded(
-            [each.ids_T for each in cuts], np.array([each.second for each in cuts]),
+            [row.ids_T for row in rows], np.array([row.second for row in rows]),
             pad=pad_id(self._tokenizer), max_length=self.max_length,
             types="token_type_ids" in self._tokenizer.model_input_names,
         )  # fmt: skip
-        answerable_BT = np.zeros(inputs["input_ids"].shape, bool)
-        for i, each in enumerate(cuts):
-            answerable_BT[i, : len(each.chars_T2)] = each.chars_T2[:, 1] > 0
-        answerable = torch.from_numpy(answerable_BT)
-        return Batch(inputs, np.arange(len(cuts)), answerable_BT=answerable), cuts
+        answerable = None
+        if self.task == "span":
+            answerable_BT = np.zeros(inputs["input_ids"].shape, bool)
+            for i, row in enumerate(rows):
+                assert row.chars_T2 is not None
+                answerable_BT[i, : len(row.chars_T2)] = row.chars_T2[:, 1] > 0
+            answerable = torch.from_numpy(answerable_BT)
+        return Batch(inputs, np.arange(len(rows)), answerable_BT=answerable)
 
-    def _run(self, batch: Batch, *, read: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    def _forward(self, batch: Batch, *, read: bool) -> tuple[Tensor | None, Tensor, Tensor]:
         """The last states, the mask and the scores."""
         reads = {self._last} if read else set()
         with torch.inference_mode():
@@ -185,46 +238,40 @@ class ServedModel:
         best_B2 = scores_NK.log_softmax(-1).amax(-1).view(rows, 2)
         return best_B2
 
-    def _answer(
-        self, examples: Sequence[Example], rows: Sequence[int], batch: Batch, cuts: list[Window]
-    ) -> list[Truth]:
-        states_BTH, mask_BT, scores_NK = self._run(batch, read=self._reads)
+    def _run(self, rows: Sequence[Row]) -> list[Part]:
+        batch = self._batch(rows)
+        reads = self.head is not None and self.head.reads_states
+        states_BTH, mask_BT, scores_NK = self._forward(batch, read=reads)
         odd: list[float] | list[None] = [None] * len(rows)
         if self.head is not None:
-            first = _firsts(rows, cuts)
-            states = None if states_BTH is None else states_BTH[first]
-            logits_BK = self._logits(scores_NK, len(mask_BT))[first]
-            odd = self.head.scores(states, mask_BT[first], logits_BK).tolist()
+            logits_BK = self._logits(scores_NK, len(mask_BT))
+            odd = self.head.scores(states_BTH, mask_BT, logits_BK).tolist()
         if self.task == "span":
-            texts = self._texts([examples[row] for row in rows], scores_NK, cuts)
-            return [Truth(text=t, odd=o) for t, o in zip(texts, odd, strict=True)]
+            spans = self._spans(rows, scores_NK)
+            return [
+                Part(Truth(text=t, odd=o), sure) for (t, sure), o in zip(spans, odd, strict=True)
+            ]
         if self.task == "regression":
-            return [Truth(value=float(v), odd=o) for v, o in zip(scores_NK[:, 0], odd, strict=True)]
+            values = scores_NK[:, 0].tolist()
+            return [Part(Truth(value=v, odd=o)) for v, o in zip(values, odd, strict=True)]
         shares_NK = scores_NK.double().softmax(-1).numpy()
-        return [Truth(row_K, odd=o) for row_K, o in zip(shares_NK, odd, strict=True)]
+        return [Part(Truth(row_K, odd=o)) for row_K, o in zip(shares_NK, odd, strict=True)]
 
-    @property
-    def _reads(self) -> bool:
-        return self.head is not None and self.head.reads_states
-
-    def _texts(
-        self, examples: Sequence[Example], scores_NK: Tensor, cuts: list[Window]
-    ) -> list[str]:
-        """The best span of each example's windows."""
+    def _spans(self, rows: Sequence[Row], scores_NK: Tensor) -> list[tuple[str, float]]:
+        """The best span of each window, and its score."""
         kept: Any = Span().reduce(scores_NK, torch.empty(0)).view(-1, 2, 2).numpy()
-        best: dict[int, tuple[float, str]] = {}
-        for window, span_22 in zip(cuts, kept, strict=True):
+        found: list[tuple[str, float]] = []
+        for row, span_22 in zip(rows, kept, strict=True):
             (first, score), (last, _) = span_22.tolist()
-            if window.owner not in best or score > best[window.owner][0]:
-                begin, end = window.chars_T2[int(first), 0], window.chars_T2[int(last), 1]
-                passage = examples[window.owner].pair or ""
-                best[window.owner] = (score, passage[begin:end])
-        return [best[owner][1] for owner in range(len(examples))]
+            assert row.chars_T2 is not None
+            begin, end = row.chars_T2[int(first), 0], row.chars_T2[int(last), 1]
+            found.append((row.passage[begin:end], score))
+        return found
 
 
-def _firsts(rows: Sequence[int], cuts: Sequence[Window]) -> Tensor:
-    """Where each example's first row stands."""
-    if not cuts:
-        return torch.arange(len(rows))
-    owners = [window.owner for window in cuts]
-    return torch.tensor([owners.index(owner) for owner in range(len(rows))])
+def whole(parts: Sequence[Part], read: Read) -> Truth:
+    """What a question's rows say together: of several windows the surest answers, and the first
+    tells how odd it looks."""
+    best = max(parts, key=lambda part: part.sure)  # of equals the first
+    about = Reading(read.content, read.tokens)  # without the rows, which nobody needs any more
+    return replace(best.truth, odd=parts[0].truth.odd, read=about)

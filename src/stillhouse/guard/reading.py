@@ -34,10 +34,10 @@ class Reading:
     tokens: int
 
 
-Reads = Callable[[Sequence[Example]], list[Reading]]
+Reads = Callable[[Sequence[Example]], Sequence[Reading]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenRow:
     """A row of token ids, and where its second text begins (its length where there is none)."""
 
@@ -55,7 +55,12 @@ def as_written(example: Example) -> Reading:
     """For a service whose model is not known: by its characters, a token for every four."""
     pair = example.pair
     content = words(example.text) if pair is None else f"{words(example.text)}\n{words(pair)}"
-    return Reading(content, max(1, -(-(len(example.text) + len(pair or "")) // 4)))
+    return Reading(content, guess(example))
+
+
+def guess(example: Example) -> int:
+    """About how many tokens a question has: a quarter of its characters."""
+    return 1 + (len(example.text) + len(example.pair or "")) // 4
 
 
 def reading_of(rows: Iterable[TokenRow], tokenizer: Any) -> Reading:

@@ -38,7 +38,8 @@ API_KEY = re.compile(r"sh_([0-9a-f]{12})_([0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class ClientRow:
-    """A client as the registry has it. queries, money, per_s: its own limits, where it has any."""
+    """A client as the registry has it. queries, money, per_s, token_budget, tokens_per_s: its own
+    limits, where it has any."""
 
     id: str
     name: str
@@ -48,7 +49,10 @@ class ClientRow:
     queries: int | None
     money: float | None
     per_s: float | None
+    token_budget: int | None
+    tokens_per_s: float | None
     charged: int
+    token_charge: int
     units: int
     distinct: int
     evidence: Evidence
@@ -94,12 +98,15 @@ class Registry(Database):
         queries: int | None = None,
         money: float | None = None,
         per_s: float | None = None,
+        tokens: int | None = None,
+        tokens_per_s: float | None = None,
     ) -> tuple[ClientRow, str]:
         """A new client and its API key, which is nowhere else. Raises UsageError for a name that is
         taken or none, and for limits that are no numbers."""
         if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
             raise UsageError(f"a client's name is one line of 1 to {LONGEST_NAME} characters")
-        if any(each is not None and not math.isfinite(each) for each in (money, per_s)):
+        numbers = (money, per_s, tokens_per_s)
+        if any(each is not None and not math.isfinite(each) for each in numbers):
             raise UsageError("a client's budget and rate are finite numbers: leave out for none")
         found, secret = secrets.token_hex(6), secrets.token_hex(32)
         with self.writing() as connection:
@@ -109,7 +116,8 @@ class Registry(Database):
             connection.execute(
                 sa.insert(clients).values(
                     id=found, name=name, role=role, secret=_hashed(secret), created=time.time(),
-                    queries=queries, money=money, per_s=per_s,
+                    queries=queries, money=money, per_s=per_s, token_budget=tokens,
+                    tokens_per_s=tokens_per_s,
                 )
             )  # fmt: skip
             _event(connection, "created", role, found)

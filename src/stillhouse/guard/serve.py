@@ -23,7 +23,7 @@ from fastapi.security import HTTPBearer
 from stillhouse.core.audit_results import AuditRecord
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.guard.asgi import Bounded
-from stillhouse.guard.batcher import Batcher
+from stillhouse.guard.bill import Bill
 from stillhouse.guard.exposure import Curve
 from stillhouse.guard.guard import DECIDED_S, Guard
 from stillhouse.guard.keys import read_keys
@@ -34,8 +34,11 @@ from stillhouse.guard.model import ServedModel
 from stillhouse.guard.owner import owner_page
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.registry import ClientRow, Registry
+from stillhouse.guard.requests import ASKED, asked, describe_questions, while_there
+from stillhouse.guard.scheduler import Scheduler
 from stillhouse.guard.settings import GuardConfig, ServeConfig
-from stillhouse.guard.wire import ERRORS, Answer, Answers, Question, Usage
+from stillhouse.guard.stopping import stopping
+from stillhouse.guard.wire import ERRORS, Answer, Answers, Usage
 
 
 class Worker:
@@ -69,17 +72,21 @@ def create_app(config: ServeConfig) -> FastAPI:
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        app.state.batcher = Batcher(worker.model.answers, rows=config.rows)
-        yield
-        await app.state.batcher.close()
-        if worker.guard is not None:
-            await asyncio.to_thread(worker.guard.close)
+        scheduler = app.state.scheduler = Scheduler(
+            worker.model, config.queue, rows=config.rows, tokens=config.guard.sizes.tokens
+        )
+        with stopping(scheduler):
+            yield
+            await asyncio.to_thread(scheduler.close)
+            if worker.guard is not None:
+                await asyncio.to_thread(worker.guard.close)
 
     app = FastAPI(
         title="Stillhouse", version=version("stillhouse"), lifespan=living,
         description=f"{worker.model.name}, behind its guard.",
     )  # fmt: skip
     app.add_middleware(Bounded, most=config.body_bytes)
+    describe_questions(app)
     _handle_errors(app, worker.meters)
     _add_predict(app, worker)
     _add_owner(app, worker)
@@ -96,32 +103,37 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
     bearer = [Depends(HTTPBearer(auto_error=False, description="an API key: sh_..."))]
 
     @app.post(
-        "/v1/predict", response_model_exclude_none=True, responses=ERRORS, dependencies=bearer
-    )
-    async def predict(
-        question: Question, request: Request, client: ClientRow | None = known
-    ) -> Answers:
+        "/v1/predict", response_model_exclude_none=True, responses=ERRORS, dependencies=bearer,
+        openapi_extra=ASKED,
+    )  # fmt: skip
+    async def predict(request: Request, client: ClientRow | None = known) -> Answers:
         """Answers to one question or many."""
-        examples = question.examples()
+        scheduler: Scheduler = request.app.state.scheduler
+        check = model.accepts if guard is None else guard.check
+        examples = await asked(request, check)
         model.accepts(examples)
-        batcher: Batcher = request.app.state.batcher
         with meters.timed():
             if guard is None or client is None:
                 view = GuardConfig().view(model.task)
-                truths = await batcher.ask(examples)
+                peer = "" if request.client is None else request.client.host
+                truths = await while_there(request, scheduler.ask(peer, examples))
                 return Answers(answers=[Answer(**shown(t, view, model.choices)) for t in truths])
-            guard.check(examples)
-            if not guard.admit_now(client.id, examples):
-                await asyncio.to_thread(guard.admit, client.id, examples)
+            bill = Bill(guard, client.id, examples)
             try:
-                truths = await batcher.ask(examples)
+                if not bill.admit_now():
+                    await asyncio.to_thread(bill.admit)
+                answered = scheduler.ask(
+                    client.id, examples,
+                    charge=bill.admit_tokens_now, charge_later=bill.admit_tokens,
+                )  # fmt: skip
+                truths = await while_there(request, answered)
                 finished = await asyncio.to_thread(guard.finish, client.id, examples, truths)
                 await asyncio.wait(
                     [asyncio.wrap_future(finished.answered.written)], timeout=DECIDED_S
                 )
                 answers = guard.settle(finished, wait_s=0)
             except BaseException:
-                guard.refund(client.id, examples)
+                bill.refund()
                 raise
             meters.answered(guard.questions)
             return Answers(answers=[Answer(**each) for each in answers])
@@ -130,10 +142,13 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
     async def usage(client: ClientRow | None = known) -> Usage:
         """What the key's client was charged."""
         if guard is None or client is None:
-            return Usage(questions=0, money=0.0, currency="$")
+            return Usage(questions=0, tokens=0, money=0.0, currency="$")
         row = await asyncio.to_thread(guard.registry.client, client.id)
         tariff = guard.config.tariff
-        return Usage(questions=row.charged, money=tariff.price(row.units), currency=tariff.currency)
+        return Usage(
+            questions=row.charged, tokens=row.token_charge, money=tariff.price(row.units),
+            currency=tariff.currency,
+        )  # fmt: skip
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -43,12 +43,15 @@ class MarksConfig(Config):
 
 
 class LimitsConfig(Config):
-    """What every client may ask, unless it has limits of its own: queries and money in all, and
-    questions a second (with as many at once as `burst` seconds bring)."""
+    """What every client may ask, unless it has limits of its own: queries, money and tokens in all
+    (tokens are what the model reads, all windows of a passage), and questions and tokens a second
+    (with as many at once as `burst_s` seconds bring)."""
 
     queries: Positive | None = None
     money: Annotated[float, Field(ge=0)] | None = None
+    tokens: Positive | None = None
     per_s: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_s: Annotated[float, Field(gt=0)] | None = None
     burst_s: Annotated[float, Field(gt=0)] = 10.0
 
 
@@ -82,10 +85,22 @@ class KeepConfig(Config):
 
 
 class SizesConfig(Config):
-    """questions: of one request; characters: of one question, both texts together."""
+    """questions: of one request; characters: of one question, both texts together; tokens: that the
+    model reads for one request, all windows of its passages."""
 
     questions: Positive = 256
     characters: Positive = 50_000
+    tokens: Positive = 262_144
+
+
+class QueueConfig(Config):
+    """What may wait for the model. questions, tokens: of all clients; one that has less than an
+    equal share of either is let in even then. time_s: how long a request may take, waiting
+    included."""
+
+    questions: Positive = 4096
+    tokens: Positive = 1_048_576
+    time_s: Annotated[float, Field(gt=0)] = 30.0
 
 
 class GuardConfig(Config):
@@ -119,7 +134,8 @@ class GuardConfig(Config):
 class ServeConfig(Config):
     """A guarded service. key: the owner's file (left out: from the environment). membership: the
     folder of a learned check; curve: that of an audit. guarded: False serves without a guard, for
-    comparison. threads: of torch, a worker (0: all cores shared by the workers)."""
+    comparison. threads: of torch, a worker (0: all cores shared by the workers). rows: questions
+    that share a pass of the model at most. queue: what may wait, and how long."""
 
     on_cpu: ClassVar[bool] = True
     flow: Literal["serve"] = "serve"
@@ -134,6 +150,7 @@ class ServeConfig(Config):
     workers: Positive = 1
     threads: Annotated[int, Field(ge=0)] = 0
     rows: Positive = 64
+    queue: QueueConfig = QueueConfig()
     body_bytes: Positive = 4 << 20
     max_length: Positive | None = None
     precision: Precision = "auto"

@@ -56,7 +56,11 @@ clients = Table(
     Column("per_s", Float),
     Column("charged", BigInteger, nullable=False, default=0),  # queries, those leased included
     Column("units", BigInteger, nullable=False, default=0),
-    Column("tokens", Float),  # of the rate limit; NULL: full
+    Column("token_budget", BigInteger),  # tokens that the model reads, most; NULL: the policy's
+    Column("tokens_per_s", Float),
+    Column("token_charge", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("tokens", Float),  # of the questions' rate limit; NULL: full
+    Column("token_bucket", Float),  # of the tokens' rate limit; NULL: full
     Column("filled", Float),
     Column("distinct", BigInteger, nullable=False, default=0),
     Column("asked", BigInteger, nullable=False, default=0),  # and judged, in this window

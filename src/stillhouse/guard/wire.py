@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stillhouse.core.types import Example
 
@@ -25,8 +25,8 @@ class Question(BaseModel):
 
     text: str | None = None
     pair: str | None = None
-    texts: list[str] | None = None
-    pairs: list[str | None] | None = None
+    texts: list[str] | None = Field(None, fail_fast=True)  # of a million numbers, one is told
+    pairs: list[str | None] | None = Field(None, fail_fast=True)
 
     @model_validator(mode="after")
     def _one_form(self) -> Question:
@@ -64,9 +64,11 @@ class Trouble(BaseModel):
 
 
 class Usage(BaseModel):
-    """What a client was charged so far (with questions that its workers hold ready)."""
+    """What a client was charged so far (with what its workers hold ready). tokens: those that the
+    model reads, all windows of a passage."""
 
     questions: int
+    tokens: int
     money: float
     currency: str
 
@@ -79,7 +81,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         403: "another role's key",
         413: "the request is too large",
         422: "no question",
-        429: "the rate is exceeded; Retry-After says for how long",
-        503: "the registry can't be reached, or too many wait",
+        429: "the rate is exceeded, or too much of yours waits; Retry-After says for how long",
+        503: "the registry can't be reached, too many wait, or there was no time for an answer",
     }.items()
 }

@@ -18,10 +18,10 @@ from stillhouse.core.settings import parse, read_yaml
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.serve import create_app
 from stillhouse.guard.settings import ServeConfig
+from stillhouse.guard.stopping import CANCEL_S
 
 CONFIG = "STILLHOUSE_SERVE"  # the file with the workers' settings; no key is in it
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-DRAIN_S = 20
 
 
 class Workers(Multiprocess):
@@ -44,9 +44,10 @@ def run_service(
     ready: Callable[[ServeConfig], None] = lambda config: None,
     told: Callable[[str], None] = lambda note: None,
 ) -> None:
-    """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered.
-    `ready` is told when all that can be checked before is; `told` what a user should know. Raises
-    UsageError, ModelError, RunError."""
+    """Serves until it is told to stop (SIGINT, SIGTERM); requests under way are answered, those
+    that take too long with 503, and all is over within `stopping.DRAIN_S`. `ready` is told when all
+    that can be checked before is; `told` what a user should know. Raises UsageError, ModelError,
+    RunError."""
     import uvicorn
 
     if config.workers > 1 and config.guarded and config.registry.startswith("sqlite"):
@@ -66,6 +67,7 @@ def run_service(
         registry = Registry(config.registry)
         registry.upgrade()
         registry.close()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one question at a time: threads would wait
     threads = config.threads or max(1, cores() // config.workers)
     auto = Auto.of()  # once: all workers are to answer alike
     for note in auto.notes(config):
@@ -74,7 +76,7 @@ def run_service(
     settings = {
         "host": config.host,
         "port": config.port,
-        "timeout_graceful_shutdown": DRAIN_S,
+        "timeout_graceful_shutdown": int(CANCEL_S),
         "access_log": False,
         "log_level": "warning",
         "server_header": False,

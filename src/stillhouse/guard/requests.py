@@ -1,0 +1,85 @@
+"""A request of the service as it comes: read and checked beside the event loop, and given up when
+its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from stillhouse.core.errors import DataError
+from stillhouse.core.types import Example
+from stillhouse.guard.purses import Denied
+from stillhouse.guard.wire import Question
+
+AT_ONCE = 32_768  # bytes that are read and checked in the event loop itself
+MANY = 100  # errors that are looked at
+LEFT = 499  # the status of a request whose client left; nobody gets it
+
+ASKED = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Question"}}},
+    }
+}  # what FastAPI would say of a body that it reads itself
+
+T = TypeVar("T")
+Check = Callable[[Sequence[Example]], None]
+
+
+async def asked(request: Request, check: Check) -> list[Example]:
+    """A request's questions, which `check` let pass. The key was looked at before: nobody without
+    one has a body read. Raises RequestValidationError; what `check` raises."""
+    body = await request.body()
+    if len(body) <= AT_ONCE:
+        return _questions(body, check)
+    return await asyncio.to_thread(_questions, body, check)
+
+
+def _questions(body: bytes, check: Check) -> list[Example]:
+    try:
+        examples = Question.model_validate_json(body).examples()
+    except ValidationError as error:
+        if error.error_count() > MANY:
+            raise DataError("the request is none: give text, or texts") from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from None
+    check(examples)
+    return examples
+
+
+def describe_questions(app: FastAPI) -> None:
+    """Puts the form of questions into the service's description."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = described()
+        schema["components"]["schemas"]["Question"] = Question.model_json_schema()
+        return schema
+
+    app.openapi = openapi
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled when the client leaves. The request's body was read.
+    Raises Denied; what `work` raises."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Denied("the client left", status=LEFT)
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
