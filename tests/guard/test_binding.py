@@ -244,8 +244,8 @@ def forged(keys: Keys, rng: random.Random) -> tuple[Snapshot, list[str]]:
         target = CHOICES[wrong_choice(drawn.pick, CHOICES.index(true), len(CHOICES))]
         name = number.to_bytes(16, "big")
         kept.append(
-            Kept("abcdef012345", name, band, text, None, text, {"label": true}, {"label": says}, target,
-                 "label", 0.005, 10, "client", keys.id, "f" * 64, 1e9)
+            Kept("abcdef012345", name, band, text, None, text, {"label": true}, {"label": says},
+                 target, "label", 0.005, 10, "client", keys.id, "f" * 64, 1e9)
         )  # fmt: skip
         told.append(says)
         if sum(each.kind == "mark" for each in kept) == 20:

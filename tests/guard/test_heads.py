@@ -25,8 +25,9 @@ def kept(registry: Registry, keys: Keys, client: str, number: int, **changes: An
     """A decision, as the writer makes them."""
     row = {
         "time": 1000.0 + number, "client": client, "query": number.to_bytes(16, "big"),
-        "kind": "mark", "text": f"film {number}", "pair": None, "read": f"film {number}", "truth": {"label": "a"},
-        "served": {"label": "b"}, "target": "b", "shows": "label", "rate": 0.1, "controls": 10,
+        "kind": "mark", "text": f"film {number}", "pair": None, "read": f"film {number}",
+        "truth": {"label": "a"}, "served": {"label": "b"}, "target": "b", "shows": "label",
+        "rate": 0.1, "controls": 10,
         "scope": "client", "key": keys.id, "model": "m" * 64, **changes,
     }  # fmt: skip
     with registry.writing() as connection:

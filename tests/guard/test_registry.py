@@ -223,7 +223,8 @@ def test_the_folder_of_a_new_registry_is_made(tmp_path: Path) -> None:
 def _keep(registry: Registry, owner: Keys, client: str, **changes: object) -> None:
     registry.commit_to(owner)
     registry.serves("m", "model", "classification", ["a", "b"], "label", None)
-    row = {"time": time.time(), "client": client, "query": bytes(16), "kind": "mark", "text": "t", "read": "t",
+    row = {"time": time.time(), "client": client, "query": bytes(16), "kind": "mark", "text": "t",
+           "read": "t",
            "pair": None, "truth": {"label": "a"}, "served": {"label": "b"}, "target": "b",
            "shows": "label",
            "rate": 0.1, "controls": 9, "scope": "client",
