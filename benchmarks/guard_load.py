@@ -1,19 +1,24 @@
-"""What the guard costs a service: latency and throughput, guarded and not, by turns; and ten
-minutes of load with workers killed and the database restarted.
+"""What the guard costs a service: latency and throughput, guarded and not, by turns; what one
+client's heaviest requests cost another; and ten minutes of load with workers killed and the
+database restarted.
 
 command    python benchmarks/guard_load.py --teacher sst2-teacher --out load
+           python benchmarks/guard_load.py --teacher sst2-teacher --out load --fair
+           python benchmarks/guard_load.py --teacher squad-teacher --out load --fair --spans
            python benchmarks/guard_load.py --teacher sst2-teacher --out load --soak 600
 hardware   two CPU cores, services, database and clients on the same machine
 result     see docs/results.md, "Load"
 
-Real processes on loopback: `stillhouse serve` with two workers on a PostgreSQL of its own, whose
-registry has 100,000 rows already; clients are threads that ask one question at a time. Run as root
-it starts the server as the user postgres.
+Real processes on loopback: `stillhouse serve` with two workers on a PostgreSQL of its own, and with
+one on SQLite; the registries have 100,000 rows already; clients are threads that ask one question at
+a time. The bare service beside it batches by the same scheduler. Run as root it starts the server as
+the user postgres.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -21,6 +26,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +68,7 @@ def filled(registry: Registry, client: str, count: int) -> None:
 
 
 def asked(
-    url: str, key: str | None, *, clients: int, seconds: float, turn: int
+    url: str, key: str | None, *, clients: int, seconds: float, turn: int, pair: str | None = None
 ) -> dict[str, float]:
     """Requests a second, and quantiles of their times in milliseconds. Every question is new."""
     stop = time.monotonic() + seconds
@@ -74,7 +80,8 @@ def asked(
         with httpx.Client(timeout=30) as client:
             while time.monotonic() < stop:
                 started = time.perf_counter()
-                found = client.post(f"{url}/v1/predict", json={"text": text(rng)}, headers=headers)
+                body = {"text": text(rng)} | ({} if pair is None else {"pair": pair})
+                found = client.post(f"{url}/v1/predict", json=body, headers=headers)
                 times[number].append(1000 * (time.perf_counter() - started))
                 assert found.status_code == 200, found.text
 
@@ -90,14 +97,24 @@ def asked(
     }  # fmt: skip
 
 
+def kinds(args: argparse.Namespace, cluster: postgres.Cluster) -> Iterator[tuple[str, str, int]]:
+    """Each kind of database, an empty registry there, and how many workers it serves."""
+    yield "PostgreSQL", cluster.database(), args.workers
+    file = args.out / f"registry-{time.monotonic_ns()}.db"
+    yield "SQLite", f"sqlite:///{file}", 1
+
+
 def latency(args: argparse.Namespace, cluster: postgres.Cluster) -> dict[str, Any]:
-    """Guarded and unguarded by turns, one client and several."""
-    url = cluster.database()
+    """Guarded and unguarded by turns, one client and several, on each kind of database."""
+    return {name: _latency(args, url, n) for name, url, n in kinds(args, cluster)}
+
+
+def _latency(args: argparse.Namespace, url: str, count: int) -> dict[str, Any]:
     registry = Registry(url)
     registry.upgrade()
     row, key = registry.create_client("load")
     filled(registry, row.id, ROWS)
-    workers = ("--workers", str(args.workers))
+    workers = ("--workers", str(count)) if count > 1 else ()
     check = ("--membership", str(args.membership)) if args.membership else ()
     found: dict[str, Any] = {}
     with (
@@ -116,7 +133,92 @@ def latency(args: argparse.Namespace, cluster: postgres.Cluster) -> dict[str, An
                 name: {k: statistics.median(t[k] for t in each) for k in each[0]}
                 for name, each in turns.items()
             }
-            print(clients, found[f"{clients} clients"], flush=True)
+            print(url.partition(":")[0], clients, found[f"{clients} clients"], flush=True)
+    registry.close()
+    return found
+
+
+def heavy(*, spans: bool) -> dict[str, dict[str, Any]]:
+    """The worst requests that sizes allow, by kind."""
+    long = "parcel late please help " * 2_000
+    found: dict[str, dict[str, Any]] = {
+        "256 texts of 16,000 characters": {"texts": [f"{n} {long[:15_900]}" for n in range(256)]},
+        "80 texts of 49,000 characters": {"texts": [f"{n} {long[:48_900]}" for n in range(80)]},
+        "80 Korean texts of 16,000 characters": {"texts": [f"{n} " + "\uac01" * 16_000 for n in range(80)]},
+        "256 texts that fold to many characters": {"texts": [f"{n} " + "\ufdfa" * 5_000 for n in range(256)]},
+        "256 short texts": {"texts": [f"a film {n}" for n in range(256)]},
+    }  # fmt: skip
+    if not spans:
+        return found
+    passages = {
+        "6 passages of 49,000 characters": [f"a b {n} " * 7_000 for n in range(6)],
+        "80 passages of 3,000 characters": [f"it was late {n} " * 200 for n in range(80)],
+    }
+    return {
+        name: {"texts": ["who?"] * len(each), "pairs": [text[:49_000] for text in each]}
+        for name, each in passages.items()
+    }
+
+
+class Greedy:
+    """A client that sends one heavy request after another, several at once."""
+
+    def __init__(self, url: str, key: str, body: dict[str, Any], *, at_once: int = 3) -> None:
+        self._url, self._key = url, key
+        self._body = json.dumps(body, ensure_ascii=False).encode()
+        self.statuses: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._work) for _ in range(at_once)]
+
+    def __enter__(self) -> Greedy:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        headers = {"Authorization": f"Bearer {self._key}", "content-type": "application/json"}
+        with httpx.Client(timeout=60) as client:
+            while not self._stop.is_set():
+                found = client.post(
+                    f"{self._url}/v1/predict", content=self._body, headers=headers
+                ).status_code
+                self.statuses[found] = self.statuses.get(found, 0) + 1
+                if found != 200:
+                    time.sleep(0.5)
+
+
+def fair(args: argparse.Namespace, cluster: postgres.Cluster) -> dict[str, Any]:
+    """What a light client waits for, alone and beside a client with the heaviest requests."""
+    return {name: _fair(args, url, n) for name, url, n in kinds(args, cluster)}
+
+
+def _fair(args: argparse.Namespace, url: str, count: int) -> dict[str, Any]:
+    registry = Registry(url)
+    registry.upgrade()
+    _, light = registry.create_client("light")
+    _, greedy = registry.create_client("greedy")
+    pair = "It was written by Ann Lee." if args.spans else None
+    workers = ("--workers", str(count)) if count > 1 else ()
+    found: dict[str, Any] = {}
+    with service(args.teacher, url, args.key, args.out, *workers) as running:
+        how: dict[str, Any] = {"clients": 1, "seconds": args.seconds, "pair": pair}
+        asked(running.url, light, clients=1, seconds=3, turn=-1, pair=pair)
+        for turn, (kind, body) in enumerate(heavy(spans=args.spans).items()):
+            alone = asked(running.url, light, turn=2 * turn, **how)
+            with Greedy(running.url, greedy, body) as load:
+                time.sleep(1)
+                beside = asked(running.url, light, turn=2 * turn + 1, **how)
+            found[kind] = {
+                "alone": alone, "beside": beside, "statuses": load.statuses,
+                "ratio_p50": beside["p50_ms"] / alone["p50_ms"],
+                "ratio_p99": beside["p99_ms"] / alone["p99_ms"],
+            }  # fmt: skip
+            print(url.partition(":")[0], kind, found[kind], flush=True)
     registry.close()
     return found
 
@@ -229,14 +331,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--membership", type=Path, help="a learned check's folder")
+    parser.add_argument("--fair", action="store_true", help="beside heavy requests, instead")
+    parser.add_argument("--spans", action="store_true", help="the teacher answers from passages")
     parser.add_argument("--soak", type=float, help="seconds of load with kills, instead")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.key = args.out / "owner.key"
     owner = read_keys(args.key) if args.key.exists() else new_keys(args.key)
     with postgres.running() as cluster:
-        found = soak(args, cluster, owner) if args.soak else latency(args, cluster)
-    write_json(args.out / ("soak.json" if args.soak else "latency.json"), found)
+        if args.soak:
+            name, found = "soak", soak(args, cluster, owner)
+        elif args.fair:
+            name, found = "fair", fair(args, cluster)
+        else:
+            name, found = "latency", latency(args, cluster)
+    write_json(args.out / f"{name}.json", found)
     print(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -477,3 +478,19 @@ def test_an_own_model_is_answered_as_it_answers(make: Made, served: ServedModel)
         assert truth.probabilities_K is not None
         shares = [answer["probabilities"][name] for name in served.choices]
         np.testing.assert_allclose(shares, truth.probabilities_K, atol=5.01e-4)
+
+
+def test_a_clock_that_was_set_deletes_no_lines(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stillhouse.guard import guard as module
+
+    guard = make(keep={"texts": True, "days": 30})
+    ask(guard, client(guard), "a film")
+    guard.flush()
+    true = time.time
+    monkeypatch.setattr(module.time, "time", lambda: true() + 60 * 86_400)
+    guard._retained = -np.inf
+    guard._tick()
+    assert len(guard.registry.rows(queries)) == 1
+    guard._retained = -np.inf
+    guard._tick()  # it has stayed there: so late it is
+    assert guard.registry.rows(queries) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 
 from stillhouse.core.errors import RunError
 from stillhouse.extract.prices import Tariff
-from stillhouse.guard.purses import LEASE, Denied, Purses
+from stillhouse.guard.purses import LEASE, TOKEN_LEASE, Denied, Purses
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.settings import LimitsConfig
 from stillhouse.guard.tables import clients
@@ -241,3 +242,168 @@ def test_tokens_of_a_rate_are_shared_by_workers(registry: Registry) -> None:
     with registry.engine.connect() as connection:
         (tokens,) = connection.execute(sa.select(clients.c.tokens)).one()
     assert tokens == pytest.approx(0.0)
+
+
+# the clock
+
+
+@pytest.mark.parametrize("worker", ["the same", "another"])
+def test_a_clock_that_was_ahead_locks_nobody_out(worker: str, registry: Registry) -> None:
+    """Two hours ahead for a while, and then put right: what Retry-After says holds."""
+    clock = Clock()
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, clock, per_s=2.0, burst_s=5.0)
+    clock.now += 7200
+    spend(purse, row.id)
+    purse.give_back(idle_only=False)
+    clock.now -= 7200
+    if worker == "another":
+        purse = purses(registry, clock, per_s=2.0, burst_s=5.0)
+    with pytest.raises(Denied) as caught:
+        purse.take(row.id, 1, 1)
+    assert caught.value.status == 429
+    assert caught.value.retry_s is not None
+    assert caught.value.retry_s <= 0.5
+    clock.now += caught.value.retry_s
+    purse.take(row.id, 1, 1)
+
+
+def test_a_clock_that_is_set_back_gives_no_rate_away(registry: Registry) -> None:
+    clock = Clock()
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, clock, per_s=2.0, burst_s=5.0)
+    assert spend(purse, row.id) == 10
+    for _ in range(20):
+        clock.now -= 100
+        with pytest.raises(Denied):
+            purse.take(row.id, 1, 1)
+    assert registry.client(row.id).charged == 10
+
+
+def test_leases_go_back_whatever_the_time_of_day(registry: Registry) -> None:
+    clock, idle = Clock(), Clock()
+    row, _ = registry.create_client("ann")
+    purse = Purses(registry, LimitsConfig(), Tariff(), clock=clock, idle_clock=idle)
+    purse.take(row.id, 1, 1)
+    clock.now -= 7200
+    idle.now += 10
+    purse.give_back()
+    assert registry.client(row.id).charged == 1
+
+
+def test_workers_share_one_clock(registry: Registry) -> None:
+    """By default it is the database's, where it has one."""
+    row, _ = registry.create_client("ann")
+    purse = Purses(registry, LimitsConfig(per_s=0.001, burst_s=5000), Tariff())
+    before = time.time()
+    assert spend(purse, row.id) == 5
+    with registry.engine.connect() as connection:
+        (filled,) = connection.execute(sa.select(clients.c.filled)).one()
+    assert before - 5 <= filled <= time.time() + 5
+
+
+# tokens
+
+
+def charged_tokens(registry: Registry, client: str) -> int:
+    return registry.client(client).token_charge
+
+
+def test_a_budget_of_tokens_is_spent_to_the_last(registry: Registry) -> None:
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, tokens=100_000)
+    for _ in range(10):
+        purse.take(row.id, 0, 0, 9_999)
+    with pytest.raises(Denied, match="10 are left, and this has 11") as caught:
+        purse.take(row.id, 0, 0, 11)
+    assert caught.value.status == 402
+    purse.take(row.id, 0, 0, 10)
+    assert charged_tokens(registry, row.id) == 100_000
+    with pytest.raises(Denied, match="100,000 tokens is spent") as caught:
+        purse.take(row.id, 1, 1)  # nothing is even read
+    assert caught.value.status == 402
+
+
+def test_a_clients_own_budget_of_tokens_counts(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", tokens=50, tokens_per_s=1.0)
+    assert (row.token_budget, row.tokens_per_s) == (50, 1.0)
+    purse = purses(registry, tokens=1_000_000, burst_s=1000.0)
+    purse.take(row.id, 0, 0, 50)
+    with pytest.raises(Denied, match="spent"):
+        purse.take(row.id, 0, 0, 1)
+
+
+def test_a_rate_of_tokens_refills(registry: Registry) -> None:
+    clock = Clock()
+    row, _ = registry.create_client("ann")
+    purse = purses(registry, clock, tokens_per_s=100.0, burst_s=10.0)
+    purse.take(row.id, 0, 0, 900)
+    with pytest.raises(Denied, match="rate of 100 tokens a second") as caught:
+        purse.take(row.id, 0, 0, 300)
+    assert caught.value.status == 429
+    assert caught.value.retry_s == pytest.approx(2.0)
+    clock.now += 2.0
+    purse.take(row.id, 0, 0, 300)
+    with pytest.raises(Denied, match="ask 1,000 at most") as caught:
+        purse.take(row.id, 0, 0, 1001)
+    assert caught.value.status == 413
+
+
+def test_questions_and_tokens_are_charged_apart(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", queries=10, tokens=1000)
+    purse = purses(registry)
+    for _ in range(5):
+        purse.take(row.id, 1, 3)
+        purse.take(row.id, 0, 0, 100)
+    purse.give_back(idle_only=False)
+    found = registry.client(row.id)
+    assert (found.charged, found.units, found.token_charge) == (5, 15, 500)
+
+
+def test_tokens_of_light_questions_cost_no_transaction_each(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, _ = registry.create_client("ann")
+    purse = purses(registry)
+    purse.take(row.id, 1, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "writing", None)
+        for _ in range(60):
+            assert purse.held(row.id, 1, 1)
+            assert purse.held(row.id, 0, 0, 100)
+
+
+def test_refunded_tokens_are_no_charge(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", tokens=100_000)
+    purse = purses(registry)
+    purse.take(row.id, 1, 1)
+    purse.take(row.id, 0, 0, 90_000)
+    purse.refund(row.id, 1, 1, 90_000)
+    purse.give_back()
+    found = registry.client(row.id)
+    assert (found.charged, found.units, found.token_charge) == (0, 0, 0)
+
+
+def test_workers_together_keep_a_budget_of_tokens(registry: Registry) -> None:
+    row, _ = registry.create_client("ann", tokens=60_000)
+    workers = [purses(registry) for _ in range(4)]
+    done = [0] * 4
+
+    def work(number: int) -> None:
+        for _ in range(10_000):
+            try:
+                workers[number].take(row.id, 0, 0, 100)
+            except Denied:
+                return
+            done[number] += 100
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(done) <= 60_000
+    for worker in workers:
+        worker.give_back(idle_only=False)
+    assert charged_tokens(registry, row.id) == sum(done)
+    assert sum(done) + 4 * TOKEN_LEASE >= 60_000

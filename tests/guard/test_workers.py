@@ -22,6 +22,7 @@ from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.purses import LEASE
 from stillhouse.guard.registry import Registry
+from stillhouse.guard.stopping import DRAIN_S
 from stillhouse.guard.tables import queries
 from stillhouse.guard.watermark import draw
 
@@ -167,6 +168,45 @@ def test_a_clean_stop_writes_everything(model: Path, owner: Keys, tmp_path: Path
     charged = registry.client(row.id).charged
     assert asking.paid[0] <= len(lines) <= asking.paid[0] + 4  # the last answer may not arrive
     assert charged == len(lines)
+    registry.close()
+
+
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("--workers", "2"), marks=pytest.mark.database)]
+)
+def test_a_stop_takes_no_longer_than_promised_whatever_runs(
+    workers: tuple[str, ...], owner: Keys, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Minutes of work are under way: what there is no time for is told, and not charged."""
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    if workers:
+        url = request.getfixturevalue("cluster").database()
+    registry = Registry(url)
+    registry.upgrade()
+    row, key = registry.create_client("ann")
+    body = {"texts": ["the film ?"] * 80, "pairs": ["a film " * 6_900] * 80}
+    long = ("--set", "guard.sizes.tokens=100000000", "--set", "queue.time_s=600",
+            "--set", "rows=1", "--set", "max_length=24")  # fmt: skip
+    folder = tiny.save_spans(tmp_path / "spans")
+    found: list[httpx.Response] = []
+    with service(folder, url, tmp_path / "owner.key", tmp_path, *workers, *long) as running:
+
+        def ask() -> None:
+            headers = {"Authorization": f"Bearer {key}"}
+            address = f"{running.url}/v1/predict"
+            found.append(httpx.post(address, json=body, headers=headers, timeout=120))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(3)
+        assert not found
+        began = time.monotonic()
+        assert running.stop() in (0, -signal.SIGTERM)
+        assert time.monotonic() - began < DRAIN_S
+        asking.join()
+    assert found[0].status_code == 503
+    assert "closing" in found[0].json()["error"]
+    assert (registry.client(row.id).charged, registry.client(row.id).token_charge) == (0, 0)
     registry.close()
 
 

@@ -16,7 +16,7 @@ from stillhouse.core.types import Example
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.wire import Question
 
-AT_ONCE = 32_768  # bytes that are read and checked in the event loop itself
+AT_ONCE = 32_768  # bytes or characters that are gone through in the event loop itself
 MANY = 100  # errors that are looked at
 LEFT = 499  # the status of a request whose client left; nobody gets it
 
@@ -31,23 +31,32 @@ T = TypeVar("T")
 Check = Callable[[Sequence[Example]], None]
 
 
-async def asked(request: Request, check: Check) -> list[Example]:
-    """A request's questions, which `check` let pass. The key was looked at before: nobody without
-    one has a body read. Raises RequestValidationError; what `check` raises."""
+async def asked(request: Request, check: Check, *, most: int) -> list[Example]:
+    """A request's questions, at most so many, which `check` let pass. The key was looked at before:
+    nobody without one has a body read. Raises RequestValidationError, DataError; what `check`
+    raises."""
     body = await request.body()
-    if len(body) <= AT_ONCE:
-        return _questions(body, check)
-    return await asyncio.to_thread(_questions, body, check)
+    return await beside(len(body), lambda: _questions(body, check, most))
 
 
-def _questions(body: bytes, check: Check) -> list[Example]:
+async def beside(size: int, work: Callable[[], T]) -> T:
+    """What `work` returns, which goes through so many characters: in a thread where they are
+    many, since nobody else is answered while the event loop does it."""
+    return work() if size <= AT_ONCE else await asyncio.to_thread(work)
+
+
+def _questions(body: bytes, check: Check, most: int) -> list[Example]:
     try:
-        examples = Question.model_validate_json(body).examples()
+        question = Question.model_validate_json(body)
     except ValidationError as error:
         if error.error_count() > MANY:
             raise DataError("the request is none: give text, or texts") from None
         first = error.errors(include_url=False, include_input=False)[0]
         raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from None
+    count = 1 if question.texts is None else len(question.texts)
+    if count > most:  # of a million, not one is looked at
+        raise DataError(f"{count:,} questions at once, {most:,} are allowed")
+    examples = question.examples()
     check(examples)
     return examples
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ from stillhouse.guard.model import ServedModel
 from stillhouse.guard.owner import owner_page
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.registry import ClientRow, Registry
-from stillhouse.guard.requests import ASKED, asked, describe_questions, while_there
+from stillhouse.guard.requests import ASKED, asked, beside, describe_questions, while_there
 from stillhouse.guard.scheduler import Scheduler
 from stillhouse.guard.settings import GuardConfig, ServeConfig
 from stillhouse.guard.stopping import stopping
@@ -88,12 +89,12 @@ def create_app(config: ServeConfig) -> FastAPI:
     app.add_middleware(Bounded, most=config.body_bytes)
     describe_questions(app)
     _handle_errors(app, worker.meters)
-    _add_predict(app, worker)
+    _add_predict(app, worker, config.guard.sizes.questions)
     _add_owner(app, worker)
     return app
 
 
-def _add_predict(app: FastAPI, worker: Worker) -> None:
+def _add_predict(app: FastAPI, worker: Worker, most: int) -> None:
     guard, model, meters = worker.guard, worker.model, worker.meters
 
     async def asking(request: Request) -> ClientRow | None:
@@ -110,7 +111,7 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
         """Answers to one question or many."""
         scheduler: Scheduler = request.app.state.scheduler
         check = model.accepts if guard is None else guard.check
-        examples = await asked(request, check)
+        examples = await asked(request, check, most=most)
         model.accepts(examples)
         with meters.timed():
             if guard is None or client is None:
@@ -127,7 +128,8 @@ def _add_predict(app: FastAPI, worker: Worker) -> None:
                     charge=bill.admit_tokens_now, charge_later=bill.admit_tokens,
                 )  # fmt: skip
                 truths = await while_there(request, answered)
-                finished = await asyncio.to_thread(guard.finish, client.id, examples, truths)
+                size = sum(len(each.text) + len(each.pair or "") for each in examples)
+                finished = await beside(size, partial(guard.finish, client.id, examples, truths))
                 await asyncio.wait(
                     [asyncio.wrap_future(finished.answered.written)], timeout=DECIDED_S
                 )
