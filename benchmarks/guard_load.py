@@ -10,9 +10,9 @@ hardware   two CPU cores, services, database and clients on the same machine
 result     see docs/results.md, "Load"
 
 Real processes on loopback: `stillhouse serve` with two workers on a PostgreSQL of its own, and with
-one on SQLite; the registries have 100,000 rows already; clients are threads that ask one question at
-a time. The bare service beside it batches by the same scheduler. Run as root it starts the server as
-the user postgres.
+one on SQLite; the registries have 100,000 rows already; clients are threads that ask one question
+at a time. The bare service beside it batches by the same scheduler. Run as root it starts the
+server as the user postgres.
 """
 
 from __future__ import annotations
@@ -144,8 +144,12 @@ def heavy(*, spans: bool) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         "256 texts of 16,000 characters": {"texts": [f"{n} {long[:15_900]}" for n in range(256)]},
         "80 texts of 49,000 characters": {"texts": [f"{n} {long[:48_900]}" for n in range(80)]},
-        "80 Korean texts of 16,000 characters": {"texts": [f"{n} " + "\uac01" * 16_000 for n in range(80)]},
-        "256 texts that fold to many characters": {"texts": [f"{n} " + "\ufdfa" * 5_000 for n in range(256)]},
+        "80 Korean texts of 16,000 characters": {
+            "texts": [f"{n} " + "\uac01" * 16_000 for n in range(80)]
+        },
+        "256 texts that fold to many characters": {
+            "texts": [f"{n} " + "\ufdfa" * 5_000 for n in range(256)]
+        },
         "256 short texts": {"texts": [f"a film {n}" for n in range(256)]},
     }  # fmt: skip
     if not spans:

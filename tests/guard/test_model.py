@@ -84,7 +84,7 @@ def test_of_a_long_passages_windows_the_surest_answers(tmp_path: Path) -> None:
         assert chars_T2 is not None
         begin, end = chars_T2[np.flatnonzero(chars_T2[:, 1])[sure]]
         parts = [Part(Truth(text=t), s) for t, s in model._spans(read.rows, scores_NT)]
-        assert whole(parts).text == passage[begin:end]
+        assert whole(parts, read).text == passage[begin:end]
         answers.append((begin, end))
     assert len(set(answers)) == len(read.rows)
 
@@ -100,7 +100,7 @@ def test_answers_are_their_rows_in_any_passes(task: str, tmp_path: Path) -> None
         model = ServedModel(tiny.save(tmp_path, seed=3), precision="float32")
         asked = [Example(text) for text in TEXTS] + [Example("a film", "the book")]
     reads = [model.read(each) for each in asked]
-    found = [whole([model.answer_rows([row])[0] for row in read.rows]) for read in reads]
+    found = [whole([model.answer_rows([row])[0] for row in read.rows], read) for read in reads]
     for truth, expected in zip(found, model.answers(asked), strict=True):
         assert truth.text == expected.text
         if expected.probabilities_K is not None:

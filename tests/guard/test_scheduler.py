@@ -13,7 +13,8 @@ import pytest
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.model import Part, Read, Row, Truth
-from stillhouse.guard.purses import Denied, guess
+from stillhouse.guard.purses import Denied
+from stillhouse.guard.reading import guess
 from stillhouse.guard.scheduler import Scheduler
 from stillhouse.guard.settings import QueueConfig
 from stillhouse.guard.waiting import PASS_S, Request
@@ -43,7 +44,8 @@ class Costly:
         for each in examples:
             rows, _, length = each.text.partition("x")
             ids_T = np.full(int(length), int(rows))
-            found.append(Read(tuple(Row(ids_T, 0) for _ in range(int(rows)))))
+            made = tuple(Row(ids_T, 0) for _ in range(int(rows)))
+            found.append(Read(each.text, sum(map(len, made)), made))
         return found
 
     def expects(self, example: Example) -> int:
