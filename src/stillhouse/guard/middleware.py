@@ -118,7 +118,7 @@ class GuardMiddleware:
                 f"the guarded service's answer can't be read ({type(error).__name__}): are the "
                 "middleware's names right?"
             ) from None
-        finished = self._guard.finish(client, examples, truths)
+        finished = await asyncio.to_thread(self._guard.finish, client, examples, truths)
         rows = await asyncio.to_thread(self._guard.settle, finished)
         for one, row in zip(each, rows, strict=True):
             self._put(one, row)
