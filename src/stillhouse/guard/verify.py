@@ -32,7 +32,7 @@ def run_verify(
     text = written(snapshot.as_json())
     content = {"snapshot": digest(text.encode())}
     settings, auto = config.model_dump(mode="json"), Auto.of(out)
-    claim(out, settings, content)
+    claim(out, settings, content, private=True)  # the questions are customers'
     if (out / "record.json").is_file():
         progress.note(f"{out} is finished already")
         return VerdictRecord.open(out, "verification")

@@ -98,7 +98,8 @@ def _render_own(run: Path, flow: str, out: Path) -> Path:
         found = transfer.build(_checked(TransferRecord, path))
     held = config.read_text(encoding="utf-8") if config.exists() else ""
     template = environment().get_template(f"{flow}.html.j2")
-    write_text(out, template.render(page=found, config=held))
+    texts = template.render(page=found, config=held)
+    write_text(out, texts, private=flow == "verify")  # which shows customers' questions
     return out
 
 
