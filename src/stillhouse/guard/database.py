@@ -19,6 +19,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
+    ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
@@ -47,6 +48,7 @@ REASONS = {  # what PostgreSQL and its client library say, and what that means
     r"ssl|certificate": "the two do not agree on TLS: see sslmode",
     r"starting up|shutting down|recovery|terminat|closed|lost|reset by":
         "the connection was lost, or it is starting or stopping: try again",
+    r"connection option|conninfo": "its address has an option that is none: correct --registry",
     r"read-only|readonly": "it can't be written to: it is read-only",
     r"no space|disk full|could not extend": "its disk is full",
 }  # fmt: skip
@@ -87,7 +89,7 @@ class Database:
     @property
     def name(self) -> str:
         """What the owner calls the database: a name or a file."""
-        return self.url.database or "in memory"
+        return self.url.database or ("in memory" if self.is_sqlite else "without a name")
 
     @property
     def file(self) -> Path | None:
@@ -137,7 +139,7 @@ class Database:
                 f"the registry {self.name} can't be reached: {reason(error, self.url)}"
             ) from error
         except DatabaseError as error:
-            if type(error) is not DatabaseError:  # of a row, not of the whole
+            if type(error) is not DatabaseError and not _of_the_address(error):  # of a row
                 raise
             raise UsageError(
                 f"{self.name} is no registry: {reason(error, self.url)}"
@@ -198,9 +200,10 @@ def _begin(connection: sa.Connection) -> None:
 def address(url: str) -> sa.URL:
     """The address of a database. Raises UsageError, which shows nothing of it: what is wrong with
     it may be that a part of the password is read as something else."""
-    _, _, rest = url.partition("://")
-    place, database = rest.partition("?")[0].rpartition("@")[::2] if "@" in rest else ("", rest)
-    if not url.startswith("sqlite") and ("@" in place or database.count("/") > 1):
+    place, _, asked = url.partition("://")[2].partition("?")
+    user, _, database = place.rpartition("@")
+    mixed = "@" in user or "@" in asked or database.count("/") > 1
+    if mixed and not url.startswith("sqlite"):
         raise UsageError(NO_ADDRESS)
     try:
         found = sa.make_url(url)
@@ -212,6 +215,14 @@ def address(url: str) -> sa.URL:
     if backend not in ("sqlite", "postgresql"):
         raise UsageError(NO_ADDRESS)
     return found
+
+
+def _of_the_address(error: DatabaseError) -> bool:
+    """Whether PostgreSQL or its client library refuses an option or a user's rights."""
+    said = getattr(error, "orig", error)
+    if type(said).__module__.partition(".")[0] != "psycopg":
+        return False
+    return isinstance(error, ProgrammingError) and said.sqlstate in (None, "42501")
 
 
 def reason(error: Exception, url: sa.URL) -> str:

@@ -118,7 +118,8 @@ class GuardConfig(Config):
 class ServeConfig(Config):
     """A guarded service. key: the owner's file (left out: from the environment). membership: the
     folder of a learned check; curve: that of an audit. guarded: False serves without a guard, for
-    comparison. threads: of torch, a worker (0: all cores shared by the workers)."""
+    comparison. threads: of torch, a worker (0: all cores shared by the workers). behind_tls: a
+    proxy in front encrypts, so that nobody is warned of a host that others get to."""
 
     on_cpu: ClassVar[bool] = True
     flow: Literal["serve"] = "serve"
@@ -133,6 +134,7 @@ class ServeConfig(Config):
     workers: Positive = 1
     threads: Annotated[int, Field(ge=0)] = 0
     rows: Positive = 64
+    behind_tls: bool = False
     body_bytes: Positive = 4 << 20
     max_length: Positive | None = None
     precision: Precision = "auto"
