@@ -34,7 +34,7 @@ STATEMENT_S = 10.0  # how long PostgreSQL may take for a statement
 HELD_BY = "alembic_version"
 MAKING = threading.Lock()
 NO_ADDRESS = (
-    "--registry is no address of a registry: write sqlite:///FILE or postgresql://USER@HOST/NAME "
+    "no registry at that address: write sqlite:///FILE or postgresql://USER@HOST/NAME "
     "(in a user or a password %40 for @, %3A for : and %2F for /)"
 )
 REASONS = {  # what PostgreSQL and its client library say, and what that means
@@ -141,9 +141,7 @@ class Database:
         except DatabaseError as error:
             if type(error) is not DatabaseError and not _of_the_address(error):  # of a row
                 raise
-            raise UsageError(
-                f"{self.name} is no registry: {reason(error, self.url)}"
-            ) from None
+            raise UsageError(f"{self.name} is no registry: {reason(error, self.url)}") from None
 
     def ping(self) -> None:
         """Raises RunError where the database can't be reached."""
@@ -200,10 +198,9 @@ def _begin(connection: sa.Connection) -> None:
 def address(url: str) -> sa.URL:
     """The address of a database. Raises UsageError, which shows nothing of it: what is wrong with
     it may be that a part of the password is read as something else."""
-    place, _, asked = url.partition("://")[2].partition("?")
-    user, _, database = place.rpartition("@")
-    mixed = "@" in user or "@" in asked or database.count("/") > 1
-    if mixed and not url.startswith("sqlite"):
+    rest = url.partition("://")[2]
+    place = rest.rpartition("@")[2].partition("?")[0]
+    if not url.startswith("sqlite") and (rest.count("@") > 1 or place.count("/") > 1):
         raise UsageError(NO_ADDRESS)
     try:
         found = sa.make_url(url)
@@ -222,7 +219,7 @@ def _of_the_address(error: DatabaseError) -> bool:
     said = getattr(error, "orig", error)
     if type(said).__module__.partition(".")[0] != "psycopg":
         return False
-    return isinstance(error, ProgrammingError) and said.sqlstate in (None, "42501")
+    return isinstance(error, ProgrammingError) and getattr(said, "sqlstate", "") in (None, "42501")
 
 
 def reason(error: Exception, url: sa.URL) -> str:

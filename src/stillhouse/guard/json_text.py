@@ -20,6 +20,9 @@ class Beyond:
     def __float__(self) -> float:
         return math.inf
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def read_json(body: bytes) -> Any:
     """Raises ValueError; RecursionError where it is nested too deeply."""

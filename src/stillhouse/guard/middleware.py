@@ -14,7 +14,7 @@ import jmespath
 import numpy as np
 from jmespath.exceptions import JMESPathError
 
-from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.errors import DataError, ModelError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.asgi import (
     App,
@@ -115,15 +115,12 @@ class GuardMiddleware:
             each = self._answers(held, len(examples))
             truths = [self._truth(one) for one in each]
             write_json(held)
+        except UNREADABLE as error:
+            raise _unfit(error) from None
+        try:
             finished = self._guard.finish(client, examples, truths)
-        except (
-            ValueError, KeyError, TypeError, AttributeError, RecursionError, JMESPathError, DataError,
-        ) as error:  # fmt: skip
-            raise Denied(
-                f"the guarded service's answer can't be read ({type(error).__name__}): are the "
-                "middleware's names right?",
-                status=502,
-            ) from None
+        except ModelError as error:
+            raise _unfit(error) from None
         rows = await asyncio.to_thread(self._guard.settle, finished)
         for one, row in zip(each, rows, strict=True):
             self._put(one, row)
@@ -146,10 +143,10 @@ class GuardMiddleware:
         """Raises DataError."""
         try:
             return self._found(read_json(body))
-        except (ValueError, RecursionError):
-            raise DataError("the request is not JSON") from None
         except JMESPathError:  # of a path's function, to which a request gives another type
             raise DataError(f"no question at {self._outside.texts or self._outside.text}") from None
+        except (ValueError, RecursionError):
+            raise DataError("the request is not JSON") from None
 
     def _found(self, held: Any) -> list[Example]:
         out = self._outside
@@ -205,10 +202,20 @@ class GuardMiddleware:
                 one.pop(name, None)
 
 
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 OF_THE_BODY = {
     b"content-length", b"etag", b"last-modified", b"digest", b"content-digest", b"repr-digest",
     b"content-md5", b"signature", b"signature-input", b"server-timing",
 }  # fmt: skip
+
+
+def _unfit(error: Exception) -> Denied:
+    """A service's own fault: its clients can't do anything about it."""
+    why = str(error) if isinstance(error, ModelError) else type(error).__name__
+    return Denied(
+        f"the guarded service's answer can't be read ({why}): are the middleware's names right?",
+        status=502,
+    )
 
 
 class Held:

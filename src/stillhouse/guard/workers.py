@@ -59,7 +59,8 @@ def run_service(
 
 
 def _bound(config: ServeConfig) -> socket.socket:
-    """The service's address, held; nobody is let in before the server listens. Raises UsageError."""
+    """The service's address, held: nobody is let in before the server listens. Raises
+    UsageError."""
     found = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     try:
         if os.name == "posix":  # elsewhere it would let a second service have the same port

@@ -1,4 +1,4 @@
-"""How to ask a service, from its OpenAPI description: a page that needs no script and no network."""
+"""How to ask a service, from its OpenAPI description: a page without script or network."""
 
 from __future__ import annotations
 
