@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import jmespath
 from jmespath.exceptions import JMESPathError
@@ -150,16 +150,8 @@ class Masks:
     """Takes keys out of what an API says, however it writes them."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
-        forms = {
-            form
-            for secret in secrets
-            for form in (
-                secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1],
-                secret.replace("/", r"\/"), quote(secret, safe=""), quote(secret),
-            )
-        }  # fmt: skip
-        longest = sorted(forms, key=len, reverse=True)
-        self._found = re.compile("|".join(map(re.escape, longest))) if longest else None
+        forms = [_in_any_form(each) for each in sorted(secrets, key=len, reverse=True)]
+        self._found = re.compile("|".join(forms)) if forms else None
 
     def text(self, text: str) -> str:
         return text if self._found is None else self._found.sub("***", text)
@@ -175,6 +167,16 @@ class Masks:
         if isinstance(value, dict):
             return {self.text(name): self.value(each) for name, each in value.items()}
         return value
+
+
+def _in_any_form(secret: str) -> str:
+    """A pattern of a text as it is, or any part of it escaped as in JSON or in an address."""
+
+    def one(letter: str) -> str:
+        coded = "".join(f"%{byte:02x}" for byte in letter.encode())
+        return rf"(?:\\*{re.escape(letter)}|(?i:{coded}|\\+u{ord(letter):04x}))"
+
+    return "".join(map(one, secret))
 
 
 def read_endpoint(path: Path) -> Endpoint:
