@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.settings import GuardConfig
 from stillhouse.guard.simulated import bursty
-from stillhouse.guard.tables import queries
+from stillhouse.guard.tables import events, queries
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -76,6 +77,43 @@ def test_a_client_from_its_key_to_its_end(call: Call, url: str) -> None:
     assert "no client 'nobody'" in err
 
 
+def test_a_client_is_flagged_by_hand(call: Call, url: str) -> None:
+    call("clients", "create", "ann", "--registry", url)
+    at = ("--registry", url)
+    assert call("clients", "flag", "ann", *at)[0] == 2  # no reason
+    for wrong in ("", "two\nlines", "x" * 201):
+        code, _, err = call("clients", "flag", "ann", "--why", wrong, *at)
+        assert (code, "the reason is one line" in err) == (2, True)
+    why = ("--why", "asks for word lists")
+    assert call("clients", "flag", "ann", *why, *at) == (0, "", "ann: flagged\n")
+    assert "was flagged before" in call("clients", "flag", "ann", *why, *at)[2]
+    assert "flagged" in call("clients", "list", *at)[1]
+    held = Registry(url)
+    assert [row["detail"] for row in held.rows(events, events.c.kind == "flagged")] == [why[1]]
+    held.close()
+    assert call("clients", "unflag", "ann", *at)[2] == "ann: not flagged any more\n"
+    code, _, err = call("clients", "flag", "nobody", *why, *at)
+    assert (code, "no client 'nobody'" in err) == (2, True)
+
+
+@pytest.mark.parametrize("columns", [20, 80, 300])
+def test_what_is_copied_from_a_table_is_whole(
+    columns: int, call: Call, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = ["ann", "[red]the [/b] shop[/red] :smile:", "中文 " * 20 + "end", "x" * 120]
+    held = Registry(url)
+    held.upgrade()
+    ids = [held.create_client(name, queries=10**9)[0].id for name in names]
+    held.close()
+    code, out, err = call("clients", "list", "--registry", url)
+    assert code == 0, err
+    for each in (*names, *ids, "client", "charged"):
+        assert each in out
+    if columns == 300:
+        assert len(out.splitlines()) == 5
+
+
 def test_forgetting_asks_first(call: Call, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call("clients", "create", "ann", "--registry", url)
     monkeypatch.setattr("typer.confirm", _no)
@@ -96,7 +134,7 @@ def test_learning_says_how_good_the_check_is(call: Call, folder: Path) -> None:
     code, out, err = call(
         "guard", "learn", "--model", folder / "model", "--data", folder / "reviews.csv",
         "--out", folder / "check", "--cache", folder / "cache", "--set", "lr=0.01",
-        "--corpus", folder / "text.txt",
+        "--corpus", folder / "text.txt", "--precision", "float32",
     )  # fmt: skip
     assert code == 0, err
     assert "AUC" in out
@@ -146,10 +184,11 @@ def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: 
         guard.answer(client, asked, model.answers)
     words = [
         "verify", "--suspect", folder / "other", "--control", folder / "model", "--registry", url,
-        "--key", tmp_path / "owner.key", "--out", tmp_path / "v",
+        "--key", tmp_path / "owner.key", "--out", tmp_path / "v", "--precision", "float32",
     ]  # fmt: skip
     code, out, err = call(*words)
     assert code == 0, err
+    assert "precision: float32\n" in (tmp_path / "v" / "config.yaml").read_text()
     assert "other" in out
     assert "p" in out
     assert "is asked" in err or "are asked" in err
@@ -174,8 +213,29 @@ def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: 
     code, out, _ = call("guard", "check-verdict", tmp_path / "v")
     assert code == 1
     assert "FAIL  the record is signed" in out
-    code, _, err = call("report", tmp_path / "v", "--out", tmp_path / "again.html")
+    (tmp_path / "shown").mkdir()
+    code, _, err = call("report", tmp_path / "v", "--out", tmp_path / "shown" / "again.html")
     assert code == 0, err
+    if os.name == "posix":  # they have customers' questions
+        held = [tmp_path / "shown" / "again.html", tmp_path / "v", *(tmp_path / "v").rglob("*")]
+        assert [path.name for path in held if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize("words", [("verify", "--suspect", "s"), ("guard", "learn", "--out", "o"),
+                                   ("serve", "m")])  # fmt: skip
+def test_a_precision_is_one_that_there_is(words: tuple[str, ...], call: Call) -> None:
+    more = ("--model", "m", "--data", "d") if "learn" in words else ()
+    code, _, err = call(*words, *more, "--precision", "int4")
+    assert (code, "bf16" in err) == (2, True)
+
+
+def test_a_password_in_an_address_is_not_shown(call: Call) -> None:
+    url = "postgresql://ann:p@ss:word@db.internal/guard"
+    code, out, err = call("clients", "list", "--registry", url)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    for hidden in ("p@ss", "ss:w", "word@", "ann", "db.internal"):
+        assert hidden not in err
 
 
 def served(folder: Path, path: Path, url: str) -> Path:

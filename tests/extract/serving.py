@@ -86,3 +86,31 @@ def serving(answer: Answer, trouble: Sequence[str] = ()) -> Iterator[Server]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+@contextmanager
+def saying(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Iterator[str]:
+    """An API that always says this, byte for byte; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}/answer"
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()

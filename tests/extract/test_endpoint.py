@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from serving import Server, serving
+from serving import Server, saying, serving
 
 from stillhouse.core.errors import DataError, RunError, UsageError
 from stillhouse.core.settings import parse
@@ -245,6 +246,7 @@ def test_keys_come_from_the_environment_and_stay_there(
                 asking.ask(QUERIES)
             assert "sesame" not in str(raised.value)
     folders = [tmp_path / "a", tmp_path / "b"]
+    folders.append(tmp_path / "c")  # whose API said it
     files = [p for folder in folders for p in folder.rglob("*") if p.is_file()]
     written = b"".join(p.read_bytes() for p in files)
     assert b"sesame" not in written
@@ -308,3 +310,124 @@ def test_a_budget_below_one_request_is_refused(tmp_path: Path) -> None:
     with serving(answer) as server, pytest.raises(UsageError, match="less than one request, of 4"):
         with client(tmp_path, server, limit=3):
             pass
+
+
+def test_an_answer_that_can_not_be_read_is_asked_for_again(tmp_path: Path) -> None:
+    """Not kept as an answer for good: no description could read it."""
+    loading, calls = {"error": "model is loading, try again"}, 0
+
+    def once(text: str, pair: str | None) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        return loading if calls == 7 else answer(text, pair)
+
+    with serving(once) as server:
+        with client(tmp_path, server) as (asking, ledger):
+            with pytest.raises(DataError, match=r"model is loading.*run again"):
+                asking.ask(QUERIES)
+            assert (server.requests, ledger.spent.queries) == (2, 8)
+        with client(tmp_path, server) as (asking, ledger):
+            assert asking.ask(QUERIES) == expected(QUERIES)
+            assert ledger.spent.queries == 26  # the one, twice
+        assert [q for q in server.paid if server.paid.count(q) > 1] == [("text 6", None)] * 2
+        with client(tmp_path, server) as (asking, ledger):
+            assert asking.ask(QUERIES) == expected(QUERIES)
+            assert ledger.spent.queries == 26
+
+
+def test_a_reading_that_is_put_right_pays_for_nothing_twice(tmp_path: Path) -> None:
+    with serving(answer) as server:
+        with client(tmp_path, server) as (asking, _):
+            asking.ask(QUERIES)
+        wrong = {"answers": "out", "label": "lable"}
+        with client(tmp_path, server, read=wrong) as (asking, _):
+            with pytest.raises(DataError, match="no label"):
+                asking.ask(QUERIES)
+        assert server.requests == 8  # one, to see whether the API still answers so
+        with client(tmp_path, server) as (asking, ledger):
+            assert asking.ask(QUERIES) == expected(QUERIES)
+            assert (server.requests, ledger.spent.queries) == (8, 29)
+
+
+@pytest.mark.parametrize("deep", [150, 900, 100_000])
+def test_a_deep_answer_is_none(tmp_path: Path, deep: int) -> None:
+    with (
+        saying(b'{"out": ' + b"[" * deep + b"]" * deep + b"}") as url,
+        Ledger(tmp_path, Tariff()) as ledger,
+    ):
+        asking = Client(described(url, retries=1), ledger, sleep=lambda s: None)
+        with pytest.raises(RunError, match="answered what is no JSON"):
+            asking.ask(QUERIES[:1])
+        asking.close()
+        assert ledger.bodies == []
+
+
+KEY = 'sk/long"key+and=more'
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 302, 429])
+@pytest.mark.parametrize(
+    "written",
+    [KEY, json.dumps(KEY)[1:-1], "sk%2Flong%22key%2Band%3Dmore", 'sk\\/long\\"key+and=more',
+     "basic-dXNlcjpwdw==", "hush-password", "query-secret"],
+)  # fmt: skip
+def test_a_key_that_an_api_repeats_is_shown_and_kept_nowhere(
+    written: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    body = json.dumps({"out": f"you sent {written}", written: [written]}).encode()
+    if written.startswith("sk\\"):
+        body = b'{"out": "you sent ' + written.encode() + b'"}'
+    headers = {"location": f"http://x/?k={written}", "retry-after": written}
+    with saying(body, status, headers) as url:
+        place = url.replace("http://", "http://ann:hush-password@") + "?key=query-secret"
+        endpoint = described(
+            place, retries=0,
+            headers={"Authorization": "Bearer $MY_KEY", "X-Other": "Basic basic-dXNlcjpwdw=="},
+        )  # fmt: skip
+        with Ledger(tmp_path, Tariff()) as ledger:
+            asking = Client(endpoint, ledger, sleep=lambda s: None)
+            with pytest.raises((DataError, RunError)) as caught:
+                asking.ask(QUERIES[:1])
+            asking.close()
+    kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()).decode()
+    for hidden in (KEY, written, "hush-password", "query-secret", "basic-dXNlcjpwdw"):
+        assert hidden not in str(caught.value)
+        assert hidden not in kept
+        assert json.dumps(hidden)[1:-1] not in kept
+    assert url in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-long\nkey", "sk-schlüssel"])
+def test_a_key_that_no_header_can_have_is_one_line_without_it(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    endpoint = described("http://x", headers={"Authorization": "Bearer $MY_KEY"})
+    with pytest.raises(UsageError, match="the header Authorization") as caught:
+        endpoint.keyed()
+    assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", ["1.2.3", ".", "-1", "soon"])
+def test_a_pause_that_is_no_number_is_passed_over(tmp_path: Path, asked: str) -> None:
+    with serving(answer, [f"429:{asked}"]) as server, client(tmp_path, server) as (asking, _):
+        assert asking.ask(QUERIES[:1]) == expected(QUERIES[:1])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no such modes")
+def test_only_the_owner_can_read_a_ledger(tmp_path: Path) -> None:
+    before, folder = os.umask(0o022), tmp_path / "apis" / "one"
+    try:
+        with Ledger(folder, Tariff()):
+            pass
+        found = {p.name: p.stat().st_mode & 0o777 for p in (folder, *folder.iterdir())}
+        assert found.pop("one") == 0o700
+        assert set(found.values()) == {0o600}
+        folder.chmod(0o755)
+        (folder / "ledger.jsonl").chmod(0o644)  # as an earlier version made them
+        with Ledger(folder, Tariff()):
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert (folder / "ledger.jsonl").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stillhouse.core.private import write_new
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import Keys
 from stillhouse.guard.model import Truth
@@ -18,7 +19,8 @@ SECRET = bytes(range(32))
 
 def known_keys(path: Path) -> Keys:
     """An owner's file that is the same in every run, as are the marks that it draws."""
-    path.write_text(SECRET.hex() + "\n", encoding="ascii")
+    path.unlink(missing_ok=True)
+    write_new(path, SECRET.hex() + "\n")
     return Keys(SECRET)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
-from stillhouse.core.errors import UsageError
+from stillhouse.core.errors import RunError, UsageError
+from stillhouse.core.private import write_new
 from stillhouse.guard.keys import SECRET, Keys, commitment_to, is_signed, new_keys, read_keys
 
 
@@ -25,6 +27,35 @@ def test_an_existing_key_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "owner.key").read_bytes() == before
 
 
+@pytest.mark.skipif(os.name != "posix", reason="files have no such modes")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_key_that_others_can_read_is_refused(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "owner.key"
+    made = new_keys(path)
+    path.chmod(mode)
+    with pytest.raises(UsageError, match=f"can be read by others.*chmod 600 {path}$"):
+        read_keys(path)
+    path.chmod(0o400)
+    assert read_keys(path).id == made.id
+
+
+def test_the_folder_of_a_new_key_is_the_owners(tmp_path: Path) -> None:
+    new_keys(tmp_path / "keys" / "owner.key")
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_key_that_can_not_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunError, match="no space left"):
+        new_keys(tmp_path / "owner.key")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_environment_gives_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SECRET, bytes(32).hex())
     assert read_keys(None).marking == Keys(bytes(32)).marking
@@ -32,7 +63,7 @@ def test_the_environment_gives_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("held", ["", "abc", "zz" * 32, "00" * 31])
 def test_what_is_no_key_is_refused(held: str, tmp_path: Path) -> None:
-    (tmp_path / "owner.key").write_text(held)
+    write_new(tmp_path / "owner.key", held)
     with pytest.raises(UsageError, match="key"):
         read_keys(tmp_path / "owner.key")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from importlib.resources import files
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -211,6 +213,92 @@ def test_a_wrong_address_does_not_show_its_password() -> None:
     with pytest.raises(UsageError) as caught:
         Registry("oracle://ann:hush@h/x")
     assert "hush" not in str(caught.value)
+
+
+SECRET, HOST, ROLE = "p@ss:w/rd", "db.internal", "payroll_admin"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://{ROLE}:{SECRET}@{HOST}/guard",
+        f"postgresql://{ROLE}:p@ss@{HOST}/guard",
+        f"postgresql://{ROLE}:p:ss@{HOST}:54a/guard",
+        f"postgresql:/{ROLE}:p/ss@{HOST}/guard",
+        f"postgresql://{ROLE}:p%zzss@{HOST}:port/guard",
+        f"nonsense://{ROLE}:pss@{HOST}/guard",
+    ],
+)
+def test_an_address_that_can_not_be_read_shows_nothing_of_itself(url: str) -> None:
+    with pytest.raises(UsageError, match=r"no registry at that address: .*%40 for @") as caught:
+        Registry(url)
+    for hidden in ("ss", HOST, ROLE):
+        assert hidden not in str(caught.value).replace("address", "").replace("password", "")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["p/ss", "1/ss", "1?ss", "p%40s%3As", "p:ss"])
+def test_passwords_that_can_be_read_are(password: str) -> None:
+    url = Registry(f"postgresql://{ROLE}:{password}@{HOST}/guard").url
+    assert (url.host, url.database) == (HOST, "guard")
+    assert url.password == password.replace("%40", "@").replace("%3A", ":")
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        (f'connection to server at "{HOST}" (10.0.0.7), port 5432 failed: FATAL:  password '
+         f'authentication failed for user "{ROLE}"', "refuses the user"),
+        (f'connection to server at "{HOST}", port 5432 failed: Connection refused\n\tIs the server '
+         "running on that host and accepting TCP/IP connections?", "is it running"),
+        (f'could not translate host name "{HOST}" to address: Name or service not known',
+         "unknown"),
+        ('connection to server at "10.0.0.7", port 5432 failed: FATAL:  database "guard" does not '
+         "exist", "no such database"),
+        (f'FATAL:  no pg_hba.conf entry for host "10.0.0.7", user "{ROLE}"', "refuses the user"),
+        ("canceling statement due to statement timeout", "in time"),
+        (f'invalid connection option "{SECRET}"', "an option that is none"),
+        (f"something new about {ROLE}:{SECRET}@{HOST}:5432", "its own log"),
+    ],
+)  # fmt: skip
+def test_what_a_database_says_is_not_passed_on(
+    said: str, means: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = psycopg.ProgrammingError if "option" in said else psycopg.OperationalError
+
+    def connect(*_: object, **__: object) -> None:
+        raise kind(said)
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    monkeypatch.setattr(psycopg.Connection, "connect", connect)
+    registry = Registry(f"postgresql://{ROLE}:hush@{HOST}:5432/guard")
+    with pytest.raises((RunError, UsageError), match=means) as caught:
+        registry.upgrade()
+    told = str(caught.value)
+    assert "guard" in told
+    for hidden in (HOST, ROLE, SECRET, "hush", "10.0.0.7", "5432"):
+        assert hidden not in told
+        assert hidden not in repr(registry)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no such modes")
+def test_only_the_owner_can_read_a_registry(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = tmp_path / "made"
+        registry = Registry(f"sqlite:///{folder / 'r.db'}")
+        registry.upgrade()
+        with registry.writing() as connection:
+            connection.execute(sa.select(1))
+            files_ = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+        assert files_ == dict.fromkeys(("r.db", "r.db-shm", "r.db-wal"), 0o600)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        registry.close()
+        (folder / "r.db").chmod(0o644)  # as an earlier version made it
+        Registry(f"sqlite:///{folder / 'r.db'}").upgrade()
+        assert (folder / "r.db").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_the_folder_of_a_new_registry_is_made(tmp_path: Path) -> None:

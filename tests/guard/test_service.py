@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from starlette.testclient import TestClient
 import tiny
 from stillhouse.core.settings import parse
 from stillhouse.core.types import Example
+from stillhouse.guard.asgi import SAFE
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.serve import create_app
@@ -114,7 +117,111 @@ def test_what_is_no_question(body: Any, said: str, service: Service, ann: dict[s
 def test_malformed_bodies(body: bytes, service: Service, ann: dict[str, str]) -> None:
     headers = ann | {"content-type": "application/json"}
     found = service.client.post("/v1/predict", content=body, headers=headers)
-    assert found.status_code in (400, 422)
+    assert found.status_code == 422
+    assert found.json().keys() == {"error"}
+
+
+JSON_ = {"content-type": "application/json"}
+QUESTION = b'{"text": "a film"}'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status", "said"),
+    [
+        ("POST", "/v1/predict", gzip.compress(QUESTION), JSON_, 422, "no JSON"),
+        ("POST", "/v1/predict", gzip.compress(QUESTION), JSON_ | {"content-encoding": "gzip"}, 415,
+         "compressed"),
+        ("POST", "/v1/predict", b'{"text": "caf\xe9"}', JSON_, 422, "no JSON"),
+        ("POST", "/v1/predict", b'{"text": ' + b"9" * 6000 + b"}", JSON_, 422, ""),
+        ("POST", "/v1/predict", QUESTION, {}, 415, "send Content-Type: application/json"),
+        ("POST", "/v1/predict", QUESTION, {"content-type": "text/plain"}, 415, "Content-Type"),
+        ("POST", "/v1/predict/", QUESTION, JSON_, 404, "there is no /v1/predict/"),
+        ("GET", "/v1/predict", b"", {}, 405, "does not take GET"),
+        ("GET", "/nowhere", b"", {}, 404, "there is no /nowhere"),
+        ("GET", "/health", b"", {"x-much": "x" * 20_000}, 431, "headers"),
+    ],
+)  # fmt: skip
+def test_every_refusal_has_one_form(
+    method: str, path: str, body: bytes, headers: dict[str, str], status: int, said: str,
+    service: Service, ann: dict[str, str],
+) -> None:  # fmt: skip
+    found = service.client.request(
+        method, path, content=body, headers=ann | headers, follow_redirects=False
+    )
+    assert found.status_code == status
+    assert found.json().keys() == {"error"}
+    assert said in found.json()["error"]
+    assert found.headers["content-type"] == "application/json"
+
+
+def test_a_failure_has_the_same_form(
+    service: Service, ann: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stillhouse.guard.guard import Guard
+
+    def fail(*_: object) -> None:
+        raise KeyError("s3cret")
+
+    monkeypatch.setattr(Guard, "check", fail)
+    found = service.client.post("/v1/predict", json={"text": "a"}, headers=ann)
+    assert found.status_code == 500
+    assert found.json() == {"error": "the service failed: its owner's log says why"}
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert 'stillhouse_refused_total{status="500"}' in service.client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/health", 200), ("GET", "/docs", 200), ("GET", "/openapi.json", 200),
+     ("GET", "/nowhere", 404), ("POST", "/v1/predict", 415), ("GET", "/owner", 401)],
+)  # fmt: skip
+def test_every_response_has_safe_headers(
+    method: str, path: str, status: int, service: Service
+) -> None:
+    found = service.client.request(method, path)
+    assert found.status_code == status
+    for name, value in SAFE.items():
+        assert found.headers.get_list(name) == [value]
+
+
+def test_a_key_beside_a_proxys_authorization(service: Service) -> None:
+    _, secret = service.registry.create_client("behind a proxy")
+    basic = base64.b64encode(b"proxy:pw").decode()
+    ways: list[list[tuple[str, str]]] = [
+        [("Authorization", f"Basic {basic}"), ("X-API-Key", secret)],
+        [("Authorization", f"Basic {basic}"), ("Authorization", f"Bearer {secret}")],
+        [("Authorization", f"Bearer\t{secret}")],
+    ]
+    for headers in ways:
+        found = service.client.post("/v1/predict", json={"text": "a"}, headers=headers)
+        assert found.status_code == 200
+
+
+def test_the_docs_need_no_script_and_nothing_from_elsewhere(service: Service) -> None:
+    found = service.client.get("/docs")
+    assert found.status_code == 200
+    assert "<script" not in found.text
+    assert re.findall(r'(?:src|href)="([^"]*)"', found.text) == ["data:,", "openapi.json"]
+    for said in ("POST /v1/predict", "GET /v1/usage", "a lovely film", "Retry-After", "texts"):
+        assert said in found.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.0, "1"), (0.4, "1"), (1.0, "1"), (1.43, "2"), (2.5, "3")]
+)
+def test_who_waits_as_long_as_retry_after_says_is_served(
+    seconds: float, told: str, service: Service, ann: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from stillhouse.guard.guard import Guard
+    from stillhouse.guard.purses import Denied
+
+    def wait(*_: object) -> None:
+        raise Denied("too fast", status=429, retry_s=seconds)
+
+    monkeypatch.setattr(Guard, "check", wait)
+    found = service.client.post("/v1/predict", json={"text": "a"}, headers=ann)
+    assert (found.status_code, found.headers["retry-after"]) == (429, told)
 
 
 def test_a_body_that_is_too_long(service: Service, ann: dict[str, str]) -> None:
@@ -125,7 +232,8 @@ def test_a_body_that_is_too_long(service: Service, ann: dict[str, str]) -> None:
         for _ in range(40):
             yield b"x" * 1000
 
-    found = service.client.post("/v1/predict", content=parts(), headers=ann)
+    headers = ann | {"content-type": "application/json"}
+    found = service.client.post("/v1/predict", content=parts(), headers=headers)
     assert found.status_code == 413
 
 
@@ -246,18 +354,19 @@ def test_many_clients_at_once_get_their_own_answers(model: Path) -> None:
 def test_the_registry_away_is_503_and_no_charge(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stillhouse.core.errors import RunError
+    from stillhouse.guard.asgi import AWAY
+    from stillhouse.guard.database import Unreachable
     from stillhouse.guard.registry import Registry as Any_
 
     key = service.key("unlucky")
 
     def away(self: object) -> Any:
-        raise RunError("the registry can't be reached: away")
+        raise Unreachable("the registry /srv/secret.db can't be reached: away")
 
     monkeypatch.setattr(Any_, "writing", away)
     found = service.client.post("/v1/predict", json={"text": "a"}, headers=key)
     assert found.status_code == 503
-    assert "can't be reached" in found.json()["error"]
+    assert found.json() == {"error": AWAY}
 
 
 def test_unguarded(model: Path) -> None:

@@ -75,6 +75,7 @@ def list_(registry: Url = REGISTRY, json: options.Json = False) -> None:
             ]
             for row in rows
         ],
+        whole=("id",),
     )  # fmt: skip
 
 
@@ -88,6 +89,24 @@ def revoke(name: str, registry: Url = REGISTRY) -> None:
     done = held.revoke(name)
     held.close()
     typer.echo(f"{name}: revoked" if done else f"{name}: was revoked before", err=True)
+
+
+@app.command("flag")
+def flag(
+    name: Annotated[str, typer.Argument(help="a client's name or id")],
+    why: Annotated[str, typer.Option("--why", help="what you noticed, for the owner's page")],
+    registry: Url = REGISTRY,
+) -> None:
+    """Flag a client yourself: the service does with it what its setting guard.check.on_flag says.
+
+    Example: stillhouse clients flag "Ann's shop" --why "asks for word lists"
+    """
+    held = registry_at(registry)
+    try:
+        done = held.flag(name, why)
+    finally:
+        held.close()
+    typer.echo(f"{name}: flagged" if done else f"{name}: was flagged before", err=True)
 
 
 @app.command("unflag")

@@ -4,7 +4,7 @@ are loaded when something is drawn: every command imports this."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,16 +19,31 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Collection[str] = ()
+) -> None:
+    """The first column and those named in `whole` are never cut or broken, so that what stands in
+    them can be copied: where a terminal is too narrow for that, it breaks the line."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
     made = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    least = 0
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        cells = [column, *(row[i] for row in rows)]
+        kept = i == 0 or column in whole
+        words = cells if kept else [word for cell in cells for word in cell.split()]
+        width = max(map(cell_len, words), default=0)
+        made.add_column(
+            column, justify="left" if i == 0 else "right", no_wrap=kept, min_width=width
+        )
+        least += width + 1
     for row in rows:
         made.add_row(*row)
-    Console(highlight=False).print(made)
+    screen = Console(highlight=False, markup=False, emoji=False)  # a name may be in brackets
+    screen.width = max(screen.width, least)
+    screen.print(made)
 
 
 def number(value: float | None, form: str) -> str:

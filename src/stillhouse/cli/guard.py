@@ -60,6 +60,9 @@ def serve(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="processes (over 1: PostgreSQL)")
     ] = None,
+    behind_tls: Annotated[
+        bool, typer.Option("--behind-tls", help="a proxy in front does TLS: no warning of --host")
+    ] = False,
     precision: options.Precision = None,
     config: options.Config = None,
     set_: options.SetOfService = None,
@@ -92,6 +95,7 @@ def serve(
             "host": host,
             "port": port,
             "workers": workers,
+            "behind_tls": behind_tls or None,
             "precision": precision,
             "trust_remote_code": trust_remote_code or None,
         },
@@ -106,12 +110,17 @@ def serve(
     run_service(
         checked,
         ready=lambda config: typer.echo(
-            f"serving {config.model} at http://{config.host}:{config.port} "
+            f"serving {config.model} at http://{_host(config.host)}:{config.port} "
             "(/v1/predict, /docs, /owner, /health, /metrics); Ctrl-C stops",
             err=True,
         ),
         told=lambda note: typer.echo(note, err=True),
     )
+
+
+def _host(name: str) -> str:
+    """As it stands in an address."""
+    return f"[{name}]" if ":" in name else name
 
 
 def verify(

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from stillhouse.core.errors import UsageError
+from stillhouse.core.private import make, mode_for, private_folder
 from stillhouse.core.trouble import unwritten
 
 CUT = "cut"  # in a run's folder: the cut model that it recovers
@@ -31,20 +32,22 @@ def writes(path: Path, *, kept: str = "", asked: bool = False) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and vanishes if it doesn't.
-    Raises RunError where it can't be
-    written."""
+    `private`: only its owner can read it, from its first byte on; so it is in any folder that is
+    closed to others. Raises RunError where it can't be written."""
     with writes(path, kept="; what was there is kept" if path.exists() else ""):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
+        make(temporary, mode_for(path.parent, private=private))
+        mode = temporary.stat().st_mode
         try:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o644)
+                made_anew = os.fstat(file.fileno()).st_mode != mode
+            if made_anew:  # by a library, with a mode of its own
+                temporary.chmod(mode)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -79,24 +82,33 @@ def _differing(mine: object, theirs: object, name: str = "") -> Iterator[str]:
         yield name
 
 
-def write_text(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    with atomic(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", private=private)
 
 
 def write_yaml(path: Path, value: object) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
-def claim(folder: Path, config: dict[str, object], content: dict[str, str] | None = None) -> None:
-    """Makes `folder` this run's, or finds that it already is. Raises UsageError as `check_free`."""
-    if check_free(folder, config, content):
+def claim(
+    folder: Path, config: dict[str, object], content: dict[str, str] | None = None,
+    *, private: bool = False,
+) -> None:  # fmt: skip
+    """Makes `folder` this run's, or finds that it already is. `private`: it is closed to others,
+    and so is whatever is written in it. Raises UsageError as `check_free`."""
+    new = check_free(folder, config, content)
+    if new or private:
         with writes(folder, asked=True):
-            folder.mkdir(parents=True, exist_ok=True)
+            if private:
+                private_folder(folder)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+    if new:
         write_yaml(folder / "config.yaml", json.loads(json.dumps(config)))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from stillhouse.core.config import DataConfig
 from stillhouse.core.errors import DataError
+from stillhouse.core.private import make
 from stillhouse.core.rundir import atomic, writes
 from stillhouse.core.settings import described, path_of
 from stillhouse.data.cells import cell_text, plain
@@ -60,10 +61,10 @@ def kept(data: Any, store: Path, *, text: str = "text") -> str:
     digest = hashlib.blake2b(repr(sorted(map(str, files.values()))).encode(), digest_size=8)
     place = folder / f"{type(data).__name__}-{digest.hexdigest()}"
     with writes(place):
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
         for split, file in files.items():
             if not (named := place / f"{split}.jsonl").exists():
-                with atomic(named) as temporary:
+                with atomic(named, private=True) as temporary:
                     shutil.copyfile(file, temporary)
     return str(place)
 
@@ -137,9 +138,10 @@ def _write(rows: Iterator[dict[str, Any]], kind: str, folder: Path) -> Path:
     text, number or list of these."""
     digest, count = hashlib.blake2b(digest_size=8), 0
     with writes(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
             part = Path(temporary) / "rows"
+            make(part)  # rows may be anybody's texts
             with part.open("w", encoding="ascii") as file:
                 for count, row in enumerate(rows, 1):
                     plain_row = {name: _plain(value, name, count) for name, value in row.items()}

@@ -7,6 +7,7 @@ for counts against the budget.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -23,9 +24,10 @@ from jmespath.exceptions import JMESPathError
 from stillhouse.core.errors import DataError, RunError, UsageError
 from stillhouse.core.progress import Advance
 from stillhouse.core.types import Example
-from stillhouse.extract.endpoint import Endpoint, filled
+from stillhouse.extract.endpoint import Endpoint, Masks, filled
 from stillhouse.extract.ledger import Ledger, name_of
 
+DEEPEST = 100  # lists and objects in each other
 SHOWN = 200  # characters of an answer that doesn't fit
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 
@@ -55,11 +57,12 @@ class Client:
         self._endpoint, self.ledger, self._limit = endpoint, ledger, limit
         self._sleep, self._random, self._next = sleep, random.Random(), 0.0
         self._client = httpx.Client(headers=endpoint.keyed(), timeout=endpoint.timeout_s)
-        self._secrets = endpoint.secrets()
+        self._masks = Masks(endpoint.secrets())
         self._lock = threading.Lock()
         self._held: dict[str, dict[str, Any]] = {}
         for kept in ledger.bodies:
-            self._take(kept.asked, kept.body)
+            with contextlib.suppress(DataError):  # what can't be read is asked again
+                self._take(kept.asked, kept.body)
 
     def close(self) -> None:
         self._client.close()
@@ -121,25 +124,27 @@ class Client:
                 continue
             if answer.status_code in (408, 425, 429):
                 self.ledger.refused(batch)
-                trouble = f"says {answer.status_code}; {answer.headers.get('retry-after', '')}"
+                asked = self._masks.text(answer.headers.get("retry-after", ""))
+                trouble = f"says {answer.status_code}; {asked}"
                 continue
             if answer.status_code >= 500:
                 trouble = f"says {answer.status_code}"
                 continue
             if answer.is_redirect:
                 self.ledger.refused(batch)
+                at = self._shown(answer.headers.get("location", "another address"))
                 raise DataError(
-                    f"{self._endpoint.url} says {answer.status_code}, it is at "
-                    f"{answer.headers.get('location', 'another address')}: name that as url"
+                    f"{self._endpoint.place} says {answer.status_code}, it is at {at}: name that "
+                    "as url"
                 )
             if answer.status_code >= 400:
                 self.ledger.refused(batch)
                 raise DataError(
-                    f"{self._endpoint.url} refuses the request ({answer.status_code}): "
+                    f"{self._endpoint.place} refuses the request ({answer.status_code}): "
                     f"{self._shown(answer.text)}"
                 )
             try:
-                value = answer.json()
+                value = self._masks.value(_json(answer.content))
             except ValueError:
                 trouble = f"answered what is no JSON: {self._shown(answer.text)}"
                 continue
@@ -149,13 +154,21 @@ class Client:
                 raise self._over()
             return len(batch)
         raise RunError(
-            f"{self._endpoint.url} {trouble.rstrip('; ')}, {self._endpoint.retries + 1} times: "
+            f"{self._endpoint.place} {trouble.rstrip('; ')}, {self._endpoint.retries + 1} times: "
             "what was answered is kept, run again to go on"
         )
 
     def _take(self, names: Sequence[str], value: object) -> None:
-        """Reads a kept answer. Raises DataError."""
-        self._held.update(zip(names, self._read(value, len(names)), strict=True))
+        """Reads a kept answer, as far as it can be read. Raises DataError for the first query that
+        has no answer in it."""
+        unfit: DataError | None = None
+        for name, one in zip(names, self._each(value, len(names)), strict=True):
+            try:
+                self._held[name] = self._read_one(one)
+            except DataError as error:
+                unfit = unfit or error
+        if unfit is not None:
+            raise unfit
 
     def _over(self) -> OverBudget:
         return OverBudget(
@@ -165,7 +178,7 @@ class Client:
 
     def _pause(self, attempt: int, trouble: str) -> float:
         """Longer each time, never the same for two clients, and as long as the API asks."""
-        asked = re.search(r"; ([0-9.]+)$", trouble)
+        asked = re.search(r"; (\d+(?:\.\d+)?)$", trouble)
         own = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
         own *= 0.5 + self._random.random()
         return max(own, float(asked[1])) if asked else own
@@ -180,16 +193,17 @@ class Client:
         if at > now:
             self._sleep(at - now)
 
-    def _read(self, value: object, count: int) -> list[dict[str, Any]]:
-        """What an answer says of each query. Raises DataError, which shows what doesn't fit."""
+    def _each(self, value: object, count: int) -> list[Any]:
+        """The part of an answer for each query. Raises DataError, which shows what doesn't fit."""
         read = self._endpoint.read
         each: Any = [value] if read.answers is None else _search(read.answers, value)
         if not isinstance(each, list) or len(each) != count:
             got = f"{len(each)} answers" if isinstance(each, list) else "no list of answers"
             raise self._unfit(f"{got} to {count} queries at {read.answers!r}", value)
-        return [self._read_one(one) for one in each]
+        return each
 
     def _read_one(self, one: object) -> dict[str, Any]:
+        """What an answer says of a query. Raises DataError, which shows what doesn't fit."""
         read = self._endpoint.read
         found: dict[str, Any] = {}
         if read.probabilities is not None and not self._label_only(one):
@@ -207,16 +221,15 @@ class Client:
 
     def _unfit(self, what: str, where: object) -> DataError:
         return DataError(
-            f"{self._endpoint.url} does not fit its description: {what} in {self._shown(where)}; "
-            "what was answered is kept: put its read right, and nothing is paid twice"
+            f"{self._endpoint.place} does not fit its description: {what} in {self._shown(where)}; "
+            "what was answered is kept: put its read right, or if this was an answer out of line, "
+            "run again, and it alone is asked anew"
         )
 
     def _shown(self, value: object) -> str:
         """The beginning of an answer, without keys that it may repeat."""
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        text = " ".join(text.split())
+        text = " ".join(self._masks.text(text).split())
         return text if len(text) <= SHOWN else text[:SHOWN] + " ..."
 
     def _label_only(self, one: object) -> bool:
@@ -241,6 +254,25 @@ class Client:
         if None in shares.values():
             raise self._unfit("a probability is no number", one)
         return {name: share for name, share in shares.items() if share is not None}
+
+
+def _json(content: bytes) -> Any:
+    """Raises ValueError, also for what is nested so deeply that it could not be kept."""
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
 
 
 def _search(path: str, value: object) -> Any:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import jmespath
 from jmespath.exceptions import JMESPathError
@@ -22,6 +23,8 @@ from stillhouse.core.settings import parse, read_yaml
 from stillhouse.core.terms import Config, Positive
 from stillhouse.core.types import Example
 
+PLAIN = {"accept", "accept-encoding", "accept-language", "content-type", "user-agent"}
+SHORTEST = 8  # characters of a word that may be a key, where it isn't said to be one
 KEY = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 
 
@@ -102,21 +105,78 @@ class Endpoint(Config):
         """Stands for the answers as they are read, too."""
         return _digest([self.identity, self.read.model_dump(mode="json"), self.choices])
 
+    @property
+    def place(self) -> str:
+        """The address as it may be shown: a user, a password and a query may be secrets."""
+        parts = urlsplit(self.url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
     def secrets(self) -> list[str]:
-        """What came from the environment, which no message may show."""
-        names = [name for text in self.headers.values() for name in KEY.findall(text)]
-        return [os.environ[name] for name in names if os.environ.get(name)]
+        """What no message and no file may have, longest first: what headers, whether from the
+        environment or from the description, say of who asks, and the like in the address."""
+        parts, words = urlsplit(self.url), []
+        found = [parts.password]
+        for name, text in self.headers.items():
+            found += [os.environ.get(each) for each in KEY.findall(text)]
+            if name.lower() not in PLAIN:
+                words += KEY.sub(lambda each: os.environ.get(each[1], ""), text).split()
+        words += [parts.username or "", *(value for _, value in parse_qsl(parts.query))]
+        found += [each for each in words if len(each) >= SHORTEST]
+        return sorted({each for each in found if each}, key=len, reverse=True)
 
     def keyed(self) -> dict[str, str]:
-        """The headers with what the environment has. Raises UsageError for what it lacks."""
+        """The headers with what the environment has. Raises UsageError for what it lacks, and for
+        what no header can have."""
 
         def held(found: re.Match[str]) -> str:
             value = os.environ.get(found[1])
             if not value:
-                raise UsageError(f"{found[1]} is not in the environment: export it, for {self.url}")
+                raise UsageError(
+                    f"{found[1]} is not in the environment: export it, for {self.place}"
+                )
             return value
 
-        return {name: KEY.sub(held, text) for name, text in self.headers.items()}
+        made = {name: KEY.sub(held, text) for name, text in self.headers.items()}
+        for name, text in made.items():
+            if not text.isascii() or not text.isprintable():
+                raise UsageError(
+                    f"the header {name} has a line break, or what is not ASCII: put it right, for "
+                    f"{self.place}"
+                )
+        return made
+
+
+class Masks:
+    """Takes keys out of what an API says, however it writes them."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        forms = [_in_any_form(each) for each in sorted(secrets, key=len, reverse=True)]
+        self._found = re.compile("|".join(forms)) if forms else None
+
+    def text(self, text: str) -> str:
+        return text if self._found is None else self._found.sub("***", text)
+
+    def value(self, value: Any) -> Any:
+        """A JSON value with none of them in its texts and names."""
+        if self._found is None:
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.value(each) for each in value]
+        if isinstance(value, dict):
+            return {self.text(name): self.value(each) for name, each in value.items()}
+        return value
+
+
+def _in_any_form(secret: str) -> str:
+    """A pattern of a text as it is, or any part of it escaped as in JSON or in an address."""
+
+    def one(letter: str) -> str:
+        coded = "".join(f"%{byte:02x}" for byte in letter.encode())
+        return rf"(?:\\*{re.escape(letter)}|(?i:{coded}|\\+u{ord(letter):04x}))"
+
+    return "".join(map(one, secret))
 
 
 def read_endpoint(path: Path) -> Endpoint:

@@ -18,11 +18,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stillhouse.core.errors import RunError
+from stillhouse.core.private import PRIVATE, close_to_world, private_folder
+from stillhouse.core.rundir import writes
 from stillhouse.core.types import Example
 from stillhouse.data.rows import content_key
 from stillhouse.extract.prices import Tariff
 
 LEDGER = "ledger.jsonl"
+APPEND = os.O_CREAT | os.O_APPEND | os.O_WRONLY | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,9 @@ class Ledger:
         self.folder, self.tariff = folder, tariff
         self.spent = Spent()
         self.bodies: list[Body] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        self._owner = FileLock(folder / "lock")
+        with writes(folder):
+            private_folder(folder)
+        self._owner = FileLock(folder / "lock", mode=PRIVATE)
         try:
             self._owner.acquire(timeout=0)
         except Timeout:
@@ -95,7 +99,9 @@ class Ledger:
         self._lock = threading.Lock()
         self._path = folder / LEDGER
         self._read()
-        self._file = self._path.open("ab")
+        with writes(self._path):
+            close_to_world(self._path)
+            self._file = os.fdopen(os.open(self._path, APPEND, PRIVATE), "ab")
 
     def _read(self) -> None:
         """Everything that is whole; a torn last line is cut off."""

@@ -139,7 +139,7 @@ class Described:
     def __init__(self, path: Path) -> None:
         self._endpoint: Endpoint = read_endpoint(path)
         self._endpoint.keyed()  # before anything is made
-        self.fingerprint, self.name = self._endpoint.fingerprint, self._endpoint.url
+        self.fingerprint, self.name = self._endpoint.fingerprint, self._endpoint.place
         self.choices: Sequence[str] | None = self._endpoint.choices
 
     def answered(self, store: Path) -> tuple[set[str], int]:

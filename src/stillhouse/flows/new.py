@@ -79,10 +79,10 @@ def run_new(config: NewConfig, out: Path, progress: Progress) -> New:
         str(out), model.config.model_type, parameters(model), len(tokenizer), per_text, counted
     )
     with atomic_folder(out, "the model") as folder:
+        folder.chmod(0o755)  # a model is for others, too
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "manifest.json", manifest(new=config.model_dump(), made=found.facts))
-        folder.chmod(0o755)
     if not (out / "manifest.json").exists():
         raise RunError(f"{out} was made by another meanwhile: give another --out")
     return found

@@ -21,8 +21,8 @@ def sign_files(folder: Path, keys: Keys) -> None:
     """Writes the list of the folder's files with their SHA-256, and the signature of that list."""
     held = [name for name in (*FILES, BLIND) if (folder / name).is_file()]
     text = written({name: digest((folder / name).read_bytes()) for name in held})
-    write_text(folder / LIST, text)
-    write_text(folder / SIGNATURE, keys.sign(text.encode()) + "\n")
+    write_text(folder / LIST, text, private=True)
+    write_text(folder / SIGNATURE, keys.sign(text.encode()) + "\n", private=True)
 
 
 def check_files(folder: Path, public_key: str) -> list[tuple[str, bool]]:

@@ -18,7 +18,7 @@ from functools import cache
 
 import numpy as np
 
-from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.errors import DataError, ModelError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.exposure import Curve
 from stillhouse.guard.heads import Daily
@@ -267,11 +267,11 @@ class Guard:
 
 
 def _check_finite(truth: Truth) -> None:
-    """Raises DataError for an answer that is no number, as another's service may give."""
+    """Raises ModelError for an answer that is no number, as another's service may give."""
     shares_K = truth.probabilities_K
     whole = shares_K is None or bool(np.isfinite(shares_K).all())
     if not whole or (truth.value is not None and not math.isfinite(truth.value)):
-        raise DataError("the model's answer is not finite")
+        raise ModelError("the model's answer is not finite")
 
 
 def _is_text(text: str) -> bool:

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from stillhouse.core.errors import UsageError
+from stillhouse.core.private import is_open, write_new
+from stillhouse.core.rundir import writes
 
 SECRET = "STILLHOUSE_GUARD_KEY"
 SIZE = 32  # bytes
@@ -88,14 +90,14 @@ def is_signed(message: bytes, signature: str, public: str) -> bool:
 def new_keys(path: str | Path) -> Keys:
     """Fresh keys in a file that only its owner can read. Raises UsageError if it exists."""
     path, secret = Path(path), secrets.token_bytes(SIZE)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(secret.hex() + "\n", encoding="ascii")
-    except FileExistsError:
-        raise UsageError(
-            f"{path} exists: marks made with it could not be proved without it"
-        ) from None
+    with writes(path, asked=True):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            write_new(path, secret.hex() + "\n")
+        except FileExistsError:
+            raise UsageError(
+                f"{path} exists: marks made with it could not be proved without it"
+            ) from None
     return Keys(secret)
 
 
@@ -110,7 +112,13 @@ def read_keys(path: str | Path | None) -> Keys:
     else:
         where = str(path)
         try:
-            held = Path(path).read_text(encoding="ascii")
+            with Path(path).open(encoding="ascii") as file:
+                if is_open(os.fstat(file.fileno()).st_mode):
+                    raise UsageError(
+                        f"{path} can be read by others, who could then prove marks as yours: "
+                        f"chmod 600 {path}"
+                    )
+                held = file.read()
         except FileNotFoundError:
             raise UsageError(
                 f"there is no key {path}: make one with stillhouse guard keys"

@@ -7,18 +7,28 @@ the same kind of paths as an audit's endpoint, meters and logs them, and marks a
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import jmespath
 import numpy as np
+from jmespath.exceptions import JMESPathError
 
-from stillhouse.core.errors import DataError, RunError
+from stillhouse.core.errors import DataError, ModelError, RunError
 from stillhouse.core.types import Example
-from stillhouse.guard.asgi import App, Message, Receive, Send
+from stillhouse.guard.asgi import (
+    App,
+    Message,
+    Receive,
+    Send,
+    api_key,
+    for_strangers,
+    refuse,
+    retry_after,
+)
 from stillhouse.guard.bill import Bill
 from stillhouse.guard.guard import Guard
+from stillhouse.guard.json_text import read_json, write_json
 from stillhouse.guard.model import Truth
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.settings import Outside
@@ -46,14 +56,16 @@ class GuardMiddleware:
         try:
             await self._guarded(scope, receive, send)
         except Denied as error:
-            wait = (
-                {} if error.retry_s is None else {"retry-after": str(max(1, round(error.retry_s)))}
-            )
-            await _say(send, error.status, {"error": str(error)}, wait)
+            told: dict[str, str] = {}
+            if error.retry_s is not None:
+                told["retry-after"] = retry_after(error.retry_s)
+            if error.status == 401:
+                told["www-authenticate"] = "Bearer"
+            await refuse(send, error.status, str(error), told)
         except DataError as error:
-            await _say(send, 422, {"error": str(error)})
+            await refuse(send, 422, str(error))
         except RunError as error:
-            await _say(send, 503, {"error": str(error)})
+            await refuse(send, 503, for_strangers(error), {"retry-after": "5"})
 
     def _is_asked(self, scope: Message) -> bool:
         """Whether a request is one of the guarded."""
@@ -62,14 +74,15 @@ class GuardMiddleware:
         return same and scope["method"] in ("POST", "PUT")
 
     async def _guarded(self, scope: Message, receive: Receive, send: Send) -> None:
-        body = await self._read(receive)
-        again = _again(body, receive)
-        examples = await asyncio.to_thread(self._questions, body)
         guard, open_ = self._guard, self._outside.failing == "open"
+        again = receive
         try:
-            client = await asyncio.to_thread(guard.who, _key(scope))
+            client = await asyncio.to_thread(guard.who, api_key(scope["headers"]) or "")
             if client is None or client.role != "client":
                 raise Denied("give an API key: Authorization: Bearer sh_...", status=401)
+            body = await self._read(receive)
+            again = _again(body, receive)
+            examples = await asyncio.to_thread(self._questions, body)
             bill = Bill(guard, client.id, examples)
             try:
                 await asyncio.to_thread(self._admit, bill, examples)
@@ -98,7 +111,7 @@ class GuardMiddleware:
         except BaseException:
             bill.refund()
             raise
-        answered.body = shown
+        answered.body, answered.rewritten = shown, True
         await answered.send(send)
 
     def _admit(self, bill: Bill, examples: Sequence[Example]) -> None:
@@ -108,21 +121,23 @@ class GuardMiddleware:
         bill.admit_tokens(sum(each.tokens for each in self._guard.reads(examples)))
 
     async def _marked(self, client: str, examples: Sequence[Example], body: bytes) -> bytes:
-        """A service's answers, logged, and some of them marked. Raises DataError, RunError."""
+        """A service's answers, logged, and some of them marked. That they can be written again is
+        known before a mark is. Raises Denied for the service's own faults, RunError."""
         try:
-            held = json.loads(body)
+            held = read_json(body)
             each = self._answers(held, len(examples))
             truths = [self._truth(one) for one in each]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"the guarded service's answer can't be read ({type(error).__name__}): are the "
-                "middleware's names right?"
-            ) from None
-        finished = await asyncio.to_thread(self._guard.finish, client, examples, truths)
+            write_json(held)
+        except UNREADABLE as error:
+            raise _unfit(error) from None
+        try:
+            finished = await asyncio.to_thread(self._guard.finish, client, examples, truths)
+        except ModelError as error:
+            raise _unfit(error) from None
         rows = await asyncio.to_thread(self._guard.settle, finished)
         for one, row in zip(each, rows, strict=True):
             self._put(one, row)
-        return json.dumps(held, ensure_ascii=False).encode()
+        return write_json(held)
 
     async def _read(self, receive: Receive) -> bytes:
         parts, size = [], 0
@@ -140,9 +155,13 @@ class GuardMiddleware:
     def _questions(self, body: bytes) -> list[Example]:
         """Raises DataError."""
         try:
-            held = json.loads(body)
-        except ValueError:
+            return self._found(read_json(body))
+        except JMESPathError:  # of a path's function, to which a request gives another type
+            raise DataError(f"no question at {self._outside.texts or self._outside.text}") from None
+        except (ValueError, RecursionError):
             raise DataError("the request is not JSON") from None
+
+    def _found(self, held: Any) -> list[Example]:
         out = self._outside
         if out.texts and isinstance(texts := jmespath.search(out.texts, held), list) and texts:
             pairs = (jmespath.search(out.pairs, held) if out.pairs else None) or [None] * len(texts)
@@ -196,10 +215,20 @@ class GuardMiddleware:
                 one.pop(name, None)
 
 
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 OF_THE_BODY = {
     b"content-length", b"etag", b"last-modified", b"digest", b"content-digest", b"repr-digest",
     b"content-md5", b"signature", b"signature-input", b"server-timing",
 }  # fmt: skip
+
+
+def _unfit(error: Exception) -> Denied:
+    """A service's own fault: its clients can't do anything about it."""
+    why = str(error) if isinstance(error, ModelError) else type(error).__name__
+    return Denied(
+        f"the guarded service's answer can't be read ({why}): are the middleware's names right?",
+        status=502,
+    )
 
 
 class Held:
@@ -207,6 +236,7 @@ class Held:
 
     def __init__(self) -> None:
         self.status, self.headers, self.body = 500, [], b""
+        self.rewritten = False  # in UTF-8, whatever it was before
 
     async def take(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -218,6 +248,8 @@ class Held:
         """With the service's own headers, but for those of the body that it had, and the length
         that it has now."""
         kept = [each for each in self.headers if each[0].lower() not in OF_THE_BODY]
+        if self.rewritten:
+            kept = [_without_charset(*each) for each in kept]
         headers = [*kept, (b"content-length", str(len(self.body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
@@ -233,25 +265,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+def _without_charset(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    return (name, value.partition(b";")[0]) if name.lower() == b"content-type" else (name, value)
+
+
 def _uncompressed(scope: Message) -> Message:
     """A request that asks for no compressed answer: it has to be read."""
     headers = [each for each in scope["headers"] if each[0].lower() != b"accept-encoding"]
     return {**scope, "headers": headers}
-
-
-def _key(scope: Message) -> str:
-    headers = dict(scope["headers"])
-    scheme, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip()
-    return headers.get(b"x-api-key", b"").decode("latin-1")
-
-
-async def _say(
-    send: Send, status: int, value: object, headers: dict[str, str] | None = None
-) -> None:
-    body = json.dumps(value, ensure_ascii=False).encode()
-    told = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-    raw: Sequence[tuple[bytes, bytes]] = [(k.encode(), v.encode()) for k, v in told.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})

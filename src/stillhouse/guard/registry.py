@@ -165,10 +165,14 @@ class Registry(Database):
             return None
         return None if row.revoked is not None else _client(row)
 
-    def flag(self, name: str, detail: str) -> None:
+    def flag(self, name: str, detail: str) -> bool:
+        """Flags a client for a reason; whether it was not flagged before. Raises UsageError for a
+        client that there is not, and for a reason that is none."""
+        if not detail.strip() or not detail.isprintable() or len(detail) > LONGEST_NAME:
+            raise UsageError(f"the reason is one line of 1 to {LONGEST_NAME} characters")
         row = self.named(name)
         with self.writing() as connection:
-            flag(connection, row.id, detail)
+            return flag(connection, row.id, detail)
 
     def unflag(self, name: str) -> bool:
         """Takes a flag back, and the evidence with it; whether there was one. Raises UsageError."""
@@ -292,8 +296,8 @@ class Registry(Database):
             _event(connection, "verdict", f"{suspect}: {sentence}")
 
 
-def flag(connection: sa.Connection, client: str, detail: str) -> None:
-    """Flags a client that isn't yet."""
+def flag(connection: sa.Connection, client: str, detail: str) -> bool:
+    """Flags a client that isn't yet; whether it was not."""
     done = connection.execute(
         sa.update(clients)
         .where(clients.c.id == client, clients.c.flagged.is_(None))
@@ -301,6 +305,7 @@ def flag(connection: sa.Connection, client: str, detail: str) -> None:
     )
     if done.rowcount:
         _event(connection, "flagged", detail, client)
+    return bool(done.rowcount)
 
 
 def evidence_of(row: Any) -> Evidence:

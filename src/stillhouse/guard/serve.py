@@ -6,8 +6,6 @@ A worker is one process with a model, a guard and an event loop; workers share t
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,14 +15,13 @@ from typing import Literal
 
 import torch
 from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
 from stillhouse.core.audit_results import AuditRecord
-from stillhouse.core.errors import DataError, RunError
-from stillhouse.guard.asgi import Bounded
+from stillhouse.guard.asgi import Bounded, Safe, api_key
 from stillhouse.guard.bill import Bill
+from stillhouse.guard.errors import handle_errors
 from stillhouse.guard.exposure import Curve
 from stillhouse.guard.guard import DECIDED_S, Guard
 from stillhouse.guard.keys import read_keys
@@ -40,6 +37,7 @@ from stillhouse.guard.scheduler import Scheduler
 from stillhouse.guard.settings import GuardConfig, ServeConfig
 from stillhouse.guard.stopping import stopping
 from stillhouse.guard.wire import ERRORS, Answer, Answers, Usage
+from stillhouse.report.service import render_service
 
 
 class Worker:
@@ -85,12 +83,16 @@ def create_app(config: ServeConfig) -> FastAPI:
     app = FastAPI(
         title="Stillhouse", version=version("stillhouse"), lifespan=living,
         description=f"{worker.model.name}, behind its guard.",
+        docs_url=None, redoc_url=None,  # which load a script from elsewhere
+        redirect_slashes=False,  # to http://, with the key, where a proxy does TLS
     )  # fmt: skip
     app.add_middleware(Bounded, most=config.body_bytes)
+    app.add_middleware(Safe, failed=lambda: worker.meters.refused(500))
     describe_questions(app)
-    _handle_errors(app, worker.meters)
+    handle_errors(app, worker.meters)
     _add_predict(app, worker, config.guard.sizes.questions)
     _add_owner(app, worker)
+    _add_docs(app)
     return app
 
 
@@ -175,20 +177,19 @@ def _add_owner(app: FastAPI, worker: Worker) -> None:
             raise Denied("this service has no guard", status=404)
         await who(request, guard, "owner")
         page = await asyncio.to_thread(owner_page, guard)
-        return HTMLResponse(page, headers={"cache-control": "no-store", **SAFE})
+        return HTMLResponse(page)
 
 
-SAFE = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-    "frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
+def _add_docs(app: FastAPI) -> None:
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """How to ask, from the description that programs read at /openapi.json."""
+        return HTMLResponse(render_service(app.openapi()))
 
 
 async def who(request: Request, guard: Guard, role: Literal["client", "owner"]) -> ClientRow:
     """Whose key a request has. Raises Denied."""
-    key = _key(request)
+    key = api_key(request.headers.raw, password=True)
     if key is None:
         raise Denied("give an API key: Authorization: Bearer sh_...", status=401)
     found = guard.who(key) if guard.knows(key) else await asyncio.to_thread(guard.who, key)
@@ -197,49 +198,3 @@ async def who(request: Request, guard: Guard, role: Literal["client", "owner"]) 
     if found.role != role:
         raise Denied(f"this is not for a key of the role {found.role}", status=403)
     return found
-
-
-def _key(request: Request) -> str | None:
-    """The key of a request: as a bearer, as X-API-Key, or a browser's password."""
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, ValueError):
-            return None
-    return request.headers.get("x-api-key")
-
-
-def _handle_errors(app: FastAPI, meters: Meters) -> None:
-    def said(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        meters.refused(status)
-        return JSONResponse({"error": message}, status, headers)
-
-    @app.exception_handler(Denied)
-    async def denied(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, Denied)
-        headers = {}
-        if error.retry_s is not None:
-            headers["retry-after"] = str(max(1, round(error.retry_s)))
-        if error.status == 401:
-            page = request.url.path == "/owner"
-            headers["www-authenticate"] = 'Basic realm="owner"' if page else "Bearer"
-        return said(error.status, str(error), headers)
-
-    @app.exception_handler(DataError)
-    async def unfit(_: Request, error: Exception) -> JSONResponse:
-        return said(422, str(error))
-
-    @app.exception_handler(RunError)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return said(503, str(error), {"retry-after": "5"})
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:]))
-        message = str(first["msg"]).removeprefix("Value error, ")
-        return said(422, f"{where}: {message}" if where else message)

@@ -135,7 +135,8 @@ class ServeConfig(Config):
     """A guarded service. key: the owner's file (left out: from the environment). membership: the
     folder of a learned check; curve: that of an audit. guarded: False serves without a guard, for
     comparison. threads: of torch, a worker (0: all cores shared by the workers). rows: questions
-    that share a pass of the model at most. queue: what may wait, and how long."""
+    that share a pass of the model at most. queue: what may wait, and how long. behind_tls: a proxy
+    in front encrypts, so that nobody is warned of a host that others get to."""
 
     on_cpu: ClassVar[bool] = True
     flow: Literal["serve"] = "serve"
@@ -151,6 +152,7 @@ class ServeConfig(Config):
     threads: Annotated[int, Field(ge=0)] = 0
     rows: Positive = 64
     queue: QueueConfig = QueueConfig()
+    behind_tls: bool = False
     body_bytes: Positive = 4 << 20
     max_length: Positive | None = None
     precision: Precision = "auto"

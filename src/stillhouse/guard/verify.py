@@ -55,22 +55,22 @@ def run_verify(
     if blind is not None:
         content["answers"] = blind.digest
     settings, auto = config.model_dump(mode="json"), Auto.of(out)
-    claim(out, settings, content)
+    claim(out, settings, content, private=True)  # the questions are customers'
     if (out / SIGNATURE).is_file():
         progress.note(f"{out} is finished already")
         return VerdictRecord.open(out, "verification")
     write_json(out / "manifest.json", manifest(content=content, auto=auto.facts))
     for note in auto.notes(config):
         progress.note(note)
-    write_text(out / "snapshot.json", text)
-    write_text(out / "heads.json", written_heads(heads))
+    write_text(out / "snapshot.json", text, private=True)
+    write_text(out / "heads.json", written_heads(heads), private=True)
     if blind is None:
         progress.note(f"only {', '.join(config.suspects)} and the controls are asked")
         answers = _asked(auto.settle(config), snapshot, progress)
     else:
-        write_text(out / BLIND, written(blind.model_dump(mode="json")))
+        write_text(out / BLIND, written(blind.model_dump(mode="json")), private=True)
         answers = [each.model_dump(mode="json") for each in blind.answers.models]
-    write_text(out / "answers.json", written(answers))
+    write_text(out / "answers.json", written(answers), private=True)
     with progress.stage("judging", 1, "verdicts") as advance:
         record = judge(
             snapshot, answers, config, keys.marking.hex(), keys.public, heads=heads, stamps=stamps,
@@ -79,8 +79,8 @@ def run_verify(
         advance(1)
     body = written(record.model_dump(mode="json", by_alias=True))
     signature = keys.sign(body.encode())
-    write_text(out / "record.sig", signature + "\n")
-    write_text(out / "record.json", body)
+    write_text(out / "record.sig", signature + "\n", private=True)
+    write_text(out / "record.json", body, private=True)
     render([out], out / "report.html")
     sign_files(out, keys)
     named = ", ".join(each.name for each in record.suspects if not each.control)

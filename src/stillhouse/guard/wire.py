@@ -80,6 +80,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         402: "the budget is spent",
         403: "another role's key",
         413: "the request is too large",
+        415: "the body is compressed, or Content-Type is not application/json",
         422: "no question",
         429: "the rate is exceeded, or too much of yours waits; Retry-After says for how long",
         503: "the registry can't be reached, too many wait, or there was no time for an answer",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import socket
 import tempfile
@@ -15,6 +17,7 @@ from stillhouse.core.machine import cores
 from stillhouse.core.precision import Auto
 from stillhouse.core.rundir import write_yaml
 from stillhouse.core.settings import parse, read_yaml
+from stillhouse.guard.connections import SETTINGS, TimedConnection
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.serve import create_app
 from stillhouse.guard.settings import ServeConfig
@@ -48,21 +51,52 @@ def run_service(
     that take too long with 503, and all is over within `stopping.DRAIN_S`. `ready` is told when all
     that can be checked before is; `told` what a user should know. Raises UsageError, ModelError,
     RunError."""
-    import uvicorn
-
     if config.workers > 1 and config.guarded and config.registry.startswith("sqlite"):
         raise UsageError(
             f"{config.workers} workers need PostgreSQL: --registry postgresql://..., or --workers 1"
         )
-    try:  # what is wrong is told before a worker starts
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        with socket.create_server((config.host, config.port), family=family):
-            pass
+    with _bound(config) as bound:  # what is wrong is told before a worker starts
+        _serve(config.model_copy(update={"port": bound.getsockname()[1]}), bound, ready, told)
+
+
+def _bound(config: ServeConfig) -> socket.socket:
+    """The service's address, held: nobody is let in before the server listens. Raises
+    UsageError."""
+    found = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    try:
+        if os.name == "posix":  # elsewhere it would let a second service have the same port
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What connects has it from here; asyncio sets it only on sockets that it made itself, and
+        # without it an answer waits 40 ms for the client's delayed ACK.
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found.bind((config.host, config.port))
     except OSError as error:
+        found.close()
         raise UsageError(
             f"{config.host}:{config.port} can't be served at ({error.strerror}): give --host or "
             "--port"
         ) from None
+    return found
+
+
+def _is_local(bound: socket.socket) -> bool:
+    """Whether only this machine gets to an address."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _serve(
+    config: ServeConfig,
+    bound: socket.socket,
+    ready: Callable[[ServeConfig], None],
+    told: Callable[[str], None],
+) -> None:
+    import uvicorn
+
+    if not config.behind_tls and not _is_local(bound):
+        told(
+            f"warning: {config.host} is open to other machines, and keys and texts go there "
+            "unencrypted: put a proxy with TLS in front and say --behind-tls, or serve at 127.0.0.1"
+        )
     if config.guarded:
         registry = Registry(config.registry)
         registry.upgrade()
@@ -80,11 +114,16 @@ def run_service(
         "access_log": False,
         "log_level": "warning",
         "server_header": False,
+        "http": TimedConnection,
+        "ws": "none",
+        **SETTINGS,
     }
     if config.workers == 1:
         made = create_app(config)
         ready(config)
-        uvicorn.run(made, **settings)  # pyright: ignore
+        with contextlib.suppress(KeyboardInterrupt):
+            server = uvicorn.Server(uvicorn.Config(made, **settings))  # pyright: ignore
+            server.run(sockets=[bound])
         return
     ready(config)
     with tempfile.TemporaryDirectory(prefix="stillhouse-", ignore_cleanup_errors=True) as held:
@@ -98,10 +137,7 @@ def run_service(
                 "stillhouse.guard.workers:app", factory=True, workers=config.workers,
                 timeout_worker_healthcheck=60, **settings,  # pyright: ignore
             )  # fmt: skip
-            bound = several.bind_socket()
-            # What connects has it from here; asyncio sets it only on sockets that it made itself,
-            # and without it an answer waits 40 ms for the client's delayed ACK.
-            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            bound.set_inheritable(True)
             Workers(several, sockets=[bound]).run()
         finally:
             os.environ.pop(CONFIG, None)

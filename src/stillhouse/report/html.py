@@ -67,7 +67,8 @@ def render(runs: Sequence[Path], out: Path) -> Path:
             f"{_AN.get(own[0], 'a')} {own[0]} run has a page of its own: name one folder"
         )
     if own:
-        write_text(out, own_page(runs[0], own[0]))
+        private = own[0] == "verify"  # which shows customers' questions
+        write_text(out, own_page(runs[0], own[0]), private=private)
         return out
     write_text(out, page_of([load(folder) for folder in runs]))
     return out

@@ -56,7 +56,7 @@ class DecodedStore:
         text = json.dumps(identity, sort_keys=True)
         name = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         self.folder = root / "decoded" / name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # texts, in clear
         if not (self.folder / "store.json").exists():
             write_json(self.folder / "store.json", {"schema": 1, **identity})
         self._path = self.folder / LINES
