@@ -312,7 +312,7 @@ def _keep(registry: Registry, owner: Keys, client: str, **changes: object) -> No
     registry.commit_to(owner)
     registry.serves("m", "model", "classification", ["a", "b"], "label", None)
     row = {"time": time.time(), "client": client, "query": bytes(16), "kind": "mark", "text": "t",
-           "pair": None, "truth": {"label": "a"}, "served": {"label": "b"}, "target": "b",
+           "pair": None, "read": "t", "truth": {"label": "a"}, "served": {"label": "b"}, "target": "b",
            "shows": "label",
            "rate": 0.1, "controls": 9, "scope": "client",
            "key": owner.id, "model": "m", **changes}  # fmt: skip

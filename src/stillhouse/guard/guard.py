@@ -168,7 +168,7 @@ class Guard:
 
     def answer(self, client: str, examples: Sequence[Example], predict: Predict) -> list[Row]:
         """Answers around `predict`, which takes examples and gives a Truth each. Raises Denied,
-        DataError, RunError."""
+        DataError, ModelError, RunError."""
         self.check(examples)
         self.admit(client, examples)
         try:
@@ -182,7 +182,7 @@ class Guard:
         self._purses.refund(client, len(examples), self.cost(examples))
 
     def finish(self, client: str, examples: Sequence[Example], truths: Sequence[Truth]) -> Finished:
-        """What becomes of each question, on its way to the registry. Raises DataError for answers
+        """What becomes of each question, on its way to the registry. Raises ModelError for answers
         that are no numbers, RunError where the log can't take more."""
         row = self._known[client][1]  # as it was when the questions were let in
         now = time.time()

@@ -18,7 +18,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
 from stillhouse.core.audit_results import AuditRecord
-from stillhouse.core.errors import RunError
 from stillhouse.guard.asgi import Bounded, Safe, api_key
 from stillhouse.guard.batcher import Batcher
 from stillhouse.guard.errors import handle_errors
