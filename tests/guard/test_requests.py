@@ -192,8 +192,7 @@ def test_heavy_bodies_hold_nobody_up(kind: str, tmp_path: Path) -> None:
 
 def test_nobody_without_a_key_has_a_body_read(tmp_path: Path) -> None:
     with serving(tmp_path) as service, socket.create_connection(("127.0.0.1", service.port)) as s:
-        s.sendall(
-            b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000000\r\n\r\n["
-        )
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        s.sendall(head + b"Content-Length: 4000000\r\n\r\n[")
         s.settimeout(10)
         assert b" 401 " in s.recv(1000)

@@ -187,8 +187,8 @@ class Guard:
         *, reads: Reads | None = None,
     ) -> list[Row]:  # fmt: skip
         """Answers around `predict`, which takes examples and gives a Truth each. `reads`: what the
-        model reads of them (left out: the guard's own). Raises Denied,
-        DataError, RunError."""
+        model reads of them (left out: the guard's own). Raises Denied, DataError, ModelError,
+        RunError."""
         self.check(examples)
         self.admit(client, examples)
         read = 0
@@ -211,7 +211,7 @@ class Guard:
         readings: Sequence[Reading] | None = None,
     ) -> Finished:  # fmt: skip
         """What becomes of each question, on its way to the registry. readings: what the model reads
-        of them, where its answers don't say. Raises DataError for answers that are no numbers,
+        of them, where its answers don't say. Raises ModelError for answers that are no numbers,
         RunError where the log can't take more."""
         row = self._known[client][1]  # as it was when the questions were let in
         now = time.time()
