@@ -195,12 +195,14 @@ def test_rows_of_one_pass_are_no_more_than_allowed() -> None:
 def test_whoever_leaves_is_worked_for_no_longer() -> None:
     scheduler, model = warmed()
     leaving = scheduler.submit("leaves", asked("60x400", 3, 40_000))
-    for _ in range(5):
+    staying = scheduler.submit("stays", asked("1x300", 20))
+    for _ in range(10):
         scheduler.step()
-    passes = len(model.passes)
     leaving.answered.cancel()
+    passes = len(model.passes)
+    until(scheduler, model, staying)
     assert not scheduler.step()
-    assert len(model.passes) == passes
+    assert {length for rows in model.passes[passes:] for length in rows} == {300}
     assert scheduler._questions == scheduler._weight == 0
 
 
