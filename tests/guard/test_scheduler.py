@@ -13,11 +13,12 @@ import pytest
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.model import Part, Read, Row, Truth
+from stillhouse.guard.pace import OWN_SHARE, PASS_S
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.reading import guess
 from stillhouse.guard.scheduler import Scheduler
 from stillhouse.guard.settings import QueueConfig
-from stillhouse.guard.waiting import PASS_S, Request
+from stillhouse.guard.waiting import Request
 
 BASE_S, TOKEN_S, CHARACTER_S = 0.001, 1e-4, 1e-6
 
@@ -26,7 +27,10 @@ class Costly:
     """A model that takes known time, on a clock that only it moves: a text "3x50" has three rows of
     50 tokens."""
 
-    def __init__(self, *, sleeps: bool = False) -> None:
+    def __init__(
+        self, *, base_s: float = BASE_S, token_s: float = TOKEN_S, sleeps: bool = False
+    ) -> None:
+        self.base_s, self.token_s = base_s, token_s
         self.clock, self._sleeps = 0.0, sleeps
         self.passes: list[list[int]] = []  # the rows' lengths
         self.pieces: list[float] = []
@@ -53,7 +57,7 @@ class Costly:
 
     def answer_rows(self, rows: Sequence[Row]) -> list[Part]:
         self.passes.append([len(row) for row in rows])
-        self._takes(BASE_S + TOKEN_S * len(rows) * max(map(len, rows)))
+        self._takes(self.base_s + self.token_s * len(rows) * max(map(len, rows)))
         if any(len(row) == 13 for row in rows):
             raise RuntimeError("unlucky")
         return [Part(Truth(value=float(len(row)))) for row in rows]
@@ -68,6 +72,12 @@ class Costly:
 def made(**changes: Any) -> tuple[Scheduler, Costly]:
     model = Costly()
     return Scheduler(model, start=False, now=model.now, **changes), model
+
+
+def large() -> tuple[Scheduler, Costly]:
+    """A model of which one short row takes longer than a pass is to take."""
+    model = Costly(base_s=0.05, token_s=5e-4)
+    return Scheduler(model, start=False, now=model.now), model
 
 
 def asked(text: str, count: int = 1, characters: int = 0) -> list[Example]:
@@ -126,7 +136,11 @@ def test_equal_clients_get_equal_time_however_much_they_send() -> None:
     while model.clock < 3:
         scheduler.step()
     spent = {
-        length: sum(BASE_S + TOKEN_S * length for rows in model.passes if rows == [length])
+        length: sum(
+            BASE_S + TOKEN_S * length * len(rows)
+            for rows in model.passes
+            if set(rows) == {length}
+        )
         for length in (500, 450)
     }
     assert spent[500] == pytest.approx(spent[450], abs=2 * ONE_S)
@@ -170,6 +184,42 @@ def test_one_client_alone_has_all_of_the_model() -> None:
     whole = 256 * (12 * TOKEN_S) + 4 * BASE_S  # in passes of 64 rows
     assert took < 1.1 * whole
     assert max(map(len, model.passes)) > 8
+
+
+@pytest.mark.parametrize("lengths", [(12,), (9, 10, 11, 12, 13, 14, 15, 16)])
+def test_a_large_models_rows_share_passes_too(lengths: tuple[int, ...]) -> None:
+    """Its passes are found to have a cost of their own even where all before were of one row."""
+    scheduler, model = large()
+    for length in (8, 10, 12, 12, 16, 12):
+        until(scheduler, model, scheduler.submit("a", asked(f"1x{length}")))
+    lengths = tuple(length for length in lengths if length != 13)  # unlucky
+    request = scheduler.submit("a", [Example(f"1x{lengths[n % len(lengths)]}") for n in range(256)])
+    took = until(scheduler, model, request)
+    at_once = sum(model.base_s + 64 * model.token_s * max(lengths) for _ in range(4))
+    assert took < 1.7 * at_once
+    assert max(model.pieces) < 1.3 * model.base_s / OWN_SHARE
+
+
+def test_light_questions_of_several_clients_share_a_large_models_passes() -> None:
+    scheduler, model = large()
+    requests = {n: scheduler.submit(f"client {n}", asked("1x12")) for n in range(8)}
+    began, answered = model.clock, 0
+    while answered < 400:  # each asks again when it has its answer
+        scheduler.step()
+        for n, request in requests.items():
+            if request.answered.done():
+                answered += 1
+                requests[n] = scheduler.submit(f"client {n}", asked("1x12"))
+    alone = model.base_s + 12 * model.token_s
+    assert model.clock - began < 0.4 * 400 * alone
+
+
+def test_a_large_models_long_rows_run_alone() -> None:
+    scheduler, model = large()
+    scheduler.submit("heavy", asked("1x500", 100))
+    for _ in range(40):
+        until(scheduler, model, scheduler.submit("light", asked("1x12")))
+    assert {len(rows) for rows in model.passes[20:] if max(rows) == 500} == {1}
 
 
 def test_passes_are_short_and_of_rows_of_similar_length() -> None:

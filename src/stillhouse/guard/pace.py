@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+PASS_S = 0.02  # what a pass is to take
+OWN_SHARE = 0.25  # of a pass's time, that it may take whatever it holds
 FORGETS = 0.95  # what an observation weighs after the next one
 FIRST_S = 1e-4  # a token, before any pass was timed
+SPREAD = 0.1  # variance of the passes' tokens, by their squared mean, that tells a line
+JUMP = 3.0  # the greatest factor by which a pass is believed to be slower than expected
 
 
 class Pace:
@@ -12,8 +16,14 @@ class Pace:
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self._warm = False
 
     def observe(self, tokens: int, seconds: float) -> None:
+        if not self._warm:  # the first pass of a process takes many times as long
+            self._warm = True
+            return
+        if self._knows_line:
+            seconds = min(seconds, JUMP * self.seconds(tokens))
         kept = FORGETS
         self._weight = kept * self._weight + 1.0
         self._x = kept * self._x + tokens
@@ -26,8 +36,25 @@ class Pace:
         if not self._weight:
             return FIRST_S * tokens
         x, y = self._x / self._weight, self._y / self._weight
-        spread = self._xx / self._weight - x * x
-        # passes of one size only tell no slope: then a token costs its share
-        slope = (self._xy / self._weight - x * y) / spread if spread > 1e-3 * x * x else y / x
+        # passes of about one size tell no slope: then a token costs its share
+        slope = (self._xy / self._weight - x * y) / self._variance if self._knows_line else y / x
         slope = min(max(slope, 0.0), y / x)  # neither part is below 0
         return y + slope * (tokens - x)
+
+    def allows(self, tokens: int) -> bool:
+        """Whether a pass of so many tokens is short enough: `PASS_S`, or where a pass has a large
+        cost of its own, until that is `OWN_SHARE` of it, as many short passes would take longer for
+        all. While the latest passes are too much alike to tell, twice as many tokens as they have.
+        """
+        if self.seconds(tokens) <= max(PASS_S, self.seconds(0) / OWN_SHARE):
+            return True
+        return 0 < tokens * self._weight <= 2 * self._x and not self._knows_line
+
+    @property
+    def _variance(self) -> float:
+        x = self._x / self._weight
+        return self._xx / self._weight - x * x
+
+    @property
+    def _knows_line(self) -> bool:
+        return self._weight > 0 and self._variance > SPREAD * (self._x / self._weight) ** 2

@@ -1,7 +1,7 @@
 """Whose question the model works on next: in small pieces, and fairly between clients.
 
-A piece is a few questions read (tokenised), or one pass of rows of similar length that takes about
-`PASS_S`. The next piece is of the client that had least of the model's time so far (start-time fair
+A piece is a few questions read (tokenised), or one pass of rows of similar length, as short as
+`Pace` allows. The next piece is of the client that had least of the model's time so far (start-time fair
 queueing, Goyal et al. 1996): time is measured, not guessed from sizes, and whoever comes with
 little waits for the piece under way and not for a round of all others. A client that had nothing
 waiting begins a pass ahead of them, once: what it used stays known while others have something.
@@ -21,10 +21,10 @@ from typing import Protocol, runtime_checkable
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.model import Part, Read, Row, Truth, whole
-from stillhouse.guard.pace import Pace
+from stillhouse.guard.pace import PASS_S, Pace
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.settings import QueueConfig
-from stillhouse.guard.waiting import PASS_S, Client, Ready, Request, next_questions, next_rows
+from stillhouse.guard.waiting import Client, Ready, Request, next_questions, next_rows
 
 RETRY_S = 30.0  # the longest that one who is sent away is told to wait
 

@@ -13,7 +13,6 @@ from stillhouse.core.types import Example
 from stillhouse.guard.model import Part, Read, Truth
 from stillhouse.guard.pace import Pace
 
-PASS_S = 0.02  # what a pass is to take
 READ_AT_ONCE = 4_000  # characters that are read in one piece, or one question
 ALIKE, NEAR = 1.25, 16  # rows of one pass: no longer than by this factor, or so many tokens
 
@@ -71,7 +70,7 @@ def next_questions(client: Client, pace: Pace) -> tuple[Request, int] | None:
     if request is None:
         return None
     few = request.examples[len(request.reads) :]
-    if ready and (_characters(few[0]) > READ_AT_ONCE or pace.seconds(ready) >= PASS_S):
+    if ready and (_characters(few[0]) > READ_AT_ONCE or not pace.allows(ready)):
         return None
     sizes = accumulate(map(_characters, few))
     return request, max(1, sum(1 for _ in takewhile(lambda size: size <= READ_AT_ONCE, sizes)))
@@ -101,7 +100,7 @@ def next_rows(
             while end < len(request.ready) and len(found) < most:
                 row = request.ready[end]
                 tokens = (len(found) + 1) * max(longest, row.length)
-                slow = bool(found) and pace.seconds(tokens) > PASS_S
+                slow = bool(found) and not pace.allows(tokens)
                 if slow or row.length > high or (brought and brought + row.length > others_bring):
                     break
                 longest = max(longest, row.length)
