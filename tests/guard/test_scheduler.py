@@ -28,8 +28,10 @@ class Costly:
     50 tokens."""
 
     def __init__(
-        self, *, base_s: float = BASE_S, token_s: float = TOKEN_S, sleeps: bool = False
-    ) -> None:
+        self, *, base_s: float = BASE_S, token_s: float = TOKEN_S, read_s: float = 0.0,
+        sleeps: bool = False,
+    ) -> None:  # fmt: skip
+        self.read_s = read_s  # and CHARACTER_S
         self.base_s, self.token_s = base_s, token_s
         self.clock, self._sleeps = 0.0, sleeps
         self.passes: list[list[int]] = []  # the rows' lengths
@@ -41,7 +43,8 @@ class Costly:
 
     def reads(self, examples: Sequence[Example]) -> list[Read]:
         self.read += len(examples)
-        self._takes(CHARACTER_S * sum(len(e.text) + len(e.pair or "") for e in examples))
+        characters = sum(len(e.text) + len(e.pair or "") for e in examples)
+        self._takes(self.read_s + CHARACTER_S * characters)
         if any(each.text == "unreadable" for each in examples):
             raise DataError("unreadable")
         found = []
@@ -74,9 +77,9 @@ def made(**changes: Any) -> tuple[Scheduler, Costly]:
     return Scheduler(model, start=False, now=model.now, **changes), model
 
 
-def large() -> tuple[Scheduler, Costly]:
+def large(**changes: Any) -> tuple[Scheduler, Costly]:
     """A model of which one short row takes longer than a pass is to take."""
-    model = Costly(base_s=0.05, token_s=5e-4)
+    model = Costly(base_s=0.05, token_s=5e-4, **changes)
     return Scheduler(model, start=False, now=model.now), model
 
 
@@ -137,9 +140,7 @@ def test_equal_clients_get_equal_time_however_much_they_send() -> None:
         scheduler.step()
     spent = {
         length: sum(
-            BASE_S + TOKEN_S * length * len(rows)
-            for rows in model.passes
-            if set(rows) == {length}
+            BASE_S + TOKEN_S * length * len(rows) for rows in model.passes if set(rows) == {length}
         )
         for length in (500, 450)
     }
@@ -200,8 +201,9 @@ def test_a_large_models_rows_share_passes_too(lengths: tuple[int, ...]) -> None:
     assert max(model.pieces) < 1.3 * model.base_s / OWN_SHARE
 
 
-def test_light_questions_of_several_clients_share_a_large_models_passes() -> None:
-    scheduler, model = large()
+@pytest.mark.parametrize("read_s", [0.0, 0.001])
+def test_light_questions_of_several_clients_share_a_large_models_passes(read_s: float) -> None:
+    scheduler, model = large(read_s=read_s)
     requests = {n: scheduler.submit(f"client {n}", asked("1x12")) for n in range(8)}
     began, answered = model.clock, 0
     while answered < 400:  # each asks again when it has its answer
@@ -209,9 +211,22 @@ def test_light_questions_of_several_clients_share_a_large_models_passes() -> Non
         for n, request in requests.items():
             if request.answered.done():
                 answered += 1
+                model.clock += 1e-5  # no two come at the same time
                 requests[n] = scheduler.submit(f"client {n}", asked("1x12"))
     alone = model.base_s + 12 * model.token_s
     assert model.clock - began < 0.4 * 400 * alone
+
+
+def test_a_short_question_is_read_before_a_pass_that_it_can_share() -> None:
+    """Though its client had more of the model's time than whose pass it is."""
+    scheduler, model = large()
+    scheduler.submit("busy", asked("1x500", 20))
+    for _ in range(3):
+        until(scheduler, model, scheduler.submit("a", asked("1x12")))
+    requests = [scheduler.submit(name, asked("1x12")) for name in ("a", "b")]
+    until(scheduler, model, requests[1])
+    assert model.passes[-1] == [12, 12]
+    assert requests[0].answered.done()
 
 
 def test_a_large_models_long_rows_run_alone() -> None:

@@ -1,10 +1,10 @@
 """Whose question the model works on next: in small pieces, and fairly between clients.
 
 A piece is a few questions read (tokenised), or one pass of rows of similar length, as short as
-`Pace` allows. The next piece is of the client that had least of the model's time so far (start-time fair
-queueing, Goyal et al. 1996): time is measured, not guessed from sizes, and whoever comes with
+`Pace` allows. The next piece is of the client that had least of the model's time so far (start-time
+fair queueing, Goyal et al. 1996): time is measured, not guessed from sizes, and whoever comes with
 little waits for the piece under way and not for a round of all others. A client that had nothing
-waiting begins a pass ahead of them, once: what it used stays known while others have something.
+waiting begins `PASS_S` ahead of them, once: what it used stays known while others have something.
 Rows of several clients share a pass where they are of similar length.
 """
 
@@ -24,7 +24,7 @@ from stillhouse.guard.model import Part, Read, Row, Truth, whole
 from stillhouse.guard.pace import PASS_S, Pace
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.settings import QueueConfig
-from stillhouse.guard.waiting import Client, Ready, Request, next_questions, next_rows
+from stillhouse.guard.waiting import Client, Ready, Request, next_ahead, next_questions, next_rows
 
 RETRY_S = 30.0  # the longest that one who is sent away is told to wait
 
@@ -52,6 +52,7 @@ class Scheduler:
         self._now, self._pace = now, Pace()
         self._clients: dict[str, Client] = {}
         self._clock = 0.0  # the time used of whose piece began last
+        self._ahead_s = 0.0  # of reading for others since the last pass
         self._questions = self._weight = 0
         self._lock = threading.Condition()
         self._closing = self._stop = False
@@ -217,7 +218,10 @@ class Scheduler:
             self._clock = max(self._clock, first.used)
             for name in [n for n, c in self._clients.items() if self._is_forgotten(c)]:
                 del self._clients[name]
-            reading = next_questions(first, self._pace)
+            reader, reading = first, next_questions(first, self._pace)
+            ahead = reading is None and self._ahead_s < PASS_S and next_ahead(working)
+            if ahead:
+                reader, reading = ahead[0], (ahead[1], len(ahead[1].examples))
             rows = (
                 []
                 if reading
@@ -226,10 +230,13 @@ class Scheduler:
         began = self._now()
         if reading is not None:
             self._read(*reading)
+            took = self._now() - began
             with self._lock:
-                first.used += self._now() - began
+                reader.used += took
+            self._ahead_s += took if ahead else 0.0
             return True
         self._pass(rows)
+        self._ahead_s = 0.0
         took = self._now() - began
         self._share(rows, took)
         return True

@@ -76,6 +76,19 @@ def next_questions(client: Client, pace: Pace) -> tuple[Request, int] | None:
     return request, max(1, sum(1 for _ in takewhile(lambda size: size <= READ_AT_ONCE, sizes)))
 
 
+def next_ahead(clients: Iterable[Client]) -> tuple[Client, Request] | None:
+    """A short request that is read before the others' next pass, so that it can share it: of a
+    client that has no rows ready."""
+    for client in sorted(clients, key=lambda client: client.used):
+        if any(request.ready for request in client.requests):
+            continue
+        request = next((each for each in client.requests if each.unread), None)
+        few = () if request is None else request.examples[len(request.reads) :]
+        if request is not None and sum(map(_characters, few)) <= READ_AT_ONCE:
+            return client, request
+    return None
+
+
 def _characters(example: Example) -> int:
     return len(example.text) + len(example.pair or "")
 
