@@ -392,9 +392,13 @@ def test_a_mark_shown_whole_before_is_a_label_after_a_flag(make: Made) -> None:
     assert ask(guard, ann, "a film") == [{"label": "negative"}]
 
 
-def test_a_flagged_client_is_throttled(make: Made) -> None:
+@pytest.mark.parametrize("tokens", [1, 20_000])  # more than a worker holds
+def test_a_flagged_client_is_throttled(
+    tokens: int, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guard, ann = flagged(make, "throttle", limits={"burst_s": 2.0})
     guard._purses.give_back(idle_only=False)
+    monkeypatch.setattr(guard, "tokens", lambda examples: tokens)
     ask(guard, ann, "one more")
     with pytest.raises(Denied, match=r"0\.5 questions a second"):
         ask(guard, ann, "and another")

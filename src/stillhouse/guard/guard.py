@@ -165,8 +165,8 @@ class Guard:
 
     def admit(self, client: str, examples: Sequence[Example]) -> None:
         """Charges a client for questions. Raises Denied."""
-        slow = self.config.check.slow_per_s if self._throttled(self.client(client)) else None
-        self._purses.take(client, len(examples), self.cost(examples), per_s=slow)
+        per_s = self._slower(client)
+        self._purses.take(client, len(examples), self.cost(examples), per_s=per_s)
 
     def admit_tokens_now(self, client: str, tokens: int) -> bool:
         """Charges a client for what the model reads, without asking the registry; whether what is
@@ -175,7 +175,11 @@ class Guard:
 
     def admit_tokens(self, client: str, tokens: int) -> None:
         """Charges a client for so many tokens that the model reads. Raises Denied."""
-        self._purses.take(client, 0, 0, tokens)
+        self._purses.take(client, 0, 0, tokens, per_s=self._slower(client))
+
+    def _slower(self, client: str) -> float | None:
+        """The rate of one that is flagged."""
+        return self.config.check.slow_per_s if self._throttled(self.client(client)) else None
 
     def _throttled(self, row: ClientRow) -> bool:
         return row.flagged is not None and self.config.check.on_flag == "throttle"

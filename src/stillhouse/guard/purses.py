@@ -151,7 +151,7 @@ class Purses:
         with self._lock:
             turn = self._taking.setdefault(client, threading.Lock())
         with turn:  # what is held here goes back and is taken anew: one at a time
-            if per_s is None and self.held(client, count, units, tokens):
+            if (per_s is None or not count) and self.held(client, count, units, tokens):
                 return
             with self._lock:
                 lease = self._held.pop(client, None)
