@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -21,6 +22,7 @@ from stillhouse.core.settings import parse
 from stillhouse.guard import purses
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.registry import Registry
+from stillhouse.guard.requests import AT_ONCE, Beside
 from stillhouse.guard.serve import create_app
 from stillhouse.guard.settings import ServeConfig
 
@@ -196,3 +198,36 @@ def test_nobody_without_a_key_has_a_body_read(tmp_path: Path) -> None:
         s.sendall(head + b"Content-Length: 4000000\r\n\r\n[")
         s.settimeout(10)
         assert b" 401 " in s.recv(1000)
+
+
+def test_clients_take_turns_with_heavy_work() -> None:
+    async def run() -> list[str]:
+        beside, done = Beside(), list[str]()
+        await asyncio.gather(
+            *(
+                beside.do(name, AT_ONCE + 1, lambda name=name: done.append(name))
+                for name in (*["greedy"] * 6, "modest")
+            )
+        )
+        beside.close()
+        return done
+
+    assert "modest" in asyncio.run(run())[:2]
+
+
+def test_heavy_work_leaves_the_threads_that_ask_the_registry() -> None:
+    async def run() -> int:
+        beside, ended = Beside(), threading.Event()
+        working = [
+            asyncio.ensure_future(beside.do(f"client {n}", AT_ONCE + 1, lambda: ended.wait(20)))
+            for n in range(40)
+        ]
+        await asyncio.sleep(0)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(lambda: 1), 5)
+        finally:
+            ended.set()
+            await asyncio.gather(*working)
+            beside.close()
+
+    assert asyncio.run(run()) == 1

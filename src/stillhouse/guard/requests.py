@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -31,18 +32,40 @@ T = TypeVar("T")
 Check = Callable[[Sequence[Example]], None]
 
 
-async def asked(request: Request, check: Check, *, most: int) -> list[Example]:
+class Beside:
+    """Work that goes through many characters, in a thread of its own, since nobody else is answered
+    while the event loop does it. A client's is done one at a time, so that clients take turns; and
+    the threads in which the registry is asked are left to that."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="heavy")
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    async def do(self, client: str, size: int, work: Callable[[], T]) -> T:
+        """What `work` returns, which goes through so many characters."""
+        if size <= AT_ONCE:
+            return work()
+        turn = self._turns.setdefault(client, asyncio.Lock())
+        try:
+            async with turn:
+                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            if not turn.locked():
+                self._turns.pop(client, None)
+
+    def close(self) -> None:
+        """Does nothing more, after what is under way."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def asked(
+    request: Request, check: Check, *, beside: Beside, client: str, most: int
+) -> list[Example]:
     """A request's questions, at most so many, which `check` let pass. The key was looked at before:
     nobody without one has a body read. Raises RequestValidationError, DataError; what `check`
     raises."""
     body = await request.body()
-    return await beside(len(body), lambda: _questions(body, check, most))
-
-
-async def beside(size: int, work: Callable[[], T]) -> T:
-    """What `work` returns, which goes through so many characters: in a thread where they are
-    many, since nobody else is answered while the event loop does it."""
-    return work() if size <= AT_ONCE else await asyncio.to_thread(work)
+    return await beside.do(client, len(body), lambda: _questions(body, check, most))
 
 
 def _questions(body: bytes, check: Check, most: int) -> list[Example]:

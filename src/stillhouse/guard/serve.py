@@ -32,7 +32,7 @@ from stillhouse.guard.model import ServedModel
 from stillhouse.guard.owner import owner_page
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.registry import ClientRow, Registry
-from stillhouse.guard.requests import ASKED, asked, beside, describe_questions, while_there
+from stillhouse.guard.requests import ASKED, Beside, asked, describe_questions, while_there
 from stillhouse.guard.scheduler import Scheduler
 from stillhouse.guard.settings import GuardConfig, ServeConfig
 from stillhouse.guard.stopping import stopping
@@ -74,8 +74,10 @@ def create_app(config: ServeConfig) -> FastAPI:
         scheduler = app.state.scheduler = Scheduler(
             worker.model, config.queue, rows=config.rows, tokens=config.guard.sizes.tokens
         )
+        beside = app.state.beside = Beside()
         with stopping(scheduler):
             yield
+            beside.close()
             await asyncio.to_thread(scheduler.close)
             if worker.guard is not None:
                 await asyncio.to_thread(worker.guard.close)
@@ -112,14 +114,16 @@ def _add_predict(app: FastAPI, worker: Worker, most: int) -> None:
     async def predict(request: Request, client: ClientRow | None = known) -> Answers:
         """Answers to one question or many."""
         scheduler: Scheduler = request.app.state.scheduler
+        beside: Beside = request.app.state.beside
         check = model.accepts if guard is None else guard.check
-        examples = await asked(request, check, most=most)
+        peer = "" if request.client is None else request.client.host
+        name = peer if client is None else client.id
+        examples = await asked(request, check, beside=beside, client=name, most=most)
         model.accepts(examples)
         with meters.timed():
             if guard is None or client is None:
                 view = GuardConfig().view(model.task)
-                peer = "" if request.client is None else request.client.host
-                truths = await while_there(request, scheduler.ask(peer, examples))
+                truths = await while_there(request, scheduler.ask(name, examples))
                 return Answers(answers=[Answer(**shown(t, view, model.choices)) for t in truths])
             bill = Bill(guard, client.id, examples)
             try:

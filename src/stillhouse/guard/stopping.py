@@ -21,6 +21,7 @@ from stillhouse.guard.scheduler import Scheduler
 DRAIN_S = 20.0
 ANSWER_S, CANCEL_S, LEAVE_S = 10.0, 14.0, 19.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_timers: list[threading.Timer] = []  # of this process
 
 
 @contextmanager
@@ -39,9 +40,7 @@ def stopping(scheduler: Scheduler) -> Iterator[None]:
         if not told:
             told = True
             loop.call_soon_threadsafe(_drain, loop, scheduler)
-            leave = threading.Timer(LEAVE_S, _leave)
-            leave.daemon = True
-            leave.start()
+            _leave_later()
         if callable(before[number]):
             before[number](number, frame)
 
@@ -58,6 +57,19 @@ def stopping(scheduler: Scheduler) -> Iterator[None]:
 def _drain(loop: asyncio.AbstractEventLoop, scheduler: Scheduler) -> None:
     scheduler.drain()
     loop.call_later(ANSWER_S, scheduler.abandon)
+
+
+def _leave_later() -> None:
+    timer = threading.Timer(LEAVE_S, _leave)
+    timer.daemon = True
+    timer.start()
+    _timers.append(timer)
+
+
+def stay() -> None:
+    """The service has ended: the process may go on, with what it does besides."""
+    while _timers:
+        _timers.pop().cancel()
 
 
 def _leave() -> None:

@@ -21,7 +21,7 @@ from stillhouse.guard.connections import SETTINGS, TimedConnection
 from stillhouse.guard.registry import Registry
 from stillhouse.guard.serve import create_app
 from stillhouse.guard.settings import ServeConfig
-from stillhouse.guard.stopping import CANCEL_S
+from stillhouse.guard.stopping import CANCEL_S, stay
 
 CONFIG = "STILLHOUSE_SERVE"  # the file with the workers' settings; no key is in it
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -121,9 +121,12 @@ def _serve(
     if config.workers == 1:
         made = create_app(config)
         ready(config)
-        with contextlib.suppress(KeyboardInterrupt):
-            server = uvicorn.Server(uvicorn.Config(made, **settings))  # pyright: ignore
-            server.run(sockets=[bound])
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                server = uvicorn.Server(uvicorn.Config(made, **settings))  # pyright: ignore
+                server.run(sockets=[bound])
+        finally:
+            stay()
         return
     ready(config)
     with tempfile.TemporaryDirectory(prefix="stillhouse-", ignore_cleanup_errors=True) as held:
