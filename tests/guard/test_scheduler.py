@@ -13,7 +13,7 @@ import pytest
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
 from stillhouse.guard.model import Part, Read, Row, Truth
-from stillhouse.guard.pace import OWN_SHARE, PASS_S
+from stillhouse.guard.pace import BRIEF_SHARE, OWN_SHARE, PASS_S
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.reading import guess
 from stillhouse.guard.scheduler import Scheduler
@@ -227,6 +227,19 @@ def test_a_short_question_is_read_before_a_pass_that_it_can_share() -> None:
     until(scheduler, model, requests[1])
     assert model.passes[-1] == [12, 12]
     assert requests[0].answered.done()
+
+
+def test_many_short_rows_make_brief_passes_where_others_come_between() -> None:
+    scheduler, model = large()
+    until(scheduler, model, scheduler.submit("heavy", asked("1x12", 256)))
+    assert max(model.pieces) > 1.2 * model.base_s / BRIEF_SHARE
+    for _ in range(4):
+        scheduler.submit("heavy", asked("1x12", 256))
+    until(scheduler, model, scheduler.submit("light", asked("1x12")))
+    model.pieces.clear()
+    for _ in range(40):
+        until(scheduler, model, scheduler.submit("light", asked("1x12")))
+    assert max(model.pieces) < 1.1 * model.base_s / BRIEF_SHARE
 
 
 def test_a_large_models_long_rows_run_alone() -> None:

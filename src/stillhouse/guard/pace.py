@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PASS_S = 0.02  # what a pass is to take
-OWN_SHARE = 0.25  # of a pass's time, that it may take whatever it holds
+OWN_SHARE, BRIEF_SHARE = 0.25, 0.5  # of a pass's time, that it may take whatever it holds
 FORGETS = 0.95  # what an observation weighs after the next one
 FIRST_S = 1e-4  # a token, before any pass was timed
 SPREAD = 0.1  # variance of the passes' tokens, by their squared mean, that tells a line
@@ -41,12 +41,13 @@ class Pace:
         slope = min(max(slope, 0.0), y / x)  # neither part is below 0
         return y + slope * (tokens - x)
 
-    def allows(self, tokens: int) -> bool:
+    def allows(self, tokens: int, *, brief: bool = False) -> bool:
         """Whether a pass of so many tokens is short enough: `PASS_S`, or where a pass has a large
-        cost of its own, until that is `OWN_SHARE` of it, as many short passes would take longer for
-        all. While the latest passes are too much alike to tell, twice as many tokens as they have.
-        """
-        if self.seconds(tokens) <= max(PASS_S, self.seconds(0) / OWN_SHARE):
+        cost of its own, until that is `OWN_SHARE` of it (brief: `BRIEF_SHARE`), as many short
+        passes would take longer for all. While the latest passes are too much alike to tell, twice
+        as many tokens as they have."""
+        own = self.seconds(0) / (BRIEF_SHARE if brief else OWN_SHARE)
+        if self.seconds(tokens) <= max(PASS_S, own):
             return True
         return 0 < tokens * self._weight <= 2 * self._x and not self._knows_line
 

@@ -11,6 +11,7 @@ Rows of several clients share a pass where they are of similar length.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from stillhouse.guard.purses import Denied
 from stillhouse.guard.settings import QueueConfig
 from stillhouse.guard.waiting import Client, Ready, Request, next_ahead, next_questions, next_rows
 
+SHARED_S = 10.0  # how long one client's passes stay brief after another came between
 RETRY_S = 30.0  # the longest that one who is sent away is told to wait
 
 Now = Callable[[], float]
@@ -52,6 +54,7 @@ class Scheduler:
         self._now, self._pace = now, Pace()
         self._clients: dict[str, Client] = {}
         self._clock = 0.0  # the time used of whose piece began last
+        self._shared = -math.inf  # when a client came while another's questions waited
         self._ahead_s = 0.0  # of reading for others since the last pass
         self._questions = self._weight = 0
         self._lock = threading.Condition()
@@ -105,6 +108,8 @@ class Scheduler:
                 raise RunError("the service is closing: try again later")
             self._check_room(request)
             mine = self._clients.setdefault(client, Client())
+            if any(each.requests for each in self._clients.values() if each is not mine):
+                self._shared = self._now()
             if not mine.requests:
                 mine.used = max(mine.used, self._clock - PASS_S)
             mine.requests.append(request)
@@ -222,11 +227,7 @@ class Scheduler:
             ahead = reading is None and self._ahead_s < PASS_S and next_ahead(working)
             if ahead:
                 reader, reading = ahead[0], (ahead[1], len(ahead[1].examples))
-            rows = (
-                []
-                if reading
-                else next_rows(first, self._clients.values(), self._pace, most=self._rows)
-            )
+            rows = [] if reading else self._next_rows(first)
         began = self._now()
         if reading is not None:
             self._read(*reading)
@@ -240,6 +241,10 @@ class Scheduler:
         took = self._now() - began
         self._share(rows, took)
         return True
+
+    def _next_rows(self, first: Client) -> list[tuple[Request, Ready]]:
+        brief = self._now() - self._shared < SHARED_S
+        return next_rows(first, self._clients.values(), self._pace, most=self._rows, brief=brief)
 
     def _read(self, request: Request, count: int) -> None:
         begin = len(request.reads)

@@ -94,11 +94,12 @@ def _characters(example: Example) -> int:
 
 
 def next_rows(
-    first: Client, clients: Iterable[Client], pace: Pace, *, most: int
+    first: Client, clients: Iterable[Client], pace: Pace, *, most: int, brief: bool = False
 ) -> list[tuple[Request, Ready]]:
     """The rows of the next pass: the first client's shortest of its oldest request, and more of
     similar length, its own before others', who bring no more than it does (a few rows of many
-    are no reason for one row to wait longer). They leave what is ready."""
+    are no reason for one row to wait longer). brief: the first client's own make a short pass, as
+    others come between. They leave what is ready."""
     lead = next(request for request in first.requests if request.ready)
     shortest = lead.ready[0].length
     low = min(int(shortest / ALIKE), shortest - NEAR)
@@ -113,7 +114,8 @@ def next_rows(
             while end < len(request.ready) and len(found) < most:
                 row = request.ready[end]
                 tokens = (len(found) + 1) * max(longest, row.length)
-                slow = bool(found) and not pace.allows(tokens)
+                short = brief and client is first
+                slow = bool(found) and not pace.allows(tokens, brief=short)
                 if slow or row.length > high or (brought and brought + row.length > others_bring):
                     break
                 longest = max(longest, row.length)
