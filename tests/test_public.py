@@ -59,8 +59,8 @@ def test_the_guards_public_names_are_those_that_types_are_checked_with() -> None
         ("stillhouse", set()),
         ("stillhouse.__version__", set()),
         ("stillhouse.guard", set()),
-        ("stillhouse.guard.new_keys", {"cryptography"}),
-        ("stillhouse.guard.Registry", {"cryptography", "sqlalchemy", "pydantic"}),
+        ("stillhouse.guard.new_keys", {"cryptography", "yaml"}),
+        ("stillhouse.guard.Registry", {"cryptography", "sqlalchemy", "pydantic", "numpy", "yaml"}),
         ("stillhouse.guard.GuardConfig", {"pydantic"}),
     ],
 )

@@ -15,7 +15,7 @@ from stillhouse.core.types import Example
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import About, ServedModel, Truth
 from stillhouse.guard.purses import Denied
-from stillhouse.guard.reading import words
+from stillhouse.guard.reading import Reading, words
 from stillhouse.guard.tables import queries
 from stillhouse.guard.watermark import draw
 
@@ -398,7 +398,9 @@ def test_a_flagged_client_is_throttled(
 ) -> None:
     guard, ann = flagged(make, "throttle", limits={"burst_s": 2.0})
     guard._purses.give_back(idle_only=False)
-    monkeypatch.setattr(guard, "tokens", lambda examples: tokens)
+    monkeypatch.setattr(
+        guard, "reads", lambda examples: [Reading(e.text, tokens) for e in examples]
+    )
     ask(guard, ann, "one more")
     with pytest.raises(Denied, match=r"0\.5 questions a second"):
         ask(guard, ann, "and another")

@@ -135,7 +135,9 @@ def _add_predict(app: FastAPI, worker: Worker, most: int) -> None:
                 )  # fmt: skip
                 truths = await while_there(request, answered)
                 size = sum(len(each.text) + len(each.pair or "") for each in examples)
-                finished = await beside(size, partial(guard.finish, client.id, examples, truths))
+                finished = await beside.do(
+                    client.id, size, partial(guard.finish, client.id, examples, truths)
+                )
                 await asyncio.wait(
                     [asyncio.wrap_future(finished.answered.written)], timeout=DECIDED_S
                 )
