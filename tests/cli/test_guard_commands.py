@@ -173,15 +173,7 @@ def test_bursts_are_learned_from_the_log(call: Call, url: str) -> None:
 
 
 def test_a_verdict_and_its_check(call: Call, folder: Path, tmp_path: Path, url: str) -> None:
-    call("guard", "keys", tmp_path / "owner.key")
-    registry = Registry(url)
-    registry.upgrade()
-    client = registry.create_client("ann")[0].id
-    model = ServedModel(folder / "model")
-    config = parse(GuardConfig, {"marks": {"rate": 0.1, "early": 0}})
-    with Guard(config, read_keys(tmp_path / "owner.key"), registry, model.about) as guard:
-        asked = [Example(text) for text, _ in tiny.sentences(200)]
-        guard.answer(client, asked, model.answers)
+    served(folder, tmp_path, url)
     words = [
         "verify", "--suspect", folder / "other", "--control", folder / "model", "--registry", url,
         "--key", tmp_path / "owner.key", "--out", tmp_path / "v", "--precision", "float32",

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 from authority import needed
-from trials import CHOICES, Case, case, truth
+from trials import CHOICES, Case, stamped, truth
 
 from stillhouse.core.errors import UsageError
 from stillhouse.core.progress import Silent
 from stillhouse.core.verdict_results import VerdictRecord
-from stillhouse.guard import stamps as stamping
 from stillhouse.guard.blind import (
     BlindAnswers,
     SealedAnswers,
@@ -36,10 +35,7 @@ THIRD = Keys(b"t" * 32)
 
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    with pytest.MonkeyPatch.context() as patch:
-        found = case(tmp_path_factory.mktemp("case"))
-        patch.setattr(stamping, "public_roots", lambda: tuple(found.tsa.roots))
-        found.stamp()
+    with stamped(tmp_path_factory.mktemp("case")) as found:
         yield found
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tiny
 from stillhouse.core.types import Example
+from stillhouse.data.encoding import token_rows
 from stillhouse.guard.model import ServedModel
 from stillhouse.guard.reading import (
     Reading,
@@ -19,7 +20,6 @@ from stillhouse.guard.reading import (
     TokenRow,
     as_written,
     reading_of,
-    token_row,
     words,
 )
 
@@ -65,7 +65,8 @@ def test_other_words_are_another_question(served: ServedModel) -> None:
 @given(st.text(max_size=40), st.none() | st.text(max_size=40))
 def test_content_is_a_function_of_the_ids_alone(text: str, pair: str | None) -> None:
     tokenizer = tiny.tokenizer()
-    row = token_row(Example(text, pair), tokenizer, 32)
+    (ids_T,), (second,) = token_rows([Example(text, pair)], tokenizer, max_length=32)
+    row = TokenRow(ids_T, second)
     again = TokenRow(np.array(row.ids_T.tolist()), row.second)
     found = reading_of([row], tokenizer)
     assert found == reading_of([again], tokenizer)

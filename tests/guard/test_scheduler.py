@@ -12,7 +12,7 @@ import pytest
 
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
-from stillhouse.guard.model import Part, Read, Row, Truth
+from stillhouse.guard.model import InputRow, Part, Tokenized, Truth
 from stillhouse.guard.pace import BRIEF_SHARE, OWN_SHARE, PASS_S
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.reading import guess
@@ -41,7 +41,7 @@ class Costly:
     def now(self) -> float:
         return time.perf_counter() if self._sleeps else self.clock
 
-    def reads(self, examples: Sequence[Example]) -> list[Read]:
+    def reads(self, examples: Sequence[Example]) -> list[Tokenized]:
         self.read += len(examples)
         characters = sum(len(e.text) + len(e.pair or "") for e in examples)
         self._takes(self.read_s + CHARACTER_S * characters)
@@ -51,14 +51,14 @@ class Costly:
         for each in examples:
             rows, _, length = each.text.partition("x")
             ids_T = np.full(int(length), int(rows))
-            made = tuple(Row(ids_T, 0) for _ in range(int(rows)))
-            found.append(Read(each.text, sum(map(len, made)), made))
+            made = tuple(InputRow(ids_T, 0) for _ in range(int(rows)))
+            found.append(Tokenized(each.text, sum(map(len, made)), made))
         return found
 
     def expects(self, example: Example) -> int:
         return guess(example)
 
-    def answer_rows(self, rows: Sequence[Row]) -> list[Part]:
+    def answer_rows(self, rows: Sequence[InputRow]) -> list[Part]:
         self.passes.append([len(row) for row in rows])
         self._takes(self.base_s + self.token_s * len(rows) * max(map(len, rows)))
         if any(len(row) == 13 for row in rows):

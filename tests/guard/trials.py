@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from authority import Authority, authority
 from guarded import SECRET
@@ -99,3 +100,13 @@ def case(folder: Path) -> Case:
     for name in ("ann", "bob"):
         found.ask(name, 0, QUESTIONS)
     return found
+
+
+@contextmanager
+def stamped(folder: Path) -> Iterator[Case]:
+    """A case whose log is stamped, by an authority that counts as one under a public root."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = case(folder)
+        patch.setattr(stamps, "public_roots", lambda: tuple(found.tsa.roots))
+        found.stamp()
+        yield found

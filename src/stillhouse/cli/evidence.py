@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from stillhouse.cli import console, options
 from stillhouse.cli.registry import REGISTRY, Key, Url, needed, registry_at
 from stillhouse.core.errors import UsageError
+from stillhouse.core.times import minute
 
 
 def heads(
@@ -92,9 +92,9 @@ def heads(
     }
     rows = [
         [
-            str(each.head.number), _day(each.head.time), f"{each.head.decisions:,}",
+            str(each.head.number), minute(each.head.time), f"{each.head.decisions:,}",
             each.head.hash[:16], "; ".join(
-                f"{_day(s.time)} by {s.authority}{'' if s.public else ' (no public root)'}"
+                f"{minute(s.time)} by {s.authority}{'' if s.public else ' (no public root)'}"
                 for s in by_head[each.head.number]
             ), "; ".join(each.published),
         ]
@@ -219,7 +219,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from None
-
-
-def _day(moment: float) -> str:
-    return datetime.datetime.fromtimestamp(moment, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

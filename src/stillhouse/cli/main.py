@@ -11,7 +11,19 @@ from pathlib import Path
 
 import typer
 
-from stillhouse.cli import audit, clients, guard, models, new, predict, recipes, runs, tickets
+from stillhouse.cli import (
+    audit,
+    clients,
+    guard,
+    models,
+    new,
+    predict,
+    recipes,
+    runs,
+    serve,
+    tickets,
+    verdicts,
+)
 from stillhouse.core import trouble
 from stillhouse.core.errors import StillhouseError
 
@@ -38,8 +50,8 @@ for command in (
     models.report,
     models.selfcheck,
     audit.audit,
-    guard.serve,
-    guard.verify,
+    serve.serve,
+    verdicts.verify,
 ):
     app.command()(command)
 app.add_typer(tickets.app, name="tickets")

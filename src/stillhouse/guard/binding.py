@@ -8,10 +8,10 @@ and how many there are, before the suspect was asked.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stillhouse.core.times import minute
 from stillhouse.core.verdict_results import Fact, Stamp
 from stillhouse.guard.blind import BlindAnswers
 from stillhouse.guard.chain import SealedHead, is_chain, is_under, leaf
@@ -132,20 +132,20 @@ def _marks(case: Case) -> Fact:
     count, stamp = f"{len(case.snapshot.kept):,}", case.bound.stamp
     if stamp is not None and first is not None and stamp.time < first:
         when = (
-            f"was first asked on {day(first)}" if case.known != first
-            else f"could first be asked on {day(first)}, the owner says"
+            f"was first asked on {minute(first)}" if case.known != first
+            else f"could first be asked on {minute(first)}, the owner says"
         )  # fmt: skip
         return Fact(
             what=what, bound="time stamp", since=stamp.time,
             how=f"All {count} questions, with their true and their given answers, were fixed by "
-            f"{day(stamp.time)}: {_named(stamp)} stamped the log head over them. The suspect "
+            f"{minute(stamp.time)}: {_named(stamp)} stamped the log head over them. The suspect "
             f"{when}. Still to ask: could the owner know the suspect's answers "
             "before the stamp? Then the marks could have been made to fit them. And were these "
             "answers really given? The client can say.",
         )  # fmt: skip
     if stamp is not None:
         why = (
-            f"A time stamp of {day(stamp.time)} covers them, which is not before the suspect could "
+            f"A time stamp of {minute(stamp.time)} covers them, which is not before the suspect could "
             "be asked: the marks could have been made up to fit its answers."
         )
     else:
@@ -161,12 +161,12 @@ def _key(case: Case) -> Fact:
     if case.bound.key is not None:
         return Fact(
             what=what, bound="time stamp", since=case.bound.key,
-            how=f"Its commitment was in a log head that was stamped by {day(case.bound.key)}: it "
+            how=f"Its commitment was in a log head that was stamped by {minute(case.bound.key)}: it "
             "can't have been chosen later.",
         )  # fmt: skip
     return Fact(
         what=what, bound="the owner's word",
-        how=f"The owner's database says that it was fixed on {day(case.snapshot.committed)}; "
+        how=f"The owner's database says that it was fixed on {minute(case.snapshot.committed)}; "
         "nothing from outside shows that.",
     )  # fmt: skip
 
@@ -192,8 +192,10 @@ def _complete_fact(case: Case) -> Fact:
 def _said(case: Case) -> Fact:
     what = "What the models answered"
     asked = [t for each in case.answers for t in (each.first, each.last) if t is not None]
-    when = f" on {day(min(asked))}" if asked else ""
-    until = f" to {day(max(asked))}" if asked and day(min(asked)) != day(max(asked)) else ""
+    when = f" on {minute(min(asked))}" if asked else ""
+    until = (
+        f" to {minute(max(asked))}" if asked and minute(min(asked)) != minute(max(asked)) else ""
+    )
     if case.blind is not None:
         signed = (
             f", and signed the answers (public key {case.blind.public_key})"
@@ -248,7 +250,7 @@ def _looked_up(case: Case) -> str:
     for stamp in case.stamps:
         if not stamp.public:
             found += (
-                f" There is a time stamp of {day(stamp.time)} by {stamp.authority} (certificate "
+                f" There is a time stamp of {minute(stamp.time)} by {stamp.authority} (certificate "
                 f"{stamp.certificate[:HEAD_SHOWN]}...), for which no public root vouches: anybody "
                 "can make such a one. Whoever knows its root gives it to check-verdict --authority."
             )
@@ -257,12 +259,3 @@ def _looked_up(case: Case) -> str:
 
 def _named(stamp: Stamp) -> str:
     return f"{stamp.authority} (certificate {stamp.certificate[:HEAD_SHOWN]}...)"
-
-
-def day(moment: float) -> str:
-    """As people write it: 2026-05-01 13:20 UTC."""
-    try:
-        found = datetime.datetime.fromtimestamp(moment, datetime.UTC)
-    except (OverflowError, ValueError, OSError):
-        return f"{moment:g} s"
-    return found.strftime("%Y-%m-%d %H:%M UTC")

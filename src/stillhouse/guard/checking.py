@@ -11,8 +11,9 @@ from typing import Any
 
 from stillhouse.core.errors import StillhouseError, UsageError
 from stillhouse.core.settings import read_yaml
+from stillhouse.core.times import minute
 from stillhouse.core.verdict_results import Stamp, VerdictRecord
-from stillhouse.guard.binding import binding, day
+from stillhouse.guard.binding import binding
 from stillhouse.guard.blind import SealedAnswers
 from stillhouse.guard.chain import Head, SealedHead, is_chain, is_under
 from stillhouse.guard.folder import BLIND, check_files, needs, read_json
@@ -78,7 +79,7 @@ def limits(out: Path, *, public_key: str | None, authorities: Sequence[Path] = (
         if by.marks is not None and by.key is not None and by.complete:
             found.append(
                 "by the authorities that you named, the key and all questions were fixed by "
-                f"{day(max(by.marks, by.key))}"
+                f"{minute(max(by.marks, by.key))}"
             )
     found += [f"{each.what}: {each.how}" for each in record.facts if each.bound != "time stamp"]
     return found
@@ -163,7 +164,7 @@ def _known(
             found.append((f"{stamp.name} is a time stamp of a log head ({error})", False))
         else:
             found.append(
-                (f"log head {read.head} was stamped on {day(read.time)} by {read.authority}, whose "
+                (f"log head {read.head} was stamped on {minute(read.time)} by {read.authority}, whose "
                  "authority is trusted", read.public)
             )  # fmt: skip
     if answers is not None:

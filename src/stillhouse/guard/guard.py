@@ -7,14 +7,10 @@ of ours; the service and the middleware do the same from many clients at once.
 from __future__ import annotations
 
 import math
-import re
-import sys
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -29,13 +25,13 @@ from stillhouse.guard.purses import Purses
 from stillhouse.guard.reading import Reading, Reads, as_written
 from stillhouse.guard.registry import API_KEY, ClientRow, Registry
 from stillhouse.guard.settings import GuardConfig
+from stillhouse.guard.texts import ACCENTS, is_text
 from stillhouse.guard.writer import Answered, Row, Writer
 
 DECIDED_S = 10.0  # how long an answer waits for its mark to be written
 FRESH_S = 1.0  # how old what a worker knows of clients may be
 RETAIN_S = 3600.0  # how often old lines of the log are deleted
 STEADY_S = 600.0  # how far the time of day may be set between two of these, to be believed
-ACCENTS = 30  # combining characters in a row, as in Unicode's stream-safe form
 
 Predict = Callable[[Sequence[Example]], Sequence[Truth]]
 
@@ -145,7 +141,7 @@ class Guard:
                 raise DataError(
                     f"question {number} has {length:,} characters, {sizes.characters:,} are allowed"
                 )
-            if not _is_text(each.text + (each.pair or "")):
+            if not is_text(each.text + (each.pair or "")):
                 raise DataError(
                     f"question {number} holds what is no text (NUL, half a pair, or more than "
                     f"{ACCENTS} accents on a letter)"
@@ -276,28 +272,3 @@ def _check_finite(truth: Truth) -> None:
     whole = shares_K is None or bool(np.isfinite(shares_K).all())
     if not whole or (truth.value is not None and not math.isfinite(truth.value)):
         raise ModelError("the model's answer is not finite")
-
-
-def _is_text(text: str) -> bool:
-    """Whether a database keeps it, no NUL and no half of a surrogate pair, and folding it takes no
-    long: Unicode's stream-safe form."""
-    try:
-        whole = b"\x00" not in text.encode()
-    except UnicodeEncodeError:
-        return False
-    return whole and (text.isascii() or not _stacked().search(text))
-
-
-@cache
-def _stacked() -> re.Pattern[str]:
-    """More combining characters in a row than are allowed. A pattern, because a loop over the
-    characters of a full request would take half a second."""
-    accents = (code for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code)))
-    spans: list[list[int]] = []
-    for code in accents:
-        if spans and spans[-1][1] == code - 1:
-            spans[-1][1] = code
-        else:
-            spans.append([code, code])
-    inside = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in spans)
-    return re.compile(f"[{inside}]{{{ACCENTS + 1}}}")

@@ -60,7 +60,7 @@ class Truth:
 
 
 @dataclass(frozen=True, eq=False)
-class Row(TokenRow):
+class InputRow(TokenRow):
     """What one row of a pass reads. Of a window: where in its passage each token stands, (0, 0) for
     one that is not of it."""
 
@@ -72,10 +72,10 @@ class Row(TokenRow):
 
 
 @dataclass(frozen=True, eq=False)
-class Read(Reading):
+class Tokenized(Reading):
     """A question as the model reads it: one row, or a passage's windows."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[InputRow, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,23 +151,23 @@ class ServedModel:
         found = guess(example)
         return found if self.task == "span" else min(found, self.max_length)
 
-    def read(self, example: Example) -> Read:
+    def read(self, example: Example) -> Tokenized:
         """A question as the model reads it. Raises DataError for one on no passage."""
         return self.reads([example])[0]
 
-    def reads(self, examples: Sequence[Example]) -> list[Read]:
+    def reads(self, examples: Sequence[Example]) -> list[Tokenized]:
         """Questions as the model reads them, each as if alone. Raises DataError."""
         self.accepts(examples)
-        found: dict[int, Read] = {}
+        found: dict[int, Tokenized] = {}
         for alike in (True, False):  # with a second text, and without
             places = [i for i, each in enumerate(examples) if (each.pair is not None) is alike]
             rows = self._rows([examples[place] for place in places]) if places else []
             for place, each in zip(places, rows, strict=True):
                 about = reading_of(each, self._tokenizer)
-                found[place] = Read(about.content, about.tokens, each)
+                found[place] = Tokenized(about.content, about.tokens, each)
         return [found[place] for place in range(len(examples))]
 
-    def answer_rows(self, rows: Sequence[Row]) -> list[Part]:
+    def answer_rows(self, rows: Sequence[InputRow]) -> list[Part]:
         """One pass of the model: what it says of each row. Rows of similar length cost least."""
         with self._lock:
             return self._run(rows)
@@ -183,7 +183,7 @@ class ServedModel:
             assert states_BTH is not None
             yield places, states_BTH, mask_BT, self._logits(scores_NK, len(mask_BT))
 
-    def _alike(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[Read]]]:
+    def _alike(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], list[Tokenized]]]:
         """Examples of similar length together: which they are, and as they are read. Raises
         DataError."""
         self.accepts(examples)
@@ -195,18 +195,18 @@ class ServedModel:
                 places = held[part].tolist()
                 yield places, self.reads([examples[place] for place in places])
 
-    def _rows(self, examples: Sequence[Example]) -> list[tuple[Row, ...]]:
+    def _rows(self, examples: Sequence[Example]) -> list[tuple[InputRow, ...]]:
         """Each example's rows. All have a pair, or none has."""
         if self.task != "span":
             ids, seconds = token_rows(examples, self._tokenizer, max_length=self.max_length)
-            return [(Row(ids_T, second),) for ids_T, second in zip(ids, seconds, strict=True)]
-        found: list[list[Row]] = [[] for _ in examples]
+            return [(InputRow(ids_T, second),) for ids_T, second in zip(ids, seconds, strict=True)]
+        found: list[list[InputRow]] = [[] for _ in examples]
         for each in cut(examples, self._tokenizer, max_length=self.max_length):
             passage = examples[each.owner].pair or ""
-            found[each.owner].append(Row(each.ids_T, each.second, each.chars_T2, passage))
+            found[each.owner].append(InputRow(each.ids_T, each.second, each.chars_T2, passage))
         return [tuple(rows) for rows in found]
 
-    def _batch(self, rows: Sequence[Row]) -> Batch:
+    def _batch(self, rows: Sequence[InputRow]) -> Batch:
         inputs = padded(
             [row.ids_T for row in rows], np.array([row.second for row in rows]),
             pad=pad_id(self._tokenizer), max_length=self.max_length,
@@ -238,7 +238,7 @@ class ServedModel:
         best_B2 = scores_NK.log_softmax(-1).amax(-1).view(rows, 2)
         return best_B2
 
-    def _run(self, rows: Sequence[Row]) -> list[Part]:
+    def _run(self, rows: Sequence[InputRow]) -> list[Part]:
         batch = self._batch(rows)
         reads = self.head is not None and self.head.reads_states
         states_BTH, mask_BT, scores_NK = self._forward(batch, read=reads)
@@ -257,7 +257,7 @@ class ServedModel:
         shares_NK = scores_NK.double().softmax(-1).numpy()
         return [Part(Truth(row_K, odd=o)) for row_K, o in zip(shares_NK, odd, strict=True)]
 
-    def _spans(self, rows: Sequence[Row], scores_NK: Tensor) -> list[tuple[str, float]]:
+    def _spans(self, rows: Sequence[InputRow], scores_NK: Tensor) -> list[tuple[str, float]]:
         """The best span of each window, and its score."""
         kept: Any = Span().reduce(scores_NK, torch.empty(0)).view(-1, 2, 2).numpy()
         found: list[tuple[str, float]] = []
@@ -269,7 +269,7 @@ class ServedModel:
         return found
 
 
-def whole(parts: Sequence[Part], read: Read) -> Truth:
+def whole(parts: Sequence[Part], read: Tokenized) -> Truth:
     """What a question's rows say together: of several windows the surest answers, and the first
     tells how odd it looks."""
     best = max(parts, key=lambda part: part.sure)  # of equals the first

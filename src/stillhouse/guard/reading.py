@@ -82,17 +82,6 @@ def reading_of(rows: Iterable[TokenRow], tokenizer: Any) -> Reading:
     return Reading("\n".join(sides), tokens)
 
 
-def token_row(example: Example, tokenizer: Any, max_length: int) -> TokenRow:
-    """A question as a model of one row reads it: cut to so many tokens, the longer text first."""
-    coded = tokenizer(
-        example.text, example.pair, truncation=True, max_length=max_length,
-        return_token_type_ids=True,
-    )  # fmt: skip
-    types = coded["token_type_ids"]
-    second = types.index(1) if 1 in types else len(types)
-    return TokenRow(np.asarray(coded["input_ids"]), second)
-
-
 class TokenizerReads:
     """What a model in a folder reads, by its tokenizer alone: for the middleware, in front of a
     service that has the model. max_length: tokens that are read of a question. Raises ModelError.
@@ -107,7 +96,10 @@ class TokenizerReads:
         self._length = max_length
 
     def __call__(self, examples: Sequence[Example]) -> list[Reading]:
-        return [
-            reading_of([token_row(each, self._tokenizer, self._length)], self._tokenizer)
-            for each in examples
-        ]
+        from stillhouse.data.encoding import token_rows
+
+        found: list[Reading] = []
+        for each in examples:
+            (ids_T,), (second,) = token_rows([each], self._tokenizer, max_length=self._length)
+            found.append(reading_of([TokenRow(ids_T, second)], self._tokenizer))
+        return found

@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from stillhouse.core.errors import DataError, RunError
 from stillhouse.core.types import Example
-from stillhouse.guard.model import Part, Read, Row, Truth, whole
+from stillhouse.guard.model import InputRow, Part, Tokenized, Truth, whole
 from stillhouse.guard.pace import PASS_S, Pace
 from stillhouse.guard.purses import Denied
 from stillhouse.guard.settings import QueueConfig
@@ -35,9 +35,9 @@ Now = Callable[[], float]
 
 @runtime_checkable
 class Model(Protocol):
-    def reads(self, examples: Sequence[Example]) -> list[Read]: ...
+    def reads(self, examples: Sequence[Example]) -> list[Tokenized]: ...
 
-    def answer_rows(self, rows: Sequence[Row]) -> list[Part]: ...
+    def answer_rows(self, rows: Sequence[InputRow]) -> list[Part]: ...
 
     def expects(self, example: Example) -> int: ...
 

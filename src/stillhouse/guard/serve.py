@@ -6,7 +6,7 @@ A worker is one process with a model, a guard and an event loop; workers share t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
 from stillhouse.core.audit_results import AuditRecord
+from stillhouse.core.types import Example
 from stillhouse.guard.asgi import Bounded, Safe, api_key
 from stillhouse.guard.bill import Bill
 from stillhouse.guard.errors import handle_errors
@@ -104,6 +105,11 @@ def _add_predict(app: FastAPI, worker: Worker, most: int) -> None:
     async def asking(request: Request) -> ClientRow | None:
         return None if guard is None else await who(request, guard, "client")
 
+    def check(examples: Sequence[Example]) -> None:
+        if guard is not None:
+            guard.check(examples)
+        model.accepts(examples)
+
     known = Depends(asking)
     bearer = [Depends(HTTPBearer(auto_error=False, description="an API key: sh_..."))]
 
@@ -115,11 +121,9 @@ def _add_predict(app: FastAPI, worker: Worker, most: int) -> None:
         """Answers to one question or many."""
         scheduler: Scheduler = request.app.state.scheduler
         beside: Beside = request.app.state.beside
-        check = model.accepts if guard is None else guard.check
         peer = "" if request.client is None else request.client.host
         name = peer if client is None else client.id
         examples = await asked(request, check, beside=beside, client=name, most=most)
-        model.accepts(examples)
         with meters.timed():
             if guard is None or client is None:
                 view = GuardConfig().view(model.task)

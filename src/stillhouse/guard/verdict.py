@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.core.errors import DataError
+from stillhouse.core.times import minute
 from stillhouse.core.verdict_results import (
     ClientTrial,
     Example,
@@ -18,7 +19,7 @@ from stillhouse.core.verdict_results import (
     VerdictRecord,
 )
 from stillhouse.guard import evidence
-from stillhouse.guard.binding import Case, binding, day, facts, moment
+from stillhouse.guard.binding import Case, binding, facts, moment
 from stillhouse.guard.blind import SealedAnswers
 from stillhouse.guard.chain import SealedHead
 from stillhouse.guard.registry import Kept
@@ -136,7 +137,7 @@ def _told(suspect: Suspect, case: Case, *, own: bool) -> str:
             f"(p = {best.adjusted:.1e})"
         )
         if suspect.verdict == "copy" and case.bound.marks is not None:
-            return f"{found}; the marks were time-stamped by {day(case.bound.marks)}"
+            return f"{found}; the marks were time-stamped by {minute(case.bound.marks)}"
         return (
             f"{found}; that the marks were not made up to fit its answers rests on the owner's word"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 
 from stillhouse.core.types import Example
-from stillhouse.guard.model import Part, Read, Truth
+from stillhouse.guard.model import Part, Tokenized, Truth
 from stillhouse.guard.pace import Pace
 
 READ_AT_ONCE = 4_000  # characters that are read in one piece, or one question
@@ -38,7 +38,7 @@ class Request:
     weight: int
     answered: Future[list[Truth]] = field(default_factory=Future)
     parked: Future[int] = field(default_factory=Future)
-    reads: list[Read] = field(default_factory=list)
+    reads: list[Tokenized] = field(default_factory=list)
     ready: list[Ready] = field(default_factory=list)  # rising length
     parts: list[list[Part | None]] = field(default_factory=list)
     left: int = 0  # rows without an answer

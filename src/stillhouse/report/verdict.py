@@ -5,11 +5,11 @@ whoever checks a verdict can make it again.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stillhouse.core.results import Interval
+from stillhouse.core.times import minute
 from stillhouse.core.verdict_results import ClientTrial, Example, Fact, Suspect, VerdictRecord
 from stillhouse.report import format as fmt
 
@@ -91,23 +91,23 @@ def build(record: VerdictRecord) -> VerdictPage:
 
 
 def _fact(each: Fact) -> FactLine:
-    since = "" if each.since is None else f", {_day(each.since)}"
+    since = "" if each.since is None else f", {minute(each.since)}"
     return FactLine(each.what, each.bound + since, each.bound != "the owner's word", each.how)
 
 
 def _dates(record: VerdictRecord) -> list[tuple[str, str]]:
     """What happened when, in the order of time as far as that is known."""
-    found = [("The key was fixed, by the owner's clock", _day(record.committed))]
+    found = [("The key was fixed, by the owner's clock", minute(record.committed))]
     if record.questions is not None:
         found.append(
             ("Marked and control questions were asked, by the owner's clock",
              _when(record.questions))
         )  # fmt: skip
     if record.sealed is not None:
-        found.append(("The last log head was sealed, by the owner's clock", _day(record.sealed)))
+        found.append(("The last log head was sealed, by the owner's clock", minute(record.sealed)))
     for each in record.stamps:
         whose = each.authority if each.public else f"{each.authority}, under no public root"
-        found.append((f"Log head {each.head} was stamped by {whose}", _day(each.time)))
+        found.append((f"Log head {each.head} was stamped by {whose}", minute(each.time)))
     if not record.stamps:
         found.append(("An outside authority stamped it", "never"))
     asked = [moment for each in record.suspects if each.asked for moment in each.asked]
@@ -140,19 +140,11 @@ def _shown(each: Example) -> Shown:
     said = [(name, fmt.shorten(what, TEXT), what == each.target) for name, what in
             each.said.items()]  # fmt: skip
     return Shown(
-        "marked" if each.kind == "mark" else "control", _day(each.time), each.client,
+        "marked" if each.kind == "mark" else "control", minute(each.time), each.client,
         fmt.shorten(each.text, TEXT), pair, each.truth, each.served, each.target, said,
     )  # fmt: skip
 
 
 def _when(between: Interval) -> str:
-    first, last = map(_day, between)
+    first, last = map(minute, between)
     return first if first == last else f"{first} to {last}"
-
-
-def _day(moment: float) -> str:
-    try:
-        found = datetime.datetime.fromtimestamp(moment, datetime.UTC)
-    except (OverflowError, ValueError, OSError):
-        return f"{moment:g} s"
-    return found.strftime("%Y-%m-%d %H:%M UTC")
