@@ -145,8 +145,8 @@ def _marks(case: Case) -> Fact:
         )  # fmt: skip
     if stamp is not None:
         why = (
-            f"A time stamp of {minute(stamp.time)} covers them, which is not before the suspect could "
-            "be asked: the marks could have been made up to fit its answers."
+            f"A time stamp of {minute(stamp.time)} covers them, which is not before the suspect "
+            "could be asked: the marks could have been made up to fit its answers."
         )
     else:
         why = (
@@ -161,8 +161,8 @@ def _key(case: Case) -> Fact:
     if case.bound.key is not None:
         return Fact(
             what=what, bound="time stamp", since=case.bound.key,
-            how=f"Its commitment was in a log head that was stamped by {minute(case.bound.key)}: it "
-            "can't have been chosen later.",
+            how=f"Its commitment was in a log head that was stamped by {minute(case.bound.key)}: "
+            "it can't have been chosen later.",
         )  # fmt: skip
     return Fact(
         what=what, bound="the owner's word",
@@ -192,10 +192,9 @@ def _complete_fact(case: Case) -> Fact:
 def _said(case: Case) -> Fact:
     what = "What the models answered"
     asked = [t for each in case.answers for t in (each.first, each.last) if t is not None]
-    when = f" on {minute(min(asked))}" if asked else ""
-    until = (
-        f" to {minute(max(asked))}" if asked and minute(min(asked)) != minute(max(asked)) else ""
-    )
+    first, last = (minute(min(asked)), minute(max(asked))) if asked else ("", "")
+    when = f" on {first}" if asked else ""
+    until = f" to {last}" if first != last else ""
     if case.blind is not None:
         signed = (
             f", and signed the answers (public key {case.blind.public_key})"

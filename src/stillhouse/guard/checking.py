@@ -164,8 +164,8 @@ def _known(
             found.append((f"{stamp.name} is a time stamp of a log head ({error})", False))
         else:
             found.append(
-                (f"log head {read.head} was stamped on {minute(read.time)} by {read.authority}, whose "
-                 "authority is trusted", read.public)
+                (f"log head {read.head} was stamped on {minute(read.time)} by {read.authority}, "
+                 "whose authority is trusted", read.public)
             )  # fmt: skip
     if answers is not None:
         same = blind is not None and blind.digest == answers.strip().lower()
