@@ -12,6 +12,7 @@ from guarded import Made, sure
 
 from stillhouse.core.errors import DataError, RunError, UsageError
 from stillhouse.core.types import Example
+from stillhouse.guard import guard as module
 from stillhouse.guard.guard import Guard
 from stillhouse.guard.model import About, ServedModel, Truth
 from stillhouse.guard.purses import Denied
@@ -225,6 +226,33 @@ def test_every_answer_waits_for_its_line(make: Made) -> None:
     assert 10 < len(guard.registry.evidence()) < 30
 
 
+def test_a_kept_question_takes_no_longer_than_others(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what is written of it does: here three times as long."""
+    guard = make(marks={"rate": 0.1, "early": 0, "controls": 4})
+    ann = client(guard)
+    real = guard._writer._transact
+
+    def slow(group: Any) -> Any:
+        time.sleep(0.03 if any(each.decisions for each in group) else 0.01)
+        return real(group)
+
+    monkeypatch.setattr(guard._writer, "_transact", slow)
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(60):
+        each = [Example(f"film {number}")]
+        guard.admit(ann, each)
+        began = time.perf_counter()
+        finished = guard.finish(ann, each, sure(0.9)(each))
+        guard.settle(finished)
+        if number >= 20:
+            took[bool(finished.answered.decisions)].append(time.perf_counter() - began)
+    assert min(map(len, took.values())) > 5
+    kept, others = (float(np.median(took[each])) for each in (True, False))
+    assert abs(kept - others) < 0.005
+
+
 def test_nobody_is_answered_while_the_registry_is_away(
     make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,10 +260,11 @@ def test_nobody_is_answered_while_the_registry_is_away(
     ann = client(guard)
     ask(guard, ann, "a film")
     monkeypatch.setattr(guard._writer, "_transact", away)
+    monkeypatch.setattr(module, "DECIDED_S", 0.01)
     for number in range(5):
         each = [Example(f"film {number}")]
         with pytest.raises(RunError, match="try again"):
-            guard.settle(guard.finish(ann, each, sure(0.9)(each)), wait_s=0.01)
+            guard.settle(guard.finish(ann, each, sure(0.9)(each)))
     monkeypatch.undo()
     guard.flush()
     assert len(guard.registry.rows(queries)) == 1  # of what nobody waits for no more is written
@@ -487,8 +516,6 @@ def test_an_own_model_is_answered_as_it_answers(make: Made, served: ServedModel)
 
 
 def test_a_clock_that_was_set_deletes_no_lines(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stillhouse.guard import guard as module
-
     guard = make(keep={"texts": True, "days": 30})
     ask(guard, client(guard), "a film")
     guard.flush()

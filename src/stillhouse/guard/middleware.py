@@ -134,7 +134,7 @@ class GuardMiddleware:
             finished = await asyncio.to_thread(self._guard.finish, client, examples, truths)
         except ModelError as error:
             raise _unfit(error) from None
-        rows = await asyncio.to_thread(self._guard.settle, finished)
+        rows = await self._guard.settle_beside(finished)
         for one, row in zip(each, rows, strict=True):
             self._put(one, row)
         return write_json(held)

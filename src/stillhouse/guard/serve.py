@@ -24,7 +24,7 @@ from stillhouse.guard.asgi import Bounded, Safe, api_key
 from stillhouse.guard.bill import Bill
 from stillhouse.guard.errors import handle_errors
 from stillhouse.guard.exposure import Curve
-from stillhouse.guard.guard import DECIDED_S, Guard
+from stillhouse.guard.guard import Guard
 from stillhouse.guard.keys import read_keys
 from stillhouse.guard.marking import shown
 from stillhouse.guard.membership import Head
@@ -142,10 +142,7 @@ def _add_predict(app: FastAPI, worker: Worker, most: int) -> None:
                 finished = await beside.do(
                     client.id, size, partial(guard.finish, client.id, examples, truths)
                 )
-                await asyncio.wait(
-                    [asyncio.wrap_future(finished.answered.written)], timeout=DECIDED_S
-                )
-                answers = guard.settle(finished, wait_s=0)
+                answers = await guard.settle_beside(finished)
             except BaseException:
                 bill.refund()
                 raise

@@ -2,12 +2,15 @@
 in one transaction.
 
 All answers wait for the same thing, a commit of their lines in the log and of the decisions about
-marks among them, so that how long one takes tells nothing of what it is.
+marks among them, and then until as much time has gone by as most commits take: to write a decision
+down takes a little longer, and who measures would see which questions are kept.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -24,6 +27,7 @@ from stillhouse.guard.tables import clients, marks, queries
 PAUSE_S = 0.2
 MOST = 20_000  # lines that wait for the database
 AT_ONCE = 1_000  # lines of one statement
+LATEST, MOST_OF = 256, 0.95  # commits that are looked back on, and the share that holds others up
 
 KEPT = ("text", "pair", "read", "truth", "served", "target")
 PASSED = dict.fromkeys(KEPT) | {"kind": "passed"}  # a question that is no evidence, for good
@@ -44,6 +48,19 @@ class Answered:
     decisions: list[Row]
     written: Future[Kinds] = field(default_factory=Future)
     given_up: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+
+class Steady:
+    """How long an answer is held up, so that most take the same time, kept or not."""
+
+    def __init__(self) -> None:
+        self._took: deque[float] = deque(maxlen=LATEST)
+        self.seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._took.append(seconds)
+        self.seconds = sorted(self._took)[int(MOST_OF * (len(self._took) - 1))]
 
 
 class Writer:
@@ -57,6 +74,7 @@ class Writer:
         self._waiting: list[Answered] = []
         self._lock = threading.Condition()
         self._stop, self._busy = False, False
+        self.steady = Steady()
         self.trouble: str | None = None
         self._thread = threading.Thread(target=self._run, name="guard-writer", daemon=True)
 
@@ -132,6 +150,7 @@ class Writer:
             )
             return []
         for each, kinds in zip(group, found, strict=True):
+            self.steady.observe(time.monotonic() - each.began)
             each.written.set_result(kinds)
         return []
 
